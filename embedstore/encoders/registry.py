@@ -1,0 +1,207 @@
+"""Encoder names, and how each is turned into an encoder."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from dataclasses import dataclass
+from pathlib import Path
+
+from embedstore.encoders.hub import cached_snapshot, download_snapshot
+from embedstore.encoders.model_folder import (
+    TextModel,
+    is_sentence_transformer,
+    is_transformer,
+    read_sentence_transformer,
+    read_transformer,
+)
+from embedstore.encoders.protocol import Encoder
+from embedstore.encoders.spec import MINILM, EncoderSpec
+from embedstore.encoders.text_encoder import TextEncoder
+from embedstore.encoders.weights import load_minilm
+from embedstore.errors import EncoderMismatch, EncoderUnavailable, InvalidInput
+
+ENTRY_POINTS = "embedstore.encoders"
+NONE = "none"
+
+_POSSIBLE = "minilm, st:NAME_OR_PATH, hf:NAME_OR_PATH@layer=-2,pool=mean, the path of a model folder, none"
+_HF_OPTIONS = ("layer", "pool", "normalize", "max_tokens")
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """A name taken apart: its kind (``minilm``, ``st``, ``hf``), the model, and the options of ``hf``."""
+
+    kind: str
+    model: str = ""
+    options: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The canonical name."""
+        if self.kind == MINILM:
+            return MINILM
+        given = ",".join(f"{key}={value}" for key, value in self.options)
+        return f"{self.kind}:{self.model}" + (f"@{given}" if given else "")
+
+
+def load_encoder(
+    name: str = MINILM, *, pinned: EncoderSpec | None = None, allow_network: bool = False
+) -> Encoder | None:
+    """The encoder of that name; None for ``none``.
+
+    name: ``minilm``, ``st:NAME_OR_PATH`` (sentence-transformers), ``hf:NAME_OR_PATH@layer=-2,pool=mean``
+        (transformers; pool mean, first, last or max; also normalize=true, max_tokens=N), a folder of either kind,
+        a name that another package registers under the entry-point group ``embedstore.encoders``, or ``none``.
+    pinned: what made the vectors of a space. The encoder is looked for where it was then, and must be the same.
+    allow_network: whether a model that is not on this machine may be downloaded.
+
+    The model itself is loaded when it is first used.
+    Raises InvalidInput for a name that means nothing, EncoderUnavailable for a model that is missing or
+    unusable, EncoderMismatch where it makes other vectors than ``pinned``.
+    """
+    if name == NONE:
+        if pinned is not None:
+            raise EncoderMismatch(
+                f"the vectors were made by {pinned.describe()}; the encoder given is 'none'"
+            )
+        return None
+    external = _external(name)
+    encoder = external if external is not None else _load(_understand(name), pinned, allow_network)
+    if pinned is not None and encoder.spec.fingerprint != pinned.fingerprint:
+        raise EncoderMismatch(
+            f"the vectors were made by {pinned.describe()}, fingerprint {pinned.fingerprint};"
+            f" the encoder given is {encoder.spec.describe()}, fingerprint {encoder.spec.fingerprint},"
+            f" from {encoder.spec.location}; use the first, or make a new space with the second"
+        )
+    return encoder
+
+
+def _understand(name: str) -> _Request:
+    """Take a name apart; InvalidInput lists what names there are."""
+    kind, colon, rest = name.partition(":")
+    if name == MINILM:
+        return _Request(MINILM)
+    if colon and kind in ("st", "hf") and rest:
+        model, options = _with_options(rest) if kind == "hf" else (rest, ())
+        return _Request(kind, _absolute(model), options)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if is_sentence_transformer(folder):
+            return _Request("st", _absolute(name))
+        if is_transformer(folder):
+            return _Request("hf", _absolute(name))
+        raise InvalidInput(f"the folder {name!r} holds no text model: neither modules.json nor config.json")
+    others = sorted(point.name for point in importlib.metadata.entry_points(group=ENTRY_POINTS))
+    also = f", {', '.join(others)}" if others else ""
+    raise InvalidInput(f"there is no encoder {name!r}; possible are {_POSSIBLE}{also}")
+
+
+def _absolute(model: str) -> str:
+    """A local folder by its absolute path, so that the name holds in every working directory; a hub name as it is."""
+    folder = Path(model).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else model
+
+
+def _with_options(rest: str) -> tuple[str, tuple[tuple[str, str], ...]]:
+    """Split ``NAME@layer=-2,pool=mean``; InvalidInput for an option that does not exist."""
+    model, at, tail = rest.rpartition("@")
+    if not at or "=" not in tail or not model:
+        return rest, ()
+    options: dict[str, str] = {}
+    for part in tail.split(","):
+        key, equals, value = part.partition("=")
+        if not equals or key not in _HF_OPTIONS or key in options:
+            raise InvalidInput(
+                f"the option {part!r} of 'hf:{rest}' is not one of {', '.join(_HF_OPTIONS)}, once each"
+            )
+        options[key] = value
+    return model, tuple((key, options[key]) for key in _HF_OPTIONS if key in options)
+
+
+def _load(request: _Request, pinned: EncoderSpec | None, allow_network: bool) -> Encoder:
+    same = pinned is not None and pinned.name == request.name
+    location = pinned.location if pinned is not None and same else None
+    if request.kind == MINILM:
+        model, spec = load_minilm(location, allow_network=allow_network)
+        return TextEncoder(spec, model)
+    folder = Path(location) if location is not None and Path(location).is_dir() else None
+    model = _read(request, folder or _folder(request, allow_network))
+    return TextEncoder(model.spec(request.name), model)
+
+
+def _folder(request: _Request, allow_network: bool) -> Path:
+    """The local folder of a model by path or hub name, downloaded only where that is allowed."""
+    folder = Path(request.model).expanduser()
+    if folder.is_dir():
+        return folder.resolve()
+    looks_like_path = (
+        folder.is_absolute() or request.model.startswith((".", "~")) or request.model.count("/") > 1
+    )
+    if looks_like_path:
+        raise EncoderUnavailable(
+            f"there is no folder {request.model!r}, which the encoder {request.name!r} needs"
+        )
+    repository = request.model
+    if request.kind == "st" and "/" not in repository:
+        repository = f"sentence-transformers/{repository}"
+    cached = cached_snapshot(repository)
+    if cached is not None:
+        return cached
+    if allow_network:
+        return download_snapshot(repository)
+    raise EncoderUnavailable(
+        f"{repository} is neither a folder nor in the Hugging Face cache;"
+        " give a path, or allow the download with --allow-download (in Python: allow_network=True)"
+    )
+
+
+def _read(request: _Request, folder: Path) -> TextModel:
+    if request.kind == "st":
+        if not is_sentence_transformer(folder):
+            raise InvalidInput(
+                f"{folder} holds no sentence-transformers model (no modules.json); try hf:{request.model}"
+            )
+        return read_sentence_transformer(folder)
+    options = dict(request.options)
+    layer, max_tokens = (_integer(options, key) for key in ("layer", "max_tokens"))
+    normalize = options.get("normalize", "false")
+    if normalize not in ("true", "false"):
+        raise InvalidInput(f"normalize is {normalize!r}; it must be true or false")
+    return read_transformer(
+        folder,
+        layer=layer,
+        pool=options.get("pool", "mean"),
+        normalize=normalize == "true",
+        max_tokens=max_tokens,
+    )
+
+
+def _integer(options: dict[str, str], key: str) -> int | None:
+    if key not in options:
+        return None
+    try:
+        return int(options[key])
+    except ValueError:
+        raise InvalidInput(f"{key} is {options[key]!r}; it must be a whole number") from None
+
+
+def _external(name: str) -> Encoder | None:
+    """The encoder that another package registers under this name, or under the part before a colon."""
+    kind, _, argument = name.partition(":")
+    points = importlib.metadata.entry_points(group=ENTRY_POINTS)
+    for point in points:
+        if point.name != kind or kind in (MINILM, "st", "hf", NONE):
+            continue
+        try:
+            make = point.load()
+        except ImportError as error:
+            raise EncoderUnavailable(
+                f"the encoder {name!r} of {point.value} cannot be imported: {error}"
+            ) from error
+        encoder = make(argument)
+        if not isinstance(encoder, Encoder):
+            raise EncoderUnavailable(
+                f"{point.value} made a {type(encoder).__name__}, not an encoder, for {name!r}"
+            )
+        return encoder
+    return None

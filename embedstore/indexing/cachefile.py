@@ -1,0 +1,190 @@
+"""Cache files: written with their hashes and made durable, opened only if they are what was written.
+
+Two hashes are kept of every file. SHA-256 over the bytes, for ``verify``; and a page hash that is checked at every
+opening: the SHA-256 of the sums (modulo 2**64) of each 4096-byte page's 64-bit words. It runs at the speed of memory
+and notices any flipped bit, any zeroed, swapped or lost page. It is a guard against damage, not against an attacker.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+_PAGE_WORDS = 512
+_PAGE_BYTES = _PAGE_WORDS * 8
+_CHUNK_BYTES = 4 << 20
+MANIFEST_NAME = "MANIFEST"
+
+
+class DamagedCache(Exception):
+    """A cache file is missing or is not what was written; it will be rebuilt from SQL."""
+
+
+@dataclass(frozen=True, slots=True)
+class CacheFile:
+    """What a manifest says of one file."""
+
+    name: str
+    n_bytes: int
+    sha256: str
+    page_hash: str
+
+
+class CacheWriter:
+    """Writes one cache file through a descriptor of its own, hashing on the way; usable as a context manager.
+
+    The file gets its final name when the block ends without an error, after its bytes are on the disk.
+    """
+
+    def __init__(self, folder: Path, stem: str, suffix: str) -> None:
+        self._path = folder / f"{stem}-{secrets.token_hex(6)}{suffix}"
+        self._temporary = self._path.with_suffix(".tmp")
+        self._descriptor = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        self._sha256 = hashlib.sha256()
+        self._pages = hashlib.sha256()
+        self._pending = bytearray()
+        self._n_bytes = 0
+        self.written: CacheFile | None = None
+
+    def __enter__(self) -> CacheWriter:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            if kind is None:
+                self._finish()
+        finally:
+            os.close(self._descriptor)
+            if self.written is None:
+                self._temporary.unlink(missing_ok=True)
+
+    def write(self, chunk: bytes | memoryview) -> int:
+        """Append bytes; raises OSError where the disk is full."""
+        self._pending += chunk
+        whole = len(self._pending) // _CHUNK_BYTES * _CHUNK_BYTES
+        if whole:
+            self._put(bytes(self._pending[:whole]))
+            del self._pending[:whole]
+        return len(chunk)
+
+    def _put(self, chunk: bytes) -> None:
+        self._sha256.update(chunk)
+        self._pages.update(_page_sums(np.frombuffer(chunk, np.uint8)))
+        view = memoryview(chunk)
+        while view:
+            view = view[os.write(self._descriptor, view) :]
+        self._n_bytes += len(chunk)
+
+    def _finish(self) -> None:
+        self._put(bytes(self._pending))
+        os.fsync(self._descriptor)
+        os.rename(self._temporary, self._path)
+        sync_folder(self._path.parent)
+        self.written = CacheFile(
+            self._path.name, self._n_bytes, self._sha256.hexdigest(), self._pages.hexdigest()
+        )
+
+
+def _page_sums(chunk: npt.NDArray[np.uint8]) -> bytes:
+    whole = chunk.size // _PAGE_BYTES * _PAGE_BYTES
+    sums = [chunk[:whole].view("<u8").reshape(-1, _PAGE_WORDS).sum(axis=1, dtype=np.uint64).tobytes()]
+    if whole < chunk.size:
+        last = np.zeros(_PAGE_BYTES, np.uint8)
+        last[: chunk.size - whole] = chunk[whole:]
+        sums.append(last.view("<u8").sum(dtype=np.uint64).tobytes())
+    return b"".join(sums)
+
+
+def open_checked(folder: Path, file: CacheFile) -> npt.NDArray[np.uint8]:
+    """The bytes of a cache file, memory-mapped read-only; DamagedCache where they are not those written."""
+    path = folder / file.name
+    if path.parent != folder or not file.name or file.name in (".", ".."):
+        raise DamagedCache(f"{file.name!r} is no name of a cache file")
+    try:
+        n_bytes = path.stat().st_size
+        if n_bytes != file.n_bytes:
+            raise DamagedCache(f"{path} has {n_bytes:,} bytes; {file.n_bytes:,} were written")
+        mapped = np.memmap(path, np.uint8, "r") if n_bytes else np.empty(0, np.uint8)
+    except OSError as error:
+        raise DamagedCache(f"{path} cannot be read: {error.strerror}") from error
+    hashed = hashlib.sha256()
+    for start in range(0, max(n_bytes, 1), _CHUNK_BYTES):
+        hashed.update(_page_sums(mapped[start : start + _CHUNK_BYTES]))
+    if hashed.hexdigest() != file.page_hash:
+        raise DamagedCache(f"{path} does not hold what was written")
+    return mapped
+
+
+def sync_folder(folder: Path) -> None:
+    """Make names that were created or renamed in ``folder`` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_manifest(folder: Path, fields: dict[str, Any]) -> None:
+    """Publish a manifest: from here on its files are the cache."""
+    body = json.dumps(fields, sort_keys=True)
+    text = json.dumps({"manifest": fields, "sha256": hashlib.sha256(body.encode()).hexdigest()}, sort_keys=True)
+    temporary = folder / f"{MANIFEST_NAME}-{secrets.token_hex(6)}.tmp"
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        os.write(descriptor, text.encode())
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    os.rename(temporary, folder / MANIFEST_NAME)
+    sync_folder(folder)
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The published manifest, or None where there is none; DamagedCache where it is not what was written."""
+    path = folder / MANIFEST_NAME
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise DamagedCache(f"{path} cannot be read: {error.strerror}") from error
+    try:
+        outer = json.loads(text)
+        fields: dict[str, Any] = outer["manifest"]
+        body = json.dumps(fields, sort_keys=True)
+        if outer["sha256"] != hashlib.sha256(body.encode()).hexdigest():
+            raise ValueError
+    except (ValueError, KeyError, TypeError):
+        raise DamagedCache(f"{path} is not a manifest as it was written") from None
+    return fields
+
+
+def set_aside(folder: Path) -> None:
+    """Rename a damaged manifest to ``*.corrupt``, so that the next build starts afresh."""
+    path = folder / MANIFEST_NAME
+    try:
+        os.replace(path, path.with_suffix(".corrupt"))
+    except OSError:
+        pass  # another process was first, or the folder is read-only
+
+
+def remove_others(folder: Path, keep: Iterable[str]) -> None:
+    """Delete cache files that the published manifest does not name. Whoever has one mapped keeps it."""
+    kept = {*keep, MANIFEST_NAME}
+    for path in folder.iterdir():
+        if path.name not in kept and path.suffix in (".f32", ".i64", ".faiss", ".tmp"):
+            path.unlink(missing_ok=True)
+
+
+def file_fields(file: CacheFile) -> dict[str, Any]:
+    """A cache file as a manifest holds it."""
+    return asdict(file)

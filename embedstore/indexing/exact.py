@@ -1,0 +1,45 @@
+"""Exact comparison of vectors: how they are prepared for a metric, and the best of many scores."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from embedstore.model import FloatMatrix, FloatVector, IntVector, Metric
+
+_BLOCK = 64
+
+
+def prepared(matrix: FloatMatrix, metric: Metric) -> FloatMatrix:
+    """The rows as they are compared: of length one for cosine, unchanged otherwise. float32 (n, dim), contiguous.
+
+    Lengths are taken in float64 where float32 could overflow or underflow.
+    """
+    if metric is not Metric.COSINE or matrix.size == 0:
+        return np.ascontiguousarray(matrix, dtype=np.float32)
+    squared = np.einsum("ij,ij->i", matrix, matrix)
+    if not np.all((squared > 1e-30) & (squared < 1e30)):
+        squared = np.einsum("ij,ij->i", matrix, matrix, dtype=np.float64)
+    lengths = np.sqrt(squared)
+    lengths[lengths == 0] = 1
+    return np.ascontiguousarray(matrix / lengths[:, None], dtype=np.float32)
+
+
+def top_k(scores: FloatVector, k: int) -> IntVector:
+    """The places of the ``k`` greatest scores, best first; equal scores in order of place. -inf never counts."""
+    if k <= 0:
+        return np.empty(0, np.int64)
+    if k < scores.size:
+        places = np.flatnonzero(scores >= _bound(scores, k))
+    else:
+        places = np.arange(scores.size)
+    ordered = places[np.argsort(-scores[places], kind="stable")][:k]
+    return ordered[scores[ordered] > -np.inf].astype(np.int64, copy=False)
+
+
+def _bound(scores: FloatVector, k: int) -> np.float32:
+    """A score that at least ``k`` of the scores reach, and few more: the k-th greatest among maxima of blocks."""
+    n_blocks = scores.size // _BLOCK
+    if n_blocks <= k:
+        return np.partition(scores, scores.size - k)[scores.size - k]  # type: ignore[no-any-return]
+    maxima = scores[: n_blocks * _BLOCK].reshape(n_blocks, _BLOCK).max(axis=1)
+    return np.partition(maxima, n_blocks - k)[n_blocks - k]  # type: ignore[no-any-return]

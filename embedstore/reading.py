@@ -1,0 +1,130 @@
+"""Reads records without searching: by key, by filter, in order, or at random."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from embedstore.filters import Node, check_fields, parse_where
+from embedstore.filters.parse import Where
+from embedstore.filters.sql import compile_where
+from embedstore.model import Modality, Record
+from embedstore.storage import catalog
+from embedstore.storage.catalog import CollectionRow
+from embedstore.storage.database import Transaction
+from embedstore.storage.layout import id_range
+
+_COLUMNS = "r.record_id, r.key, r.content, r.metadata, r.modality, r.uri"
+_CHUNK = 5000
+
+
+def checked_where(transaction: Transaction, collection: CollectionRow, where: Where | Node) -> Node:
+    """A filter as a tree whose fields the collection's records have."""
+    tree = parse_where(where)
+    if collection.n_records:
+        check_fields(tree, catalog.field_kinds(transaction, collection.collection_id), collection.name)
+    return tree
+
+
+def _scope(
+    transaction: Transaction, collection: CollectionRow, where: Node | None
+) -> tuple[str, dict[str, Any]]:
+    """A condition on ``records AS r`` for a collection's records under a filter, and its parameters."""
+    low, high = id_range(collection.collection_id)
+    condition, parameters = "", {}
+    if where is not None:
+        compiled, parameters = compile_where(where, transaction.dialect.name)
+        condition = f" AND {compiled}"
+    return f"r.record_id BETWEEN :low AND :high{condition}", {**parameters, "low": low, "high": high}
+
+
+def count_records(transaction: Transaction, collection: CollectionRow, where: Node | None) -> int:
+    """How many records there are under a filter."""
+    if where is None:
+        return collection.n_records
+    scope, parameters = _scope(transaction, collection, where)
+    row = transaction.one(f"SELECT count(*) FROM records AS r WHERE {scope}", parameters)
+    return int(row[0]) if row is not None else 0
+
+
+def record_ids_where(transaction: Transaction, collection: CollectionRow, where: Node | None) -> list[int]:
+    """The ids of the records under a filter, in order."""
+    scope, parameters = _scope(transaction, collection, where)
+    rows = transaction.all(f"SELECT r.record_id FROM records AS r WHERE {scope} ORDER BY r.record_id", parameters)
+    return [row[0] for row in rows]
+
+
+def record_ids_of(transaction: Transaction, collection: CollectionRow, keys: Sequence[str]) -> dict[str, int]:
+    """By key, the ids of those records that exist."""
+    found: dict[str, int] = {}
+    for start in range(0, len(keys), _CHUNK):
+        rows = transaction.all(
+            "SELECT key, record_id FROM records WHERE collection_id = :collection"
+            f" AND key IN {transaction.dialect.members('keys', 'text')}",
+            {
+                "collection": collection.collection_id,
+                "keys": transaction.dialect.list_parameter(list(keys[start : start + _CHUNK])),
+            },
+        )
+        found.update(rows)  # type: ignore[arg-type]  # pairs
+    return found
+
+
+def records_by_id(transaction: Transaction, record_ids: Sequence[int]) -> dict[int, Record]:
+    """By id, the records that exist."""
+    found: dict[int, Record] = {}
+    members = transaction.dialect.members("ids", "integer")
+    for start in range(0, len(record_ids), _CHUNK):
+        rows = transaction.all(
+            f"SELECT {_COLUMNS} FROM records AS r WHERE r.record_id IN {members}",
+            {"ids": transaction.dialect.list_parameter(list(record_ids[start : start + _CHUNK]))},
+        )
+        for row in rows:
+            found[row[0]] = _record(transaction, row)
+    return found
+
+
+def stream_records(
+    transaction: Transaction, collection: CollectionRow, where: Node | None, limit: int | None = None
+) -> Iterator[tuple[int, Record]]:
+    """The records under a filter with their ids, in the order in which they were first added."""
+    scope, parameters = _scope(transaction, collection, where)
+    bounded = "" if limit is None else " LIMIT :limit"
+    if limit is not None:
+        parameters["limit"] = limit
+    for row in transaction.stream(
+        f"SELECT {_COLUMNS} FROM records AS r WHERE {scope} ORDER BY r.record_id{bounded}", parameters
+    ):
+        yield row[0], _record(transaction, row)
+
+
+def sample_ids(
+    transaction: Transaction, collection: CollectionRow, n: int, where: Node | None, seed: int | None
+) -> list[int]:
+    """The ids of ``n`` records drawn at random without replacement, in random order."""
+    ids = record_ids_where(transaction, collection, where)
+    return random.Random(seed).sample(ids, min(n, len(ids)))
+
+
+def _record(transaction: Transaction, row: tuple[Any, ...]) -> Record:
+    _, key, content, metadata, modality, uri = row
+    return Record(key, content, transaction.dialect.metadata_out(metadata), Modality(modality), uri)
+
+
+def vectors_of(
+    transaction: Transaction, space_id: int, record_ids: Sequence[int]
+) -> dict[int, bytes]:
+    """By record id, the bytes of its vector in a space."""
+    found: dict[int, bytes] = {}
+    members = transaction.dialect.members("ids", "integer")
+    for start in range(0, len(record_ids), _CHUNK):
+        rows = transaction.all(
+            f"SELECT record_id, vec FROM vectors WHERE space_id = :space AND record_id IN {members}",
+            {
+                "space": space_id,
+                "ids": transaction.dialect.list_parameter(list(record_ids[start : start + _CHUNK])),
+            },
+        )
+        found.update((record_id, bytes(vec)) for record_id, vec in rows)
+    return found

@@ -1,0 +1,376 @@
+"""Checks what a user gives as records, and turns it into a batch ready to be written.
+
+A record is given as a mapping. ``key``, ``text``, ``vector``, ``vectors``, ``uri`` and ``metadata`` have
+their own meaning; every other field is metadata. What cannot be stored is refused with its row and field.
+"""
+
+from __future__ import annotations
+
+import datetime
+import math
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+import orjson
+
+from embedstore.errors import DuplicateKey, InvalidRecord
+from embedstore.model import FloatVector, Modality
+
+MAX_KEY_BYTES = 512
+MAX_NAME_BYTES = 255
+MAX_DEPTH = 32
+HASH_BYTES = 16
+RESERVED = frozenset({"key", "text", "vector", "vectors", "uri", "metadata"})
+
+_JSON_OPTIONS = orjson.OPT_SORT_KEYS
+_SCALARS = {str: "text", int: "integer", float: "real", bool: "boolean"}
+_NUMBERS = ("integer", "real")
+
+FieldPath = tuple[str, ...]
+FieldKinds = set[tuple[FieldPath, str]]
+"""Pairs of a metadata path and the kind of value seen there: integer, real, text, boolean or list."""
+
+
+@dataclass(slots=True)
+class Batch:
+    """Checked records as parallel lists, one entry a record.
+
+    ``metadata`` holds canonical JSON (UTF-8, sorted keys), ``content_hashes`` and ``row_hashes`` BLAKE2b-128,
+    ``vectors`` by space name the given vectors (float32 (dim,), None where a record brings none),
+    ``row_numbers`` the 1-based places in the input.
+    """
+
+    keys: list[str] = field(default_factory=list)
+    contents: list[str | None] = field(default_factory=list)
+    uris: list[str | None] = field(default_factory=list)
+    metadata: list[bytes] = field(default_factory=list)
+    content_hashes: list[bytes | None] = field(default_factory=list)
+    row_hashes: list[bytes] = field(default_factory=list)
+    vectors: dict[str, list[FloatVector | None]] = field(default_factory=dict)
+    row_numbers: list[int] = field(default_factory=list)
+    kinds: FieldKinds = field(default_factory=set)
+    modality: Modality = Modality.TEXT
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+class Preparer:
+    """Turns mappings into batches, remembering nothing but the keys of the batch in hand.
+
+    ``vector_space`` is the space that a field ``vector`` belongs to. ``text_required`` says whether a record
+    without text is refused (an encoder needs one). ``on_error``, where given, is called with the error and the
+    record instead of raising.
+    """
+
+    def __init__(
+        self,
+        *,
+        vector_space: str,
+        text_required: bool,
+        on_error: Callable[[InvalidRecord, Mapping[str, Any]], None] | None = None,
+    ) -> None:
+        self._vector_space = vector_space
+        self._text_required = text_required
+        self._on_error = on_error
+
+    def prepare(self, records: Iterable[Mapping[str, Any]], *, first_row: int = 1) -> Batch:
+        """Check and hash ``records``; row numbers count from ``first_row``.
+
+        Raises InvalidRecord for what cannot be stored, DuplicateKey for a key given twice.
+        """
+        batch = Batch()
+        seen: set[str] = set()
+        n_before = 0
+        for row, record in enumerate(records, start=first_row):
+            try:
+                self._append(batch, seen, row, record)
+            except InvalidRecord as error:
+                if self._on_error is None:
+                    raise
+                self._on_error(error, record if isinstance(record, Mapping) else {})
+                continue
+            n_before += 1
+        return batch
+
+    def _append(self, batch: Batch, seen: set[str], row: int, record: Mapping[str, Any]) -> None:
+        if not isinstance(record, Mapping):
+            raise InvalidRecord(f"a record must be a mapping of fields, not {type(record).__name__}", row=row)
+        fields = dict(record)
+        key = check_key(fields.pop("key", None), row)
+        if key in seen:
+            raise DuplicateKey(f"key {shown(key)} was given before in this input", row=row, field="key")
+        content = check_text(fields.pop("text", None), row, required=self._text_required)
+        uri = check_uri(fields.pop("uri", None), row)
+        vectors = self._take_vectors(fields, row)
+        if content is None and uri is None and not vectors:
+            raise InvalidRecord("a record needs a text, a uri or a vector", row=row, field="text")
+        metadata = metadata_json(merge_metadata(fields, row), row, batch.kinds)
+        content_bytes = None if content is None else content.encode()
+        content_hash = None if content_bytes is None else blake2b(content_bytes, digest_size=HASH_BYTES).digest()
+        seen.add(key)
+        batch.keys.append(key)
+        batch.contents.append(content)
+        batch.uris.append(uri)
+        batch.metadata.append(metadata)
+        batch.content_hashes.append(content_hash)
+        batch.row_hashes.append(row_hash(key, batch.modality, content_hash, uri, metadata))
+        batch.row_numbers.append(row)
+        for space in batch.vectors:
+            if space not in vectors:
+                batch.vectors[space].append(None)
+        for space, vector in vectors.items():
+            column = batch.vectors.get(space)
+            if column is None:
+                column = batch.vectors[space] = [None] * (len(batch.keys) - 1)
+            column.append(vector)
+
+    def _take_vectors(self, fields: dict[str, Any], row: int) -> dict[str, FloatVector]:
+        given: dict[str, Any] = {}
+        if "vectors" in fields:
+            by_space = fields.pop("vectors")
+            if not isinstance(by_space, Mapping):
+                raise InvalidRecord("must map names of spaces to vectors", row=row, field="vectors")
+            given.update(by_space)
+        single = fields.pop("vector", None)
+        if single is not None:
+            given[self._vector_space] = single
+        return {
+            space: check_vector(value, row, "vector" if space == self._vector_space else f"vectors.{space}")
+            for space, value in given.items()
+        }
+
+
+def row_hash(
+    key: str, modality: Modality, content_hash: bytes | None, uri: str | None, metadata: bytes
+) -> bytes:
+    """BLAKE2b-128 over everything in a record's row. Parts are joined by NUL, which no part can hold.
+
+    The content enters by its own hash in hexadecimal, which is empty where there is no content.
+    """
+    joined = "\0".join(
+        (key, modality.value, content_hash.hex() if content_hash is not None else "", uri if uri is not None else "")
+    )
+    return blake2b(joined.encode() + b"\0" + metadata, digest_size=HASH_BYTES).digest()
+
+
+def vector_hash(key: str, vector_bytes: bytes | memoryview) -> bytes:
+    """BLAKE2b-128 over a record's key, NUL, and its vector's bytes as stored."""
+    hashed = blake2b(key.encode() + b"\0", digest_size=HASH_BYTES)
+    hashed.update(vector_bytes)
+    return hashed.digest()
+
+
+def shown(text: str, limit: int = 60) -> str:
+    """``text`` quoted for a message, cut to ``limit`` characters, unprintable characters escaped."""
+    return repr(text if len(text) <= limit else text[: limit - 1] + "…")
+
+
+def check_key(key: Any, row: int | None = None) -> str:
+    """A key as stored: a string of 1 to 512 UTF-8 bytes without control characters; integers become decimal.
+
+    None becomes a fresh random key.
+    """
+    if type(key) is str:
+        if 0 < len(key) <= MAX_KEY_BYTES and key.isascii() and key.isprintable():
+            return key
+    elif key is None:
+        return uuid.uuid4().hex
+    elif isinstance(key, (int, np.integer)) and not isinstance(key, bool):
+        return str(int(key))
+    elif isinstance(key, str):
+        key = str(key)
+    else:
+        raise InvalidRecord(f"a key must be a string or an integer, not {type(key).__name__}", row=row, field="key")
+    encoded = encode_text(key, row, "key")
+    if not encoded:
+        raise InvalidRecord("the key is empty; give each record a key of 1 to 512 bytes", row=row, field="key")
+    if len(encoded) > MAX_KEY_BYTES:
+        raise InvalidRecord(
+            f"the key {shown(key)} has {len(encoded):,} bytes; at most {MAX_KEY_BYTES} are allowed", row=row, field="key"
+        )
+    if any(ord(character) < 32 or ord(character) == 127 for character in key):
+        raise InvalidRecord(f"the key {shown(key)} holds a control character", row=row, field="key")
+    return str(key)
+
+
+def encode_text(text: str, row: int | None, name: str) -> bytes:
+    """``text`` in UTF-8; InvalidRecord for a NUL or a lone surrogate."""
+    try:
+        encoded = text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRecord(
+            f"character {error.start} is a lone surrogate (U+{ord(text[error.start]):04X}), which is not text",
+            row=row,
+            field=name,
+        ) from None
+    if b"\0" in encoded:
+        raise InvalidRecord(f"character {text.index(chr(0))} is NUL, which cannot be stored", row=row, field=name)
+    return encoded
+
+
+def check_text(text: Any, row: int | None = None, *, required: bool = True, name: str = "text") -> str | None:
+    """A text as stored; InvalidRecord where it is no string, empty, only white space, or not Unicode text."""
+    if text is None:
+        if required:
+            raise InvalidRecord("the text is missing", row=row, field=name)
+        return None
+    if not isinstance(text, str):
+        raise InvalidRecord(f"the text must be a string, not {type(text).__name__}", row=row, field=name)
+    encode_text(text, row, name)
+    if not text or text.isspace():
+        raise InvalidRecord("the text is empty" + (" but for white space" if text else ""), row=row, field=name)
+    return text
+
+
+def check_uri(uri: Any, row: int | None) -> str | None:
+    """An address as stored: a non-empty string, or None."""
+    if uri is None:
+        return None
+    if not isinstance(uri, str) or not uri:
+        raise InvalidRecord("the uri must be a string that is not empty", row=row, field="uri")
+    encode_text(uri, row, "uri")
+    return uri
+
+
+def check_vector(value: Any, row: int | None = None, name: str = "vector") -> FloatVector:
+    """A vector as float32 (dim,); InvalidRecord where it is not one row of finite numbers."""
+    try:
+        vector = np.asarray(value, dtype=np.float32)
+    except (TypeError, ValueError, OverflowError):
+        raise InvalidRecord(
+            f"a vector must be a list of numbers, not {type(value).__name__}", row=row, field=name
+        ) from None
+    if vector.ndim != 1 or vector.shape[0] == 0:
+        raise InvalidRecord(
+            f"a vector must be one row of numbers; this has shape {vector.shape}", row=row, field=name
+        )
+    return vector
+
+
+def check_finite(matrix: np.ndarray, row_numbers: Sequence[int | None], name: str, *, nonzero: bool) -> None:
+    """Refuse a row of ``matrix`` (n, dim) that holds NaN or infinity, or only zeros where ``nonzero``."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        squared = np.einsum("ij,ij->i", matrix, matrix)  # one pass: NaN and infinity survive a sum of squares
+    suspects = np.flatnonzero(~np.isfinite(squared) | (squared == 0))
+    for position in suspects:
+        line = matrix[position]
+        bad = np.flatnonzero(~np.isfinite(line))
+        if bad.size:
+            raise InvalidRecord(
+                f"number {int(bad[0])} of the vector is {line[bad[0]]}; every number must be finite",
+                row=row_numbers[position], field=name,
+            )  # fmt: skip
+        if nonzero and not line.any():
+            raise InvalidRecord(
+                "the vector is all zeros, which has no direction; use metric='dot' or 'euclidean' for such vectors",
+                row=row_numbers[position], field=name,
+            )  # fmt: skip
+        if nonzero or not math.isfinite(float(np.linalg.norm(line.astype(np.float64)))):
+            norm = float(np.linalg.norm(line.astype(np.float64)))
+            if not 1e-18 < norm < 1e18:
+                raise InvalidRecord(
+                    f"the vector's length is {norm:.3g}; lengths must lie between 1e-18 and 1e18",
+                    row=row_numbers[position], field=name,
+                )  # fmt: skip
+
+
+def merge_metadata(fields: dict[str, Any], row: int | None) -> dict[str, Any]:
+    """The metadata of a record: its own fields, together with those inside a field ``metadata``."""
+    nested = fields.pop("metadata", None)
+    if nested is None:
+        return fields
+    if not isinstance(nested, Mapping):
+        raise InvalidRecord(f"must be a mapping of fields, not {type(nested).__name__}", row=row, field="metadata")
+    for name in nested:
+        if name in fields:
+            raise InvalidRecord(
+                f"{shown(str(name))} is given both beside and inside 'metadata'", row=row, field="metadata"
+            )
+    fields.update(nested)
+    return fields
+
+
+def metadata_json(metadata: Mapping[str, Any], row: int | None, kinds: FieldKinds) -> bytes:
+    """Canonical JSON of ``metadata``; the paths and kinds of its values are added to ``kinds``.
+
+    Dates become ISO 8601 text, NumPy scalars plain numbers. InvalidRecord names what cannot be stored.
+    """
+    if not metadata:
+        return b"{}"
+    plain: dict[str, Any] = {}
+    for name, value in metadata.items():
+        kind = _SCALARS.get(type(value))
+        if kind is None or (kind in _NUMBERS and not -(2**53) <= value <= 2**53):
+            if value is None:
+                check_name(name, row)
+                plain[name] = None
+                continue
+            value, kind = _plain_value(value, row, (check_name(name, row),), kinds)
+        elif kind == "text" and not (value.isascii() and "\0" not in value):
+            encode_text(value, row, str(name))
+        if kind is not None:
+            path = (name,)
+            if (path, kind) not in kinds:
+                check_name(name, row)
+                kinds.add((path, kind))
+        plain[name] = value
+    return orjson.dumps(plain, option=_JSON_OPTIONS)
+
+
+def check_name(name: Any, row: int | None) -> str:
+    """A metadata field's name: a string of 1 to 255 UTF-8 bytes without control characters."""
+    if not isinstance(name, str):
+        raise InvalidRecord(f"a field's name must be a string, not {type(name).__name__}", row=row, field=repr(name))
+    encoded = encode_text(name, row, ascii(name))
+    if not 0 < len(encoded) <= MAX_NAME_BYTES or any(ord(character) < 32 for character in name):
+        raise InvalidRecord(
+            "a field's name must have 1 to 255 bytes and no control characters", row=row, field=shown(name)
+        )
+    return name
+
+
+def _plain_value(value: Any, row: int | None, path: FieldPath, kinds: FieldKinds) -> tuple[Any, str | None]:
+    """``value`` as plain JSON data, and its kind (None for null and for objects, whose fields are noted)."""
+    name = ".".join(path)
+    if len(path) > MAX_DEPTH:
+        raise InvalidRecord(f"metadata is nested deeper than {MAX_DEPTH} levels", row=row, field=path[0])
+    if value is None:
+        return None, None
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, bool):
+        return value, "boolean"
+    if isinstance(value, str):
+        encode_text(value, row, name)
+        return str(value), "text"
+    if isinstance(value, int):
+        if not -(2**63) <= value < 2**63:
+            raise InvalidRecord(f"{value} does not fit in 64 bits; store it as text", row=row, field=name)
+        return int(value), "integer"
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise InvalidRecord(f"is {value}, which JSON cannot hold; leave the field out", row=row, field=name)
+        return float(value), "real"
+    if isinstance(value, (datetime.date, datetime.datetime, datetime.time)):
+        return value.isoformat(), "text"
+    if isinstance(value, Mapping):
+        inner = {}
+        for key, item in value.items():
+            inner_path = (*path, check_name(key, row))
+            inner[key], kind = _plain_value(item, row, inner_path, kinds)
+            if kind is not None:
+                kinds.add((inner_path, kind))
+        return inner, None
+    if isinstance(value, (list, tuple, set, frozenset)):
+        items = sorted(value, key=repr) if isinstance(value, (set, frozenset)) else value
+        listed: FieldKinds = set()  # what lists hold is not addressable by a path
+        return [_plain_value(item, row, (*path, "[]"), listed)[0] for item in items], "list"
+    raise InvalidRecord(
+        f"holds {type(value).__name__}; metadata holds text, numbers, booleans, null, lists and objects",
+        row=row, field=name,
+    )  # fmt: skip

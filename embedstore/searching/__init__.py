@@ -1,0 +1,1 @@
+"""Answers queries: filters over columns, keywords, plans, fusion and diversity."""

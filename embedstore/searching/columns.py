@@ -1,0 +1,295 @@
+"""Metadata fields as columns in memory, so that a filter costs microseconds rather than a scan of JSON.
+
+A column is read from SQL when a filter first names its field, and kept up with the commits. What a column cannot
+answer exactly (lists, integers beyond 2**53, the record's own fields) is asked of SQL.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from embedstore.filters.sql import compile_where
+from embedstore.filters.tree import (
+    And,
+    Comparison,
+    Contains,
+    Exists,
+    Field,
+    In,
+    Leaf,
+    Like,
+    Node,
+    Not,
+    Operator,
+    Or,
+    Scalar,
+    kind_of,
+)
+from embedstore.model import BoolVector, IntVector
+from embedstore.storage.catalog import CollectionRow
+from embedstore.storage.database import Transaction
+from embedstore.storage.layout import id_range
+
+_NUMBER, _TEXT, _BOOLEAN, _OTHER = 1, 2, 3, 4
+_EXACT_INTEGER = 2**53
+_MAX_TEXT_BYTES = 256 << 20
+_MAX_MASKS = 64
+_RELOAD_FRACTION = 4
+_JSON_KINDS = {
+    "integer": _NUMBER, "real": _NUMBER, "number": _NUMBER, "text": _TEXT, "string": _TEXT, "true": _BOOLEAN,
+    "false": _BOOLEAN, "boolean": _BOOLEAN, "array": _OTHER, "object": _OTHER,
+}  # fmt: skip
+_ORDERED: dict[Operator, Callable[[Any, Any], Any]] = {
+    Operator.EQ: np.equal, Operator.GT: np.greater, Operator.GTE: np.greater_equal,
+    Operator.LT: np.less, Operator.LTE: np.less_equal,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """One field of every record: its kind, and its value as a number or as the place of its text in ``texts``.
+
+    kinds uint8 (n,), 0 where the field is missing or null; numbers float64 (n,); codes int32 (n,).
+    """
+
+    kinds: npt.NDArray[np.uint8]
+    numbers: npt.NDArray[np.float64]
+    codes: npt.NDArray[np.int32]
+    texts: tuple[str, ...]
+    places: dict[str, int]
+    exact: bool
+
+    def compare(self, operator: Operator, value: Scalar) -> BoolVector:
+        kind = kind_of(value)
+        if kind == "text":
+            assert isinstance(value, str)
+            if operator is Operator.EQ:
+                code = self.places.get(value)
+                return np.zeros(self.kinds.shape, np.bool_) if code is None else self.codes == code
+            return self.texts_where(lambda text: bool(_ORDERED[operator](text, value)))
+        wanted = _BOOLEAN if kind == "boolean" else _NUMBER
+        with np.errstate(invalid="ignore"):
+            held: BoolVector = _ORDERED[operator](self.numbers, float(value))
+        return held & (self.kinds == wanted)
+
+    def texts_where(self, test: Callable[[str], bool]) -> BoolVector:
+        """The rows whose text passes ``test``, which is asked once for each different text."""
+        passed = np.fromiter((test(text) for text in self.texts), np.bool_, len(self.texts))
+        return np.append(passed, False)[self.codes]  # code -1, no text, finds the False at the end
+
+
+class Columns:
+    """The records of a collection at one commit, and the columns that filters have asked for."""
+
+    def __init__(self, collection: CollectionRow, record_ids: IntVector) -> None:
+        self.change = collection.last_change
+        self.record_ids = record_ids
+        self._collection_id = collection.collection_id
+        self._columns: dict[Field, _Column | None] = {}
+        self._masks: OrderedDict[Node, BoolVector] = OrderedDict()
+
+    @staticmethod
+    def load(transaction: Transaction, collection: CollectionRow) -> Columns:
+        """The collection's records, without any column yet."""
+        low, high = id_range(collection.collection_id)
+        rows = transaction.all(
+            "SELECT record_id FROM records WHERE record_id BETWEEN :low AND :high ORDER BY record_id",
+            {"low": low, "high": high},
+        )
+        return Columns(collection, np.array([row[0] for row in rows], np.int64))
+
+    def caught_up(self, transaction: Transaction, collection: CollectionRow) -> Columns:
+        """These columns at the transaction's commit."""
+        if self.change == collection.last_change:
+            return self
+        if self.change > collection.last_change or self.change < collection.log_floor:
+            return Columns.load(transaction, collection)
+        log = transaction.all(
+            "SELECT record_id FROM changed_records WHERE collection_id = :collection AND change > :change",
+            {"collection": self._collection_id, "change": self.change},
+        )
+        newest = self.record_ids[-1] if self.record_ids.size else id_range(self._collection_id)[0]
+        changed = np.unique(np.array([row[0] for row in log], np.int64))
+        added = transaction.all(
+            "SELECT record_id FROM records WHERE record_id > :newest AND record_id <= :high ORDER BY record_id",
+            {"newest": int(newest), "high": id_range(self._collection_id)[1]},
+        )
+        known = changed[np.isin(changed, self.record_ids)]
+        live = _among(transaction, known)
+        keep = ~np.isin(self.record_ids, known)
+        fresh = np.concatenate([live, np.array([row[0] for row in added], np.int64)])
+        merged = np.concatenate([self.record_ids[keep], fresh])
+        order = np.argsort(merged, kind="stable")
+        newer = Columns(collection, merged[order])
+        if fresh.size * _RELOAD_FRACTION <= merged.size:
+            for field, column in self._columns.items():
+                newer._columns[field] = None if column is None else newer._merge(
+                    column, keep, _read_column(transaction, collection, field, fresh), order
+                )  # fmt: skip
+        return newer
+
+    @staticmethod
+    def _merge(old: _Column, keep: BoolVector, new: _Column | None, order: IntVector) -> _Column | None:
+        if new is None:
+            return None
+        texts, places = list(old.texts), dict(old.places)
+        for text in new.texts:
+            if text not in places:
+                places[text] = len(texts)
+                texts.append(text)
+        recoded = np.array([places[text] for text in new.texts] + [-1], np.int32)[new.codes]
+        return _Column(
+            np.concatenate([old.kinds[keep], new.kinds])[order],
+            np.concatenate([old.numbers[keep], new.numbers])[order],
+            np.concatenate([old.codes[keep], recoded])[order],
+            tuple(texts), places, old.exact and new.exact,
+        )  # fmt: skip
+
+    def matching(self, transaction: Transaction, collection: CollectionRow, root: Node) -> BoolVector:
+        """Which records, in the order of ``record_ids``, the filter holds for."""
+        mask = self._masks.get(root)
+        if mask is None:
+            mask = self._evaluate(transaction, collection, root)
+            mask.setflags(write=False)
+            self._masks[root] = mask
+            while len(self._masks) > _MAX_MASKS:
+                self._masks.popitem(last=False)
+        return mask
+
+    def _evaluate(self, transaction: Transaction, collection: CollectionRow, node: Node) -> BoolVector:
+        if isinstance(node, (And, Or)):
+            parts = [self._evaluate(transaction, collection, part) for part in node.parts]
+            joined = np.logical_and if isinstance(node, And) else np.logical_or
+            return joined.reduce(parts) if parts else np.full(self.record_ids.shape, isinstance(node, And))
+        if isinstance(node, Not):
+            return ~self._evaluate(transaction, collection, node.part)
+        column = None if node.field.builtin else self._column(transaction, collection, node.field)
+        mask = None if column is None else _leaf_mask(column, node)
+        return self._ask(transaction, node) if mask is None else mask
+
+    def _column(self, transaction: Transaction, collection: CollectionRow, field: Field) -> _Column | None:
+        if field not in self._columns:
+            self._columns[field] = _read_column(transaction, collection, field, None)
+        return self._columns[field]
+
+    def _ask(self, transaction: Transaction, node: Leaf) -> BoolVector:
+        """Ask SQL which records a leaf holds for."""
+        condition, parameters = compile_where(node, transaction.dialect.name)
+        low, high = id_range(self._collection_id)
+        rows = transaction.all(
+            f"SELECT r.record_id FROM records AS r WHERE r.record_id BETWEEN :low AND :high AND {condition}",
+            {**parameters, "low": low, "high": high},
+        )
+        ids = np.array([row[0] for row in rows], np.int64)
+        return np.isin(self.record_ids, ids)
+
+
+def _leaf_mask(column: _Column, leaf: Leaf) -> BoolVector | None:
+    """A leaf over a column; None where the column cannot answer exactly."""
+    if isinstance(leaf, Exists):
+        return column.kinds != 0
+    if isinstance(leaf, Like):
+        pattern = re.compile(
+            "".join({"%": ".*", "_": "."}.get(c, re.escape(c)) for c in leaf.pattern), re.DOTALL
+        )
+        return column.texts_where(lambda text: pattern.fullmatch(text) is not None)
+    if isinstance(leaf, Contains):
+        if np.any(column.kinds == _OTHER):
+            return None
+        if not isinstance(leaf.value, str):
+            return np.zeros(column.kinds.shape, np.bool_)
+        part = leaf.value
+        return column.texts_where(lambda text: part in text)
+    values = leaf.values if isinstance(leaf, In) else (leaf.value,)
+    if any(kind_of(value) == "number" and not (column.exact and _is_exact(value)) for value in values):
+        return None
+    if isinstance(leaf, In):
+        if not values:
+            return np.zeros(column.kinds.shape, np.bool_)
+        return np.logical_or.reduce([column.compare(Operator.EQ, value) for value in values])
+    if leaf.operator is Operator.NE:
+        return ~column.compare(Operator.EQ, leaf.value)
+    return column.compare(leaf.operator, leaf.value)
+
+
+def _is_exact(value: Scalar) -> bool:
+    return isinstance(value, float) or -_EXACT_INTEGER <= int(value) <= _EXACT_INTEGER
+
+
+def _among(transaction: Transaction, record_ids: IntVector) -> IntVector:
+    """Those of ``record_ids`` that are still records."""
+    if record_ids.size == 0:
+        return record_ids
+    rows = transaction.all(
+        f"SELECT record_id FROM records WHERE record_id IN {transaction.dialect.members('ids', 'integer')}",
+        {"ids": transaction.dialect.list_parameter(record_ids.tolist())},
+    )
+    return np.sort(np.array([row[0] for row in rows], np.int64))
+
+
+def _read_column(
+    transaction: Transaction, collection: CollectionRow, field: Field, record_ids: IntVector | None
+) -> _Column | None:
+    """A field of every record (or of ``record_ids``, in their order); None where its texts are too many to keep."""
+    if transaction.dialect.name == "sqlite":
+        if any(character in name for name in field.path for character in '"\\'):
+            return None
+        path: Any = "$" + "".join(f'."{name}"' for name in field.path)
+        columns = "json_type(metadata, :path), json_extract(metadata, :path)"
+    else:
+        path = list(field.path)
+        columns = (
+            "json_typeof(metadata #> CAST(:path AS text[])), metadata #>> CAST(:path AS text[])"
+        )
+    if record_ids is None:
+        low, high = id_range(collection.collection_id)
+        where = "record_id BETWEEN :low AND :high"
+        parameters: dict[str, Any] = {"path": path, "low": low, "high": high}
+    else:
+        where = f"record_id IN {transaction.dialect.members('ids', 'integer')}"
+        parameters = {"path": path, "ids": transaction.dialect.list_parameter(record_ids.tolist())}
+    rows = transaction.all(f"SELECT {columns} FROM records WHERE {where} ORDER BY record_id", parameters)
+    return _column_of(rows)
+
+
+def _column_of(rows: Sequence[tuple[Any, Any]]) -> _Column | None:
+    n = len(rows)
+    kinds = np.fromiter((_JSON_KINDS.get(row[0], 0) for row in rows), np.uint8, n)
+    numbers = np.full(n, np.nan)
+    codes = np.full(n, -1, np.int32)
+    places: dict[str, int] = {}
+    exact = True
+    n_bytes = 0
+    for row in np.flatnonzero((kinds == _NUMBER) | (kinds == _BOOLEAN)):
+        value = rows[row][1]
+        if kinds[row] == _BOOLEAN:
+            numbers[row] = rows[row][0] == "true" or value == "true"
+        else:
+            number = _json_number(value) if isinstance(value, str) else value
+            exact = exact and _is_exact(number)
+            numbers[row] = number
+    for row in np.flatnonzero(kinds == _TEXT):
+        text = rows[row][1]
+        code = places.get(text)
+        if code is None:
+            code = places[text] = len(places)
+            n_bytes += sys.getsizeof(text)
+            if n_bytes > _MAX_TEXT_BYTES:
+                return None
+        codes[row] = code
+    return _Column(kinds, numbers, codes, tuple(places), places, exact)
+
+
+def _json_number(text: str) -> int | float:
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)

@@ -1,0 +1,255 @@
+"""Keyword search: SQLite's FTS5 in a cache file that is caught up before each answer, or PostgreSQL's full text.
+
+In both, a query's words are joined by OR and ranked, so that a record with most of the words comes first; a phrase in
+double quotes must stand as it is. Writing is not slowed by it: the index reads what was committed when next asked.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sqlite3
+import threading
+from pathlib import Path
+from typing import Any
+
+from embedstore.errors import StorageFailed
+from embedstore.storage.catalog import CollectionRow, store_uuid
+from embedstore.storage.database import Transaction
+from embedstore.storage.layout import id_range
+
+_WORD = re.compile(r"\w+", re.UNICODE)
+_PHRASE = re.compile(r'"([^"]*)"')
+_VERSION = "1"
+_CHUNK = 2000
+_WORDS = (
+    "CREATE VIRTUAL TABLE IF NOT EXISTS words USING fts5("
+    "content, tokenize='porter unicode61 remove_diacritics 2')"
+)
+
+Scored = list[tuple[int, float]]
+"""Pairs of a record id and its score (greater is better), best first."""
+
+
+def query_terms(text: str) -> list[str]:
+    """The words of a query and, as one term each, its phrases in double quotes; each once, in order."""
+    phrases = [" ".join(_WORD.findall(phrase)) for phrase in _PHRASE.findall(text)]
+    words = _WORD.findall(_PHRASE.sub(" ", text).replace('"', " "))
+    return list(dict.fromkeys(term for term in [*phrases, *words] if term))
+
+
+class KeywordCache:
+    """The FTS5 file of one collection in a SQLite store."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._guard = threading.Lock()
+        self._connection: sqlite3.Connection | None = None
+        self._pid = os.getpid()
+
+    def search(
+        self, transaction: Transaction, collection: CollectionRow, text: str, limit: int
+    ) -> Scored:
+        """The best ``limit`` records for the words of ``text`` by BM25, at the transaction's commit."""
+        terms = query_terms(text)
+        if not terms:
+            return []
+        match = " OR ".join('"' + term.replace('"', "") + '"' for term in terms)
+        with self._guard:
+            try:
+                connection = self._caught_up(transaction, collection)
+                rows = connection.execute(
+                    "SELECT rowid, -rank FROM words WHERE words MATCH ? ORDER BY rank, rowid LIMIT ?", (match, limit)
+                ).fetchall()
+            except sqlite3.DatabaseError as error:
+                if _is_full(error):
+                    raise StorageFailed(f"the keyword index {self._path} has no room to grow: {error}") from error
+                self._rebuild()
+                connection = self._caught_up(transaction, collection)
+                rows = connection.execute(
+                    "SELECT rowid, -rank FROM words WHERE words MATCH ? ORDER BY rank, rowid LIMIT ?", (match, limit)
+                ).fetchall()
+        return [(int(record_id), float(score)) for record_id, score in rows]
+
+    def catch_up(self, transaction: Transaction, collection: CollectionRow) -> None:
+        """Index what was committed since the last time."""
+        with self._guard:
+            self._caught_up(transaction, collection)
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._guard:
+            if self._connection is not None and self._pid == os.getpid():
+                self._connection.close()
+            self._connection = None
+
+    def _caught_up(self, transaction: Transaction, collection: CollectionRow) -> sqlite3.Connection:
+        connection = self._open()
+        uuid = store_uuid(transaction)
+        state = _state(connection)
+        if state.get("change") == collection.last_change and self._same_history(transaction, collection, state, uuid):
+            return connection
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            state = _state(connection)  # another process may have been first
+            usable = (
+                collection.log_floor <= state.get("change", -1) <= collection.last_change
+                and self._same_history(transaction, collection, state, uuid)
+            )
+            if not usable:
+                if state.get("change", -1) > collection.last_change and state.get("store") == uuid:
+                    # Another reader is ahead of this snapshot; keep its work and answer from a private index.
+                    connection.execute("ROLLBACK")
+                    return self._private(transaction, collection)
+                _empty(connection)
+                state = {"change": 0, "last_record": id_range(collection.collection_id)[0]}
+            self._apply(connection, transaction, collection, state)
+            _put_state(connection, transaction, collection, uuid)
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+        return connection
+
+    @staticmethod
+    def _same_history(
+        transaction: Transaction, collection: CollectionRow, state: dict[str, Any], uuid: str
+    ) -> bool:
+        if state.get("version") != _VERSION or state.get("store") != uuid:
+            return False
+        if state["change"] == 0:
+            return True
+        row = transaction.one(
+            "SELECT commit_id FROM commits WHERE collection_id = :collection AND change = :change",
+            {"collection": collection.collection_id, "change": state["change"]},
+        )
+        return row is not None and bytes(row[0]).hex() == state["commit_id"]
+
+    @staticmethod
+    def _apply(
+        connection: sqlite3.Connection, transaction: Transaction, collection: CollectionRow, state: dict[str, Any]
+    ) -> None:
+        """Bring the index from ``state`` to the transaction's commit."""
+        changed = [
+            row[0]
+            for row in transaction.all(
+                "SELECT DISTINCT record_id FROM changed_records"
+                " WHERE collection_id = :collection AND change > :change AND record_id <= :last",
+                {
+                    "collection": collection.collection_id, "change": state["change"],
+                    "last": state["last_record"],
+                },
+            )
+        ]  # fmt: skip
+        ids = transaction.dialect.members("ids", "integer")
+        for start in range(0, len(changed), _CHUNK):
+            chunk = changed[start : start + _CHUNK]
+            connection.executemany("DELETE FROM words WHERE rowid = ?", [(record_id,) for record_id in chunk])
+            connection.executemany(
+                "INSERT INTO words (rowid, content) VALUES (?, ?)",
+                transaction.all(
+                    f"SELECT record_id, content FROM records WHERE record_id IN {ids} AND content IS NOT NULL",
+                    {"ids": transaction.dialect.list_parameter(chunk)},
+                ),
+            )
+        connection.executemany(
+            "INSERT INTO words (rowid, content) VALUES (?, ?)",
+            transaction.stream(
+                "SELECT record_id, content FROM records"
+                " WHERE record_id > :last AND record_id <= :high AND content IS NOT NULL ORDER BY record_id",
+                {"last": state["last_record"], "high": id_range(collection.collection_id)[1]},
+            ),
+        )
+
+    def _open(self) -> sqlite3.Connection:
+        if self._connection is not None and self._pid == os.getpid():
+            return self._connection
+        self._pid = os.getpid()
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if not self._path.exists():
+                os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
+            self._connection = _connect(str(self._path))
+        except (OSError, sqlite3.OperationalError):
+            self._connection = _connect(":memory:")  # a read-only folder: the index lives as long as the process
+        except sqlite3.DatabaseError:
+            self._rebuild()
+            self._connection = _connect(str(self._path))
+        return self._connection
+
+    def _rebuild(self) -> None:
+        """Set a damaged file aside, so that the next use starts afresh."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+        for suffix in ("", "-wal", "-shm"):
+            path = Path(f"{self._path}{suffix}")
+            if path.exists():
+                os.replace(path, f"{path}.corrupt")
+
+    @staticmethod
+    def _private(transaction: Transaction, collection: CollectionRow) -> sqlite3.Connection:
+        connection = _connect(":memory:")
+        state = {"change": 0, "last_record": id_range(collection.collection_id)[0]}
+        KeywordCache._apply(connection, transaction, collection, state)
+        return connection
+
+
+def _connect(address: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(address, isolation_level=None, check_same_thread=False, timeout=30.0)
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = NORMAL")  # a cache: consistent after a power cut, perhaps older
+        connection.execute("PRAGMA cache_size = -32768")
+        connection.execute("CREATE TABLE IF NOT EXISTS state (name TEXT PRIMARY KEY, value TEXT NOT NULL)")
+        connection.execute(_WORDS)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _state(connection: sqlite3.Connection) -> dict[str, Any]:
+    state: dict[str, Any] = dict(connection.execute("SELECT name, value FROM state").fetchall())
+    return {name: int(value) if name in ("change", "last_record") else value for name, value in state.items()}
+
+
+def _put_state(
+    connection: sqlite3.Connection, transaction: Transaction, collection: CollectionRow, uuid: str
+) -> None:
+    row = transaction.one(
+        "SELECT commit_id FROM commits WHERE collection_id = :collection AND change = :change",
+        {"collection": collection.collection_id, "change": collection.last_change},
+    )
+    values = {
+        "version": _VERSION, "store": uuid, "change": str(collection.last_change),
+        "commit_id": "" if row is None else bytes(row[0]).hex(),
+        "last_record": str(id_range(collection.collection_id)[0] + collection.last_serial),
+    }  # fmt: skip
+    connection.executemany("INSERT OR REPLACE INTO state (name, value) VALUES (?, ?)", list(values.items()))
+
+
+def _empty(connection: sqlite3.Connection) -> None:
+    connection.execute("DELETE FROM state")
+    connection.execute("DROP TABLE IF EXISTS words")
+    connection.execute(_WORDS)
+
+
+def _is_full(error: sqlite3.Error) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
+
+
+def postgres_search(transaction: Transaction, collection: CollectionRow, text: str, limit: int) -> Scored:
+    """The best ``limit`` records by PostgreSQL's cover density rank over its full-text index."""
+    terms = query_terms(text)
+    if not terms:
+        return []
+    query = " || ".join(f"phraseto_tsquery('english', :t{i})" for i in range(len(terms)))
+    low, high = id_range(collection.collection_id)
+    rows = transaction.all(
+        f"SELECT record_id, ts_rank_cd(words, q.query, 1) AS score FROM records, (SELECT {query} AS query) AS q"
+        " WHERE words @@ q.query AND record_id BETWEEN :low AND :high ORDER BY score DESC, record_id LIMIT :limit",
+        {**{f"t{i}": term for i, term in enumerate(terms)}, "low": low, "high": high, "limit": limit},
+    )
+    return [(int(record_id), float(score)) for record_id, score in rows]

@@ -1,0 +1,299 @@
+"""One search of a collection at one commit: allowed records, nearest vectors, keywords, fusion, records."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from embedstore.errors import InvalidInput, StoreDamaged
+from embedstore.filters import Node
+from embedstore.indexing.exact import top_k
+from embedstore.indexing.space_cache import SpaceCache
+from embedstore.indexing.space_view import SpaceView
+from embedstore.model import BoolVector, FloatMatrix, FloatVector, Hit, Hits, IntVector, Metric, Mode, Record
+from embedstore.reading import records_by_id
+from embedstore.searching.columns import Columns
+from embedstore.searching.keywords import KeywordCache, Scored, postgres_search
+from embedstore.searching.plan import Found, nearest
+from embedstore.searching.ranking import maximal_marginal_relevance, reciprocal_rank_fusion
+from embedstore.storage.catalog import CollectionRow, SpaceRow
+from embedstore.storage.database import Transaction
+
+_FUSED_CANDIDATES = 100
+_MMR_CANDIDATES = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What is asked: a vector (dim,) and words, either of which may be missing, and how to rank.
+
+    ``exclude`` holds record ids that never come back; ``mmr`` is None or a weight from 0 to 1.
+    """
+
+    mode: Mode
+    vector: FloatVector | None
+    words: str | None
+    k: int
+    offset: int = 0
+    where: Node | None = None
+    mmr: float | None = None
+    exclude: tuple[int, ...] = ()
+
+
+class CollectionSearch:
+    """What one process keeps in memory to search a collection."""
+
+    def __init__(self, cache_folder: Path) -> None:
+        self._folder = cache_folder
+        self._guard = threading.Lock()
+        self._columns: dict[int, Columns] = {}
+        self._spaces: dict[int, SpaceCache] = {}
+        self._keywords: dict[int, KeywordCache] = {}
+
+    def space_cache(self, space_id: int) -> SpaceCache:
+        """The cache of a space."""
+        with self._guard:
+            if space_id not in self._spaces:
+                self._spaces[space_id] = SpaceCache(self._folder / f"space-{space_id}")
+            return self._spaces[space_id]
+
+    def keyword_cache(self, collection_id: int) -> KeywordCache:
+        """The keyword index of a collection in a SQLite store."""
+        with self._guard:
+            if collection_id not in self._keywords:
+                path = self._folder / f"keywords-{collection_id}.db"
+                self._keywords[collection_id] = KeywordCache(path)
+            return self._keywords[collection_id]
+
+    def columns(self, transaction: Transaction, collection: CollectionRow) -> Columns:
+        """The collection's columns at the transaction's commit."""
+        with self._guard:
+            held = self._columns.get(collection.collection_id)
+            fresh = (
+                Columns.load(transaction, collection) if held is None else held.caught_up(transaction, collection)
+            )
+            if held is None or fresh.change >= held.change:
+                self._columns[collection.collection_id] = fresh
+            return fresh
+
+    def forget(self, collection_id: int, space_ids: Sequence[int]) -> None:
+        """Drop what is kept of a deleted collection, its cache files included."""
+        with self._guard:
+            self._columns.pop(collection_id, None)
+            keywords = self._keywords.pop(collection_id, None)
+            for space_id in space_ids:
+                self._spaces.pop(space_id, None)
+        if keywords is not None:
+            keywords.close()
+        for space_id in space_ids:
+            shutil.rmtree(self._folder / f"space-{space_id}", ignore_errors=True)
+        for path in self._folder.glob(f"keywords-{collection_id}.db*"):
+            path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Close files."""
+        for keywords in self._keywords.values():
+            keywords.close()
+
+    # ---- answering
+
+    def answer(
+        self, transaction: Transaction, collection: CollectionRow, space: SpaceRow | None, query: Query
+    ) -> Hits:
+        """The hits of one query. ``space`` may be None, or empty, where the collection has no vectors yet."""
+        if query.mode is Mode.TEXT:
+            return self._keyword_hits(transaction, collection, query)
+        if space is None or space.dim is None:
+            return Hits([], exact=True, plan="the space holds no vectors", explanation={})
+        assert query.vector is not None
+        view = self.space_cache(space.space_id).view(transaction, collection, space)
+        prepared = view.prepare(query.vector)
+        allowed = self._allowed_rows(transaction, collection, view, query)
+        if query.mode is Mode.HYBRID:
+            return self._hybrid_hits(transaction, collection, view, prepared, allowed, query)
+        wanted = query.offset + query.k
+        if query.mmr is not None:
+            found = nearest(view, prepared, max(_MMR_CANDIDATES, 5 * wanted), allowed)
+            order = maximal_marginal_relevance(view.gather(found.rows), found.scores, wanted, query.mmr)
+            found = Found(
+                found.rows[order], found.scores[order], found.exact, f"{found.plan}; diversified", found.details
+            )
+        else:
+            found = nearest(view, prepared, wanted, allowed)
+        page = slice(query.offset, wanted)
+        pairs = list(zip(view.record_ids[found.rows[page]].tolist(), found.scores[page].tolist(), strict=True))
+        return self._hits(transaction, pairs, query.offset, found.exact, found.plan, found.details)
+
+    def answer_batch(
+        self,
+        transaction: Transaction,
+        collection: CollectionRow,
+        space: SpaceRow | None,
+        queries: FloatMatrix,
+        k: int,
+        where: Node | None,
+    ) -> list[Hits]:
+        """The hits of many vector queries (n, dim) under one filter, by one matrix product where that is exact."""
+        if space is None or space.dim is None:
+            empty = Hits([], exact=True, plan="the space holds no vectors", explanation={})
+            return [empty] * len(queries)
+        view = self.space_cache(space.space_id).view(transaction, collection, space)
+        shared = Query(Mode.VECTOR, None, None, k, where=where)
+        allowed = self._allowed_rows(transaction, collection, view, shared)
+        prepared = np.stack([view.prepare(one) for one in queries]) if len(queries) else queries
+        if view.approximate is not None or view.metric is Metric.EUCLIDEAN:
+            found = [nearest(view, one, k, allowed) for one in prepared]
+        else:
+            found = _batch_scan(view, prepared, k, allowed)
+        wanted = sorted({int(one) for result in found for one in view.record_ids[result.rows]})
+        records = records_by_id(transaction, wanted)
+        return [
+            _hits_of(
+                [(int(view.record_ids[row]), float(score)) for row, score in zip(one.rows, one.scores, strict=True)],
+                records, 0, one.exact, one.plan, one.details,
+            )
+            for one in found
+        ]  # fmt: skip
+
+    def _allowed_rows(
+        self, transaction: Transaction, collection: CollectionRow, view: SpaceView, query: Query
+    ) -> BoolVector | None:
+        allowed: BoolVector | None = None
+        if query.where is not None:
+            columns = self.columns(transaction, collection)
+            mask = columns.matching(transaction, collection, query.where)
+            allowed = _rows_where(view, columns.record_ids, mask)
+        if query.exclude:
+            excluded = view.rows_of_records(query.exclude)
+            allowed = np.ones(view.n_rows, np.bool_) if allowed is None else allowed.copy()
+            allowed[excluded[excluded >= 0]] = False
+        return allowed
+
+    def _hybrid_hits(
+        self,
+        transaction: Transaction,
+        collection: CollectionRow,
+        view: SpaceView,
+        prepared: FloatVector,
+        allowed: BoolVector | None,
+        query: Query,
+    ) -> Hits:
+        wanted = query.offset + query.k
+        n_candidates = max(_FUSED_CANDIDATES, 2 * wanted)
+        found = nearest(view, prepared, n_candidates, allowed)
+        by_vector = view.record_ids[found.rows].tolist()
+        by_words = self._keyword_pairs(transaction, collection, query, n_candidates)
+        fused = reciprocal_rank_fusion([by_vector, [record_id for record_id, _ in by_words]])
+        plan = f"{found.plan}; {len(by_words):,} keyword matches; fused by reciprocal rank"
+        details = {**found.details, "n_keyword_matches": len(by_words), "rrf_constant": 60}
+        return self._hits(transaction, fused[query.offset : wanted], query.offset, found.exact, plan, details)
+
+    def _keyword_hits(self, transaction: Transaction, collection: CollectionRow, query: Query) -> Hits:
+        wanted = query.offset + query.k
+        pairs = self._keyword_pairs(transaction, collection, query, wanted)
+        engine = "FTS5, BM25" if transaction.dialect.name == "sqlite" else "PostgreSQL full text"
+        plan = f"keyword search ({engine})"
+        return self._hits(transaction, pairs[query.offset : wanted], query.offset, True, plan, {})
+
+    def _keyword_pairs(
+        self, transaction: Transaction, collection: CollectionRow, query: Query, limit: int
+    ) -> Scored:
+        """The best ``limit`` records by keywords among those that the filter allows."""
+        if query.words is None:
+            raise InvalidInput("keyword and hybrid search need a query text")
+        mask = columns = None
+        if query.where is not None:
+            columns = self.columns(transaction, collection)
+            mask = columns.matching(transaction, collection, query.where)
+        narrowed = mask is not None or bool(query.exclude)
+        n_asked = min(limit, collection.n_records)
+        while True:
+            pairs = self._keyword_search(transaction, collection, query.words, n_asked)
+            complete = len(pairs) < n_asked or n_asked >= collection.n_records
+            if narrowed:
+                pairs = [pair for pair in pairs if pair[0] not in query.exclude]
+            if mask is not None and columns is not None and pairs:
+                ids = np.array([record_id for record_id, _ in pairs], np.int64)
+                kept = mask[np.searchsorted(columns.record_ids, ids)]
+                pairs = [pair for pair, keep in zip(pairs, kept.tolist(), strict=True) if keep]
+            if len(pairs) >= limit or complete:
+                return pairs[:limit]
+            n_asked = min(max(n_asked * 8, 1000), collection.n_records)
+
+    def _keyword_search(
+        self, transaction: Transaction, collection: CollectionRow, words: str, limit: int
+    ) -> Scored:
+        if transaction.dialect.name == "sqlite":
+            return self.keyword_cache(collection.collection_id).search(transaction, collection, words, limit)
+        return postgres_search(transaction, collection, words, limit)
+
+    @staticmethod
+    def _hits(
+        transaction: Transaction,
+        pairs: Sequence[tuple[int, float]],
+        offset: int,
+        exact: bool,
+        plan: str,
+        details: dict[str, Any],
+    ) -> Hits:
+        records = records_by_id(transaction, [record_id for record_id, _ in pairs])
+        return _hits_of(pairs, records, offset, exact, plan, details)
+
+
+def _batch_scan(view: SpaceView, prepared: FloatMatrix, k: int, allowed: BoolVector | None) -> list[Found]:
+    """Exact search of many prepared queries (n, dim), some rows of the product at a time."""
+    usable = view.usable(allowed)
+    n_usable = view.n_rows if usable is None else int(np.count_nonzero(usable))
+    plan = f"exact scan of {view.n_rows:,} vectors, {len(prepared):,} queries at once"
+    found = []
+    step = max(1, (64 << 20) // max(view.n_rows * 4, 1))
+    for start in range(0, len(prepared), step):
+        chunk = prepared[start : start + step]  # (n_chunk, dim)
+        parts = [part for part in (view.base, view.delta) if part.shape[0]]
+        scores = np.concatenate([chunk @ part.T for part in parts], axis=1) if parts else np.empty((len(chunk), 0))
+        if usable is not None:
+            scores[:, ~usable] = -np.inf
+        details = {"n_vectors": view.n_alive, "n_allowed": n_usable}
+        for line in scores:
+            rows = top_k(line, min(k, n_usable))
+            found.append(Found(rows, line[rows], True, plan, details))
+    return found
+
+
+def _rows_where(view: SpaceView, record_ids: IntVector, mask: BoolVector) -> BoolVector:
+    """A mask over records (sorted by id) as a mask over a view's rows."""
+    if record_ids.size == 0:
+        return np.zeros(view.n_rows, np.bool_)
+    if record_ids.size == view.record_ids.size and np.array_equal(record_ids, view.record_ids):
+        return mask
+    places = np.minimum(np.searchsorted(record_ids, view.record_ids), record_ids.size - 1)
+    rows: BoolVector = mask[places] & (record_ids[places] == view.record_ids)
+    return rows
+
+
+def _hits_of(
+    pairs: Sequence[tuple[int, float]],
+    records: dict[int, Record],
+    offset: int,
+    exact: bool,
+    plan: str,
+    details: dict[str, Any],
+) -> Hits:
+    missing = [record_id for record_id, _ in pairs if record_id not in records]
+    if missing:
+        raise StoreDamaged(
+            f"{len(missing)} vectors have no record in the database; run: embedstore verify"
+        )
+    hits = [
+        Hit(records[record_id], float(score), rank)
+        for rank, (record_id, score) in enumerate(pairs, start=offset + 1)
+    ]
+    return Hits(hits, exact=exact, plan=plan, explanation=details)
+
+

@@ -1,0 +1,110 @@
+"""A space of a collection: where its vectors live, and where new points are made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from embedstore.errors import InvalidInput
+from embedstore.model import Hits, Metric
+from embedstore.records import check_text, check_vector
+from embedstore.storage.catalog import SpaceRow
+from embedstore.vector import Vector
+
+if TYPE_CHECKING:
+    from embedstore.collection import Collection
+    from embedstore.filters.parse import Where
+    from embedstore.store import Store
+
+
+class Space:
+    """The vectors of one encoder or source. Made by ``Collection.space``."""
+
+    def __init__(self, collection: Collection, row: SpaceRow) -> None:
+        self._collection = collection
+        self._row = row
+
+    def __str__(self) -> str:
+        return f"{self._collection.name}/{self._row.name}"
+
+    def __repr__(self) -> str:
+        return f"Space({str(self)!r}, dim {self._row.dim}, {self._row.metric}, {self._row.recipe})"
+
+    @property
+    def name(self) -> str:
+        """The space's name within its collection."""
+        return self._row.name
+
+    @property
+    def space_id(self) -> int:
+        """The space's identity within its store."""
+        return self._row.space_id
+
+    @property
+    def dim(self) -> int | None:
+        """How many numbers a vector has; None until the first vector fixes it."""
+        return self._row.dim
+
+    @property
+    def metric(self) -> Metric:
+        """How two vectors are compared."""
+        return Metric(self._row.metric)
+
+    @property
+    def store(self) -> Store:
+        """The store that holds the space."""
+        return self._collection.store
+
+    def encode(self, text: str) -> Vector:
+        """The point of a text, by the space's encoder; InvalidInput where it has none."""
+        checked = check_text(text)
+        assert checked is not None  # required
+        return Vector(self, self.store.encoder_of(self._row).encode_query(checked))
+
+    def vector(self, array: Sequence[float] | np.ndarray) -> Vector:
+        """A point from numbers (dim,)."""
+        checked = check_vector(array)
+        if self._row.dim is not None and checked.shape[0] != self._row.dim:
+            raise InvalidInput(f"a vector of {self} has {self._row.dim} numbers; this has {checked.shape[0]}")
+        if not np.all(np.isfinite(checked)):
+            raise InvalidInput("the vector holds NaN or infinity; every number must be finite")
+        return Vector(self, checked)
+
+    def __getitem__(self, key: str) -> Vector:
+        return Vector(self, self._collection.vectors([key], space=self.name)[0], frozenset({key}))
+
+    def mean(self, vectors: Sequence[Vector]) -> Vector:
+        """The mean of points of this space."""
+        if not vectors:
+            raise InvalidInput("the mean of no vectors is not defined; give at least one")
+        total = vectors[0]
+        for one in vectors[1:]:
+            total = total + one
+        return total / len(vectors)
+
+    def nearest(
+        self, vector: Vector, k: int = 10, *, where: Where | None = None, exclude: Sequence[str] = ()
+    ) -> Hits:
+        """The ``k`` records nearest to a point, leaving out the keys of ``exclude``."""
+        hits = self._collection.search(vector, k + len(exclude), where=where, space=self.name)
+        kept = [hit for hit in hits if hit.key not in exclude][:k]
+        ranked = [type(hit)(hit.record, hit.score, rank) for rank, hit in enumerate(kept, start=1)]
+        return Hits(ranked, exact=hits.exact, plan=hits.plan, explanation=hits.explanation)
+
+    def index(self, recipe: str | None = None) -> Space:
+        """Bring the index up to date, or build it anew by another recipe."""
+        return self._collection.index(space=self.name, recipe=recipe)
+
+    def describe(self) -> dict[str, Any]:
+        """What the space is, as plain values."""
+        from embedstore.collection import row_encoder
+
+        row = self._row
+        uncached, unindexed = self.store.search.space_cache(row.space_id).pending()
+        return {
+            "name": row.name, "dim": row.dim, "metric": row.metric, "dtype": row.dtype, "recipe": row.recipe,
+            "encoder": row_encoder(row), "fingerprint": row.fingerprint, "n_vectors": row.n_live,
+            "digest": row.digest.hex(), "n_uncached": uncached, "n_unindexed": unindexed,
+        }  # fmt: skip

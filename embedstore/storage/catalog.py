@@ -1,0 +1,167 @@
+"""The rows that describe collections, their spaces and their fields."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import secrets
+import uuid
+from dataclasses import dataclass
+
+from embedstore.records import FieldKinds, FieldPath
+from embedstore.storage.database import Transaction
+
+EMPTY_DIGEST = bytes(16)
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionRow:
+    """A row of ``collections``. ``last_change`` is the number of its newest commit."""
+
+    collection_id: int
+    name: str
+    default_space: str
+    last_change: int
+    log_floor: int
+    last_serial: int
+    n_records: int
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SpaceRow:
+    """A row of ``spaces``. ``dim`` is None until the first vector; ``encoder`` is '' where there is none."""
+
+    space_id: int
+    collection_id: int
+    name: str
+    dim: int | None
+    metric: str
+    dtype: str
+    encoder: str
+    fingerprint: str
+    recipe: str
+    last_seq: int
+    n_live: int
+    digest: bytes
+
+
+_COLLECTION = "collection_id, name, default_space, last_change, log_floor, last_serial, n_records, digest"
+_SPACE = (
+    "space_id, collection_id, name, dim, metric, dtype, encoder, fingerprint, recipe, last_seq, n_live, digest"
+)
+
+
+def find_collection(transaction: Transaction, name: str) -> CollectionRow | None:
+    """The collection called ``name``, or None."""
+    row = transaction.one(f"SELECT {_COLLECTION} FROM collections WHERE name = :name", {"name": name})
+    return None if row is None else CollectionRow(*row[:7], bytes(row[7]))
+
+
+def _next_id(transaction: Transaction, counter: str) -> int:
+    """An id that was never handed out before, so that nothing kept of a deleted owner can be taken for the new."""
+    row = transaction.one(
+        "UPDATE store_info SET value = CAST(CAST(value AS INTEGER) + 1 AS TEXT) WHERE name = :counter RETURNING value",
+        {"counter": counter},
+    )
+    assert row is not None  # noted by ``note_store``
+    return int(row[0])
+
+
+def all_collections(transaction: Transaction) -> list[CollectionRow]:
+    """Every collection, by name."""
+    rows = transaction.all(f"SELECT {_COLLECTION} FROM collections ORDER BY name")
+    return [CollectionRow(*row[:7], bytes(row[7])) for row in rows]
+
+
+def spaces_of(transaction: Transaction, collection_id: int) -> dict[str, SpaceRow]:
+    """The spaces of a collection by name, in the order of their creation."""
+    rows = transaction.all(
+        f"SELECT {_SPACE} FROM spaces WHERE collection_id = :collection ORDER BY space_id",
+        {"collection": collection_id},
+    )
+    return {row[2]: SpaceRow(*row[:11], bytes(row[11])) for row in rows}
+
+
+def create_collection(transaction: Transaction, name: str, default_space: str) -> CollectionRow:
+    """Insert a collection without records."""
+    row = CollectionRow(_next_id(transaction, "last_collection_id"), name, default_space, 0, 0, 0, 0, EMPTY_DIGEST)
+    transaction.insert(
+        "collections",
+        _COLLECTION.split(", ") + ["created_at"],
+        [(row.collection_id, name, default_space, 0, 0, 0, 0, EMPTY_DIGEST, now())],
+    )
+    return row
+
+
+def create_space(
+    transaction: Transaction,
+    collection_id: int,
+    name: str,
+    *,
+    dim: int | None,
+    metric: str,
+    encoder: str,
+    fingerprint: str,
+    recipe: str,
+) -> SpaceRow:
+    """Insert a space without vectors."""
+    row = SpaceRow(
+        _next_id(transaction, "last_space_id"), collection_id, name, dim, metric, "float32", encoder, fingerprint,
+        recipe, 0, 0, EMPTY_DIGEST,
+    )  # fmt: skip
+    values = (
+        row.space_id, collection_id, name, dim, metric, row.dtype, encoder, fingerprint, recipe, 0, 0, EMPTY_DIGEST
+    )  # fmt: skip
+    transaction.insert("spaces", _SPACE.split(", "), [values])
+    return row
+
+
+def field_kinds(transaction: Transaction, collection_id: int) -> FieldKinds:
+    """Every metadata path that the collection's records have had, with the kinds of values seen there."""
+    rows = transaction.all(
+        "SELECT path, kind FROM fields WHERE collection_id = :collection", {"collection": collection_id}
+    )
+    return {(tuple(json.loads(path)), kind) for path, kind in rows}
+
+
+def add_field_kinds(transaction: Transaction, collection_id: int, kinds: FieldKinds) -> None:
+    """Note the pairs of ``kinds`` that are new."""
+    new = kinds - field_kinds(transaction, collection_id)
+    if new:
+        transaction.insert(
+            "fields",
+            ["collection_id", "path", "kind"],
+            [(collection_id, path_json(path), kind) for path, kind in sorted(new)],
+        )
+
+
+def path_json(path: FieldPath) -> str:
+    """A metadata path as it is stored."""
+    return json.dumps(list(path), ensure_ascii=False)
+
+
+def store_uuid(transaction: Transaction) -> str:
+    """The random identity that tells this store from every other."""
+    row = transaction.one("SELECT value FROM store_info WHERE name = 'uuid'")
+    assert row is not None  # noted by ``note_store``, in the transaction that made the tables
+    return str(row[0])
+
+
+def note_store(transaction: Transaction, release: str) -> None:
+    """Give a new store its identity."""
+    rows = [
+        ("uuid", str(uuid.uuid4())), ("created_by", f"embedstore {release}"), ("created_at", now()),
+        ("last_collection_id", "0"), ("last_space_id", "0"),
+    ]  # fmt: skip
+    transaction.insert("store_info", ["name", "value"], rows)
+
+
+def now() -> str:
+    """The time in UTC, to the second; only ever shown, never compared."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def new_commit_id() -> bytes:
+    """128 random bits that name one commit."""
+    return secrets.token_bytes(16)

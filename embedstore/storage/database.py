@@ -1,0 +1,95 @@
+"""What the store asks of a SQL database: snapshots to read, one writer at a time, and bulk inserts.
+
+Statements are plain SQL text with ``:name`` parameters, which SQLite takes as it is and PostgreSQL through
+SQLAlchemy's ``text()``. What the two dialects say differently is in ``Dialect``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+Row = tuple[Any, ...]
+Parameters = Mapping[str, Any]
+
+
+class Dialect(Protocol):
+    """The few pieces of SQL that SQLite and PostgreSQL spell differently."""
+
+    name: str
+    json_type: str
+
+    def members(self, parameter: str, kind: str) -> str:
+        """A subquery or array of the values of a list parameter, to stand after IN; kind is 'integer' or 'text'."""
+
+    def list_parameter(self, values: Sequence[Any]) -> Any:
+        """A Python list as the value of a list parameter."""
+
+    def json_text(self, value: bytes) -> Any:
+        """Canonical JSON in the form that the metadata column takes."""
+
+    def metadata_out(self, value: Any) -> dict[str, Any]:
+        """What the metadata column gives back, as a dictionary."""
+
+
+class Transaction(Protocol):
+    """One open transaction."""
+
+    dialect: Dialect
+
+    def all(self, sql: str, parameters: Parameters | None = None) -> list[Row]:
+        """Every row of the answer."""
+
+    def stream(self, sql: str, parameters: Parameters | None = None) -> Iterator[Row]:
+        """The rows of the answer, fetched as they are consumed."""
+
+    def one(self, sql: str, parameters: Parameters | None = None) -> Row | None:
+        """The first row of the answer, or None."""
+
+    def run(self, sql: str, parameters: Parameters | None = None) -> int:
+        """Execute a statement; returns the number of rows it changed."""
+
+    def many(self, sql: str, parameters: Sequence[Parameters]) -> None:
+        """Execute a statement once for each set of parameters."""
+
+    def insert(self, table: str, columns: Sequence[str], rows: Iterable[Row]) -> None:
+        """Insert ``rows``, tuples in the order of ``columns``."""
+
+
+class Database(Protocol):
+    """A SQL database that holds, or will hold, one store."""
+
+    dialect: Dialect
+
+    @property
+    def address(self) -> str:
+        """Where it is, for messages; without a password."""
+
+    def exists(self) -> bool:
+        """Whether there is a store in it."""
+
+    def create(self) -> None:
+        """Create the tables, if they are not there."""
+
+    def read(self) -> AbstractContextManager[Transaction]:
+        """A snapshot: every statement inside sees the same commits."""
+
+    def write(self, timeout: float | None = None) -> AbstractContextManager[Transaction]:
+        """The one writing transaction; committed durably when the block ends, rolled back when it raises.
+
+        Raises StoreLocked after ``timeout`` seconds (None: the store's own setting) of waiting for another writer.
+        """
+
+    def close(self) -> None:
+        """Give back connections and locks."""
+
+
+def identifier(name: str) -> str:
+    """``name`` as a quoted SQL identifier."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def literal(text: str) -> str:
+    """``text`` as a SQL string literal; only for constants of the program."""
+    return "'" + text.replace("'", "''") + "'"

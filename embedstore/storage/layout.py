@@ -1,0 +1,21 @@
+"""Constants of what is on disk that need no library to be known."""
+
+from __future__ import annotations
+
+SCHEMA_REVISION = "0001"
+"""The Alembic revision of the tables that this release reads and writes."""
+
+APPLICATION = 0x656D6273
+"""SQLite's ``application_id`` of a store: the letters ``embs``."""
+
+DATABASE_NAME = "store.db"
+CACHE_NAME = "cache"
+LOCK_NAME = "writer.lock"
+
+ID_SHIFT = 1 << 40
+"""Record and vector ids are ``owner * ID_SHIFT + number``."""
+
+
+def id_range(owner: int) -> tuple[int, int]:
+    """The first and the last id that can belong to ``owner`` (a collection's or a space's id)."""
+    return owner * ID_SHIFT, (owner + 1) * ID_SHIFT - 1

@@ -1,0 +1,204 @@
+"""PostgreSQL as the store's database, through SQLAlchemy and psycopg 3.
+
+The schema is the same, with a generated full-text column for keyword search. Writers of a collection queue up at its
+row; readers see snapshots (REPEATABLE READ).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from embedstore.errors import (
+    EmbedstoreError,
+    InvalidInput,
+    StorageFailed,
+    StorageFull,
+    StoreLocked,
+)
+from embedstore.optional import require
+from embedstore.storage.database import Parameters, Row
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection, Engine, TextClause
+
+_LOCK_KEY = 0x656D6273  # of the advisory lock under which tables are created
+_COPY_ROWS = 1000
+
+
+class PostgresDialect:
+    """How PostgreSQL spells what differs."""
+
+    name = "postgresql"
+    json_type = "json"
+
+    def members(self, parameter: str, kind: str) -> str:
+        array = {"integer": "bigint", "text": "text"}[kind]
+        return f"(SELECT unnest(CAST(:{parameter} AS {array}[])))"
+
+    def list_parameter(self, values: Sequence[Any]) -> Any:
+        return list(values)
+
+    def json_text(self, value: bytes) -> str:
+        return value.decode()
+
+    def metadata_out(self, value: Any) -> dict[str, Any]:
+        return value if isinstance(value, dict) else orjson.loads(value)
+
+
+@functools.lru_cache(maxsize=512)
+def _text(sql: str) -> TextClause:
+    from sqlalchemy import text
+
+    return text(sql)
+
+
+class PostgresTransaction:
+    """One transaction on one connection."""
+
+    dialect = PostgresDialect()
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def all(self, sql: str, parameters: Parameters | None = None) -> list[Row]:
+        return [tuple(row) for row in self._connection.execute(_text(sql), parameters or {})]
+
+    def stream(self, sql: str, parameters: Parameters | None = None) -> Iterator[Row]:
+        # A named cursor is read page by page, so that memory stays flat.
+        result = self._connection.execution_options(stream_results=True, max_row_buffer=2000).execute(
+            _text(sql), parameters or {}
+        )
+        self._connection.execution_options(stream_results=False)
+        return (tuple(row) for row in result)
+
+    def one(self, sql: str, parameters: Parameters | None = None) -> Row | None:
+        row = self._connection.execute(_text(sql), parameters or {}).first()
+        return None if row is None else tuple(row)
+
+    def run(self, sql: str, parameters: Parameters | None = None) -> int:
+        return int(self._connection.execute(_text(sql), parameters or {}).rowcount)
+
+    def many(self, sql: str, parameters: Sequence[Parameters]) -> None:
+        if parameters:
+            self._connection.execute(_text(sql), list(parameters))
+
+    def insert(self, table: str, columns: Sequence[str], rows: Iterable[Row]) -> None:
+        driver = self._connection.connection.driver_connection
+        assert driver is not None
+        copy = f"COPY {table} ({', '.join(columns)}) FROM STDIN"
+        with driver.cursor() as cursor, cursor.copy(copy) as target:
+            for row in rows:
+                target.write_row([bytes(cell) if isinstance(cell, memoryview) else cell for cell in row])
+
+
+class PostgresDatabase:
+    """A PostgreSQL database that holds one store in its default schema."""
+
+    dialect = PostgresDialect()
+
+    def __init__(self, url: str, *, lock_timeout: float) -> None:
+        require("psycopg", "postgres")
+        self._lock_timeout = lock_timeout
+        self._engine = _engine(url)
+        self._address = self._engine.url.render_as_string(hide_password=True)
+
+    @property
+    def address(self) -> str:
+        return self._address
+
+    def exists(self) -> bool:
+        with self.connection() as connection:
+            return connection.execute(_text("SELECT to_regclass('store_info')")).scalar() is not None
+
+    def create(self) -> None:
+        """Create the tables in one transaction, under a lock that lets one creator in."""
+        from embedstore.storage.schema import SCHEMA_REVISION, tables
+
+        with self.connection() as connection, connection.begin():
+            connection.execute(_text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK_KEY})
+            if connection.execute(_text("SELECT to_regclass('store_info')")).scalar() is not None:
+                return
+            tables.create_all(connection)
+            for statement in FULL_TEXT:
+                connection.execute(_text(statement))
+            connection.execute(
+                _text("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY)")
+            )
+            connection.execute(_text("INSERT INTO alembic_version VALUES (:revision)"), {"revision": SCHEMA_REVISION})
+
+    @contextmanager
+    def read(self) -> Iterator[PostgresTransaction]:
+        with self.connection() as connection:
+            snapshot = connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+            with snapshot.begin():
+                yield PostgresTransaction(snapshot)
+
+    @contextmanager
+    def write(self, timeout: float | None = None) -> Iterator[PostgresTransaction]:
+        waiting = self._lock_timeout if timeout is None else timeout
+        with self.connection() as connection:
+            writing = connection.execution_options(isolation_level="READ COMMITTED", postgresql_readonly=False)
+            with writing.begin():
+                writing.execute(
+                    _text("SELECT set_config('lock_timeout', :wait, true)"), {"wait": f"{max(int(waiting * 1000), 1)}ms"}
+                )
+                yield PostgresTransaction(writing)
+
+    @contextmanager
+    def connection(self) -> Iterator[Connection]:
+        """A connection from the pool; the driver's errors become the store's."""
+        from sqlalchemy.exc import SQLAlchemyError
+
+        try:
+            with self._engine.connect() as connection:
+                yield connection
+        except SQLAlchemyError as error:
+            raise self._translation(error) from error
+
+    def _translation(self, error: Exception) -> EmbedstoreError:
+        original = getattr(error, "orig", None) or error
+        state = getattr(original, "sqlstate", None)
+        line = next((part for part in str(original).splitlines() if part.strip()), type(original).__name__)
+        if state in ("55P03", "40P01"):
+            return StoreLocked(
+                f"{self._address} is being written to by another process; try again when it is done, or give a longer"
+                " --timeout"
+            )
+        if state in ("53100", "53200"):
+            return StorageFull(f"{self._address} has no room left: {line}; nothing of this write was kept")
+        return StorageFailed(f"{self._address}: {line}")
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+
+FULL_TEXT = (
+    "ALTER TABLE records ADD COLUMN words tsvector GENERATED ALWAYS AS"
+    " (to_tsvector('english', left(coalesce(content, ''), 250000))) STORED",
+    "CREATE INDEX records_by_words ON records USING gin (words)",
+)
+"""What PostgreSQL has beside the shared tables; to_tsvector refuses texts above a megabyte of lexemes."""
+
+
+def _engine(url: str) -> Engine:
+    from sqlalchemy import create_engine
+    from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+
+    try:
+        engine = create_engine(url, pool_pre_ping=True, hide_parameters=True)
+    except (ArgumentError, NoSuchModuleError, ModuleNotFoundError):
+        # The URL is not repeated: it may hold a password.
+        raise InvalidInput(
+            "the database URL cannot be read; write it as postgresql+psycopg://USER@HOST/NAME"
+        ) from None
+    if engine.dialect.name != "postgresql" or engine.driver != "psycopg":
+        raise InvalidInput(
+            f"a database of {engine.dialect.name}+{engine.driver} cannot hold a store; there are SQLite (give only the"
+            " folder) and PostgreSQL (postgresql+psycopg://USER@HOST/NAME)"
+        )
+    return engine

@@ -1,0 +1,347 @@
+"""SQLite as the store's database: WAL, full durability, commits and checkpoints under one lock.
+
+The statements go straight to the driver: importing SQLAlchemy costs more than a whole search from a new process
+may take (docs/decisions/0002), so it is imported only to create tables.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import orjson
+
+from embedstore.errors import (
+    EmbedstoreError,
+    NotAStore,
+    StorageFailed,
+    StorageFull,
+    StoreDamaged,
+    StoreLocked,
+)
+from embedstore.storage.database import Parameters, Row
+from embedstore.storage.layout import APPLICATION, DATABASE_NAME, LOCK_NAME
+from embedstore.storage.locks import ProcessLock
+
+PAGE_BYTES = 8192
+CHECKPOINT_BYTES = 64 << 20
+"""The log is copied into the database when it has grown past this."""
+
+
+class SQLiteDialect:
+    """How SQLite spells what differs."""
+
+    name = "sqlite"
+    json_type = "text"
+
+    def members(self, parameter: str, kind: str) -> str:
+        return f"(SELECT value FROM json_each(:{parameter}))"
+
+    def list_parameter(self, values: Sequence[Any]) -> Any:
+        return orjson.dumps(values).decode()
+
+    def json_text(self, value: bytes) -> str:
+        return value.decode()
+
+    def metadata_out(self, value: Any) -> dict[str, Any]:
+        return orjson.loads(value)  # type: ignore[no-any-return]
+
+
+class SQLiteTransaction:
+    """One transaction on one connection."""
+
+    dialect = SQLiteDialect()
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def all(self, sql: str, parameters: Parameters | None = None) -> list[Row]:
+        return self._connection.execute(sql, parameters or {}).fetchall()
+
+    def stream(self, sql: str, parameters: Parameters | None = None) -> Iterator[Row]:
+        return iter(self._connection.execute(sql, parameters or {}))
+
+    def one(self, sql: str, parameters: Parameters | None = None) -> Row | None:
+        return self._connection.execute(sql, parameters or {}).fetchone()  # type: ignore[no-any-return]
+
+    def run(self, sql: str, parameters: Parameters | None = None) -> int:
+        return self._connection.execute(sql, parameters or {}).rowcount
+
+    def many(self, sql: str, parameters: Sequence[Parameters]) -> None:
+        self._connection.executemany(sql, parameters)
+
+    def insert(self, table: str, columns: Sequence[str], rows: Iterable[Row]) -> None:
+        marks = ",".join("?" * len(columns))
+        self._connection.executemany(f"INSERT INTO {table} ({','.join(columns)}) VALUES ({marks})", rows)
+
+
+class SQLiteDatabase:
+    """The file ``store.db`` in a store's folder."""
+
+    dialect = SQLiteDialect()
+
+    def __init__(self, folder: Path, *, lock_timeout: float) -> None:
+        self._folder = folder
+        self._path = folder / DATABASE_NAME
+        self._lock_timeout = lock_timeout
+        self._lock: ProcessLock | None = None
+        self._guard = threading.Lock()
+        self._readers: list[sqlite3.Connection] = []
+        self._writer: sqlite3.Connection | None = None
+        self._anchor: sqlite3.Connection | None = None
+        self._pid = os.getpid()
+        self._wrote = False
+
+    @property
+    def address(self) -> str:
+        return str(self._path)
+
+    def exists(self) -> bool:
+        try:
+            if self._path.stat().st_size == 0:
+                return False
+        except OSError:
+            return False
+        with self.read() as transaction:
+            found = transaction.one("SELECT 1 FROM sqlite_master WHERE name = 'store_info'")
+        return found is not None
+
+    def create(self) -> None:
+        """Create folder, file and tables. The tables come in one transaction: they are all there or none is."""
+        if self.exists():
+            return
+        self._refuse_foreign_folder()
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise StorageFailed(f"{self._folder} cannot be created: {error.strerror}") from error
+        with self._writer_lock().held(self._lock_timeout), _translated(self._path):
+            if self.exists():
+                return
+            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
+            setup = sqlite3.connect(self._path, isolation_level=None)
+            try:
+                setup.execute(f"PRAGMA page_size = {PAGE_BYTES}")
+                setup.execute("PRAGMA journal_mode = WAL")
+            finally:
+                setup.close()
+            _sync_folder(self._folder)
+            _sync_folder(self._folder.parent)
+            with self._committing() as transaction:
+                create_tables(transaction)
+                transaction.run(f"PRAGMA application_id = {APPLICATION}")
+
+    def _refuse_foreign_folder(self) -> None:
+        if self._folder.is_dir():
+            known = {DATABASE_NAME, LOCK_NAME, "writer.holder"}
+            others = sorted(name.name for name in self._folder.iterdir() if name.name not in known)
+            if others:
+                raise NotAStore(
+                    f"{self._folder} is no store: it holds {len(others)} other files ({others[0]!r} ...) and no"
+                    f" {DATABASE_NAME}; give a new or an empty folder"
+                )
+        elif self._folder.exists():
+            raise NotAStore(f"{self._folder} is a file; a store is a folder")
+
+    @contextmanager
+    def read(self) -> Iterator[SQLiteTransaction]:
+        with _translated(self._path):
+            connection = self._take_reader()
+            try:
+                connection.execute("BEGIN")
+                yield SQLiteTransaction(connection)
+            except BaseException:
+                connection.close()
+                raise
+            connection.execute("COMMIT")
+            with self._guard:
+                self._readers.append(connection)
+
+    @contextmanager
+    def write(self, timeout: float | None = None) -> Iterator[SQLiteTransaction]:
+        waiting = self._lock_timeout if timeout is None else timeout
+        with self._writer_lock().held(waiting), _translated(self._path), self._committing() as transaction:
+            yield transaction
+
+    @contextmanager
+    def exclusive(self) -> Iterator[sqlite3.Connection]:
+        """The writing connection itself, under the writer lock; for migrations and backups."""
+        with self._writer_lock().held(self._lock_timeout), _translated(self._path):
+            try:
+                yield self._take_writer()
+            except BaseException:
+                self._drop_writer()
+                raise
+
+    @contextmanager
+    def _committing(self) -> Iterator[SQLiteTransaction]:
+        """A write transaction; the caller holds the writer lock."""
+        connection = self._take_writer()
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            yield SQLiteTransaction(connection)
+            connection.execute("COMMIT")
+        except BaseException:
+            # After a failed COMMIT the outcome is unknown. Closing rolls back what is not committed, and the next
+            # connection reads what the file really holds.
+            self._drop_writer()
+            raise
+        self._wrote = True
+        self._checkpoint_if_grown(connection)
+
+    def _checkpoint_if_grown(self, connection: sqlite3.Connection) -> None:
+        try:
+            grown = os.stat(f"{self._path}-wal").st_size > CHECKPOINT_BYTES
+        except OSError:
+            return
+        if grown:
+            with suppress(sqlite3.Error):  # the commit stands whether or not the log could be copied
+                connection.execute("PRAGMA wal_checkpoint(RESTART)")
+
+    def _writer_lock(self) -> ProcessLock:
+        with self._guard:
+            if self._lock is None:
+                self._lock = ProcessLock(self._folder / LOCK_NAME)
+            return self._lock
+
+    def _take_writer(self) -> sqlite3.Connection:
+        self._forget_after_fork()
+        if self._writer is None:
+            # The anchor keeps the writer from ever being the last connection to close, when SQLite would
+            # checkpoint outside the lock.
+            if self._anchor is None:
+                self._anchor = self._connect("ro")
+            self._writer = self._connect("rw")
+        return self._writer
+
+    def _drop_writer(self) -> None:
+        if self._writer is not None:
+            with suppress(sqlite3.Error):
+                self._writer.close()
+            self._writer = None
+
+    def _take_reader(self) -> sqlite3.Connection:
+        self._forget_after_fork()
+        with self._guard:
+            if self._readers:
+                return self._readers.pop()
+        return self._connect("ro")
+
+    def _forget_after_fork(self) -> None:
+        if self._pid != os.getpid():
+            # Connections do not survive a fork. They are left open: closing them here would free locks that
+            # the parent holds on the same file.
+            _abandoned.extend(self._readers)
+            _abandoned.extend(c for c in (self._writer, self._anchor) if c is not None)
+            self._readers, self._writer, self._anchor, self._lock = [], None, None, None
+            self._guard = threading.Lock()
+            self._pid = os.getpid()
+
+    def _connect(self, mode: str) -> sqlite3.Connection:
+        """Open the file. Readers open it read-only, so that they never checkpoint, even as the last to close."""
+        address = f"file:{quote(str(self._path.absolute()))}?mode={mode}"
+        if mode == "ro" and not os.access(self._folder, os.W_OK) and not _has_content(Path(f"{self._path}-wal")):
+            address += "&immutable=1"  # a folder on read-only media, closed cleanly: no log to look into
+        connection = sqlite3.connect(address, uri=True, isolation_level=None, check_same_thread=False, timeout=10.0)
+        try:
+            for name, value in _pragmas(mode).items():
+                connection.execute(f"PRAGMA {name} = {value}").fetchall()
+                (found,) = connection.execute(f"PRAGMA {name}").fetchone()
+                if str(found).lower() != value:
+                    raise StorageFailed(f"{self._path}: SQLite set {name} to {found!r}, not {value!r} as asked")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def close(self) -> None:
+        """Close every connection; after writing, copy the log into the database and empty it, if nobody writes."""
+        if self._pid != os.getpid():
+            return
+        if self._wrote and self._writer is not None:
+            with suppress(EmbedstoreError, sqlite3.Error), self._writer_lock().held(0):
+                self._writer.execute("PRAGMA busy_timeout = 0")
+                self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        self._drop_writer()
+        with self._guard:
+            idle = [*self._readers, *([self._anchor] if self._anchor is not None else [])]
+            self._readers, self._anchor = [], None
+        for connection in idle:
+            connection.close()
+
+
+_abandoned: list[sqlite3.Connection] = []
+
+
+def _pragmas(mode: str) -> dict[str, str]:
+    if mode == "ro":
+        return {"query_only": "1", "cache_size": "-16384"}
+    return {
+        "journal_mode": "wal",
+        "synchronous": "2",  # FULL: NORMAL loses acknowledged commits in a power cut
+        "foreign_keys": "1",
+        "wal_autocheckpoint": "0",
+        "cache_size": "-65536",
+    }
+
+
+def _has_content(path: Path) -> bool:
+    try:
+        return path.stat().st_size > 0
+    except OSError:
+        return False
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def create_tables(transaction: SQLiteTransaction) -> None:
+    """Create every table of the current schema, and note its revision as Alembic does."""
+    from sqlalchemy.dialects import sqlite
+    from sqlalchemy.schema import CreateIndex, CreateTable
+
+    from embedstore.storage.schema import SCHEMA_REVISION, tables
+
+    dialect = sqlite.dialect()  # type: ignore[no-untyped-call]
+    for table in tables.sorted_tables:
+        transaction.run(str(CreateTable(table).compile(dialect=dialect)))
+        for index in sorted(table.indexes, key=lambda one: str(one.name)):
+            transaction.run(str(CreateIndex(index).compile(dialect=dialect)))
+    transaction.run("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY)")
+    transaction.insert("alembic_version", ["version_num"], [(SCHEMA_REVISION,)])
+
+
+@contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    """Turn the driver's errors into the store's, with the path and what to do."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise _translation(error, path) from error
+
+
+def _translation(error: sqlite3.Error, path: Path) -> EmbedstoreError:
+    text = str(error)
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code == sqlite3.SQLITE_FULL:
+        return StorageFull(f"no space left for {path}; nothing of this write was kept. Free space and write again")
+    if code == sqlite3.SQLITE_BUSY:
+        return StoreLocked(f"{path} is locked by a program that is not embedstore ({text}); close it and try again")
+    if code == sqlite3.SQLITE_NOTADB:
+        return NotAStore(f"{path} is not a SQLite database, so this folder is no store (or its header is damaged)")
+    if code == sqlite3.SQLITE_CORRUPT:
+        return StoreDamaged(f"{path} is damaged ({text}); keep a copy and restore a backup")
+    if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
+        return StorageFailed(f"{path} cannot be opened for this ({text}); check that the folder can be written to")
+    return StorageFailed(f"{path}: {text}")

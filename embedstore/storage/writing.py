@@ -1,0 +1,381 @@
+"""The commit protocol of one collection: what a write changes in SQL, inside one transaction.
+
+Every commit that changes something takes the next ``change`` number of its collection; every vector takes the next
+``seq`` of its space. Both are handed out inside the transaction, so their order is the order of commits. Records
+that are updated or deleted, and vectors that die, are noted in two logs by which caches catch up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from embedstore.errors import DuplicateKey
+from embedstore.model import FloatMatrix, WriteReport
+from embedstore.records import Batch, shown, vector_hash
+from embedstore.storage import catalog
+from embedstore.storage.catalog import CollectionRow, SpaceRow
+from embedstore.storage.database import Row, Transaction
+from embedstore.storage.layout import ID_SHIFT
+
+_RECORD_COLUMNS = (
+    "record_id", "collection_id", "key", "modality", "content", "uri", "metadata", "content_hash", "row_hash",
+)  # fmt: skip
+_VECTOR_COLUMNS = ("vector_id", "space_id", "record_id", "row_hash", "vec")
+_CHUNK = 5000
+
+
+class Raced(Exception):
+    """Another writer changed a record between the planning of an encoding and its commit; plan again."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpaceVectors:
+    """Vectors for some of a batch's records: ``matrix`` float32 (len(positions), dim), in order of positions."""
+
+    positions: Sequence[int]
+    matrix: FloatMatrix
+
+
+@dataclass(frozen=True, slots=True)
+class Existing:
+    """What SQL holds for a key of a batch."""
+
+    record_id: int
+    content_hash: bytes | None
+    row_hash: bytes
+
+
+def find_existing(transaction: Transaction, collection_id: int, keys: Sequence[str]) -> dict[str, Existing]:
+    """The records of a collection among ``keys``."""
+    found: dict[str, Existing] = {}
+    members = transaction.dialect.members("keys", "text")
+    for start in range(0, len(keys), _CHUNK):
+        rows = transaction.all(
+            "SELECT key, record_id, content_hash, row_hash FROM records"
+            f" WHERE collection_id = :collection AND key IN {members}",
+            {
+                "collection": collection_id,
+                "keys": transaction.dialect.list_parameter(keys[start : start + _CHUNK]),
+            },
+        )
+        for key, record_id, content_hash, row_hash in rows:
+            found[key] = Existing(record_id, None if content_hash is None else bytes(content_hash), bytes(row_hash))
+    return found
+
+
+def find_vectors(
+    transaction: Transaction, space_id: int, record_ids: Sequence[int]
+) -> dict[int, tuple[int, bytes]]:
+    """By record id: the id and the row hash of its live vector in a space."""
+    found: dict[int, tuple[int, bytes]] = {}
+    members = transaction.dialect.members("records", "integer")
+    for start in range(0, len(record_ids), _CHUNK):
+        rows = transaction.all(
+            "SELECT record_id, vector_id, row_hash FROM vectors"
+            f" WHERE space_id = :space AND record_id IN {members}",
+            {
+                "space": space_id,
+                "records": transaction.dialect.list_parameter(list(record_ids[start : start + _CHUNK])),
+            },
+        )
+        for record_id, vector_id, row_hash in rows:
+            found[record_id] = (vector_id, bytes(row_hash))
+    return found
+
+
+class CollectionWriter:
+    """Changes one collection within one write transaction; ``finish`` seals what was changed."""
+
+    def __init__(self, transaction: Transaction, collection: CollectionRow) -> None:
+        self._tx = transaction
+        # Taking the row first makes writers queue up here in PostgreSQL; in SQLite there is only one.
+        transaction.run(
+            "UPDATE collections SET last_change = last_change WHERE collection_id = :collection",
+            {"collection": collection.collection_id},
+        )
+        fresh = catalog.find_collection(transaction, collection.name)
+        assert fresh is not None
+        self._collection = fresh
+        self._change = fresh.last_change + 1
+        self._spaces = catalog.spaces_of(transaction, fresh.collection_id)
+        self._touched = False
+
+    def upsert(
+        self,
+        batch: Batch,
+        vectors: dict[str, SpaceVectors],
+        *,
+        encoded_spaces: frozenset[str] = frozenset(),
+        replace_existing: bool = True,
+    ) -> WriteReport:
+        """Write a batch. ``vectors`` holds, by space, the vectors of those records that bring a new one.
+
+        A record without a new vector in a space of ``encoded_spaces`` must already have one made from the same
+        content; where that is not so any more, ``Raced`` is raised. Raises DuplicateKey for an existing key unless
+        ``replace_existing``.
+        """
+        existing = find_existing(self._tx, self._collection.collection_id, batch.keys)
+        if existing and not replace_existing:
+            position = next(i for i, key in enumerate(batch.keys) if key in existing)
+            raise DuplicateKey(
+                f"key {shown(batch.keys[position])} is in the collection already; upsert overwrites",
+                row=batch.row_numbers[position], field="key",
+            )  # fmt: skip
+        record_ids = self._write_records(batch, existing)
+        changed = {
+            position
+            for position, key in enumerate(batch.keys)
+            if key in existing and existing[key].row_hash != batch.row_hashes[position]
+        }
+        revectored: set[int] = set()
+        for name, space in self._spaces.items():
+            given = vectors.get(name)
+            if given is not None or name in encoded_spaces:
+                revectored |= self._write_vectors(
+                    space, batch, record_ids, existing, given, must_have=name in encoded_spaces
+                )
+        catalog.add_field_kinds(self._tx, self._collection.collection_id, batch.kinds)
+        report = WriteReport(added=len(batch) - len(existing))
+        updated = changed | {position for position in revectored if batch.keys[position] in existing}
+        report.updated = len(updated)
+        report.unchanged = len(existing) - len(updated)
+        return report
+
+    def _write_records(self, batch: Batch, existing: dict[str, Existing]) -> list[int]:
+        """Insert the new records and overwrite the changed ones; the record id of each place of the batch."""
+        collection_id = self._collection.collection_id
+        first = collection_id * ID_SHIFT + self._collection.last_serial + 1
+        json_text = self._tx.dialect.json_text
+        if not existing:
+            record_ids = list(range(first, first + len(batch)))
+            fresh: Iterable[int] = range(len(batch))
+        else:
+            fresh = [position for position, key in enumerate(batch.keys) if key not in existing]
+            new_ids = iter(range(first, first + len(batch)))
+            record_ids = [
+                existing[key].record_id if key in existing else next(new_ids) for key in batch.keys
+            ]
+        modality = batch.modality.value
+        rows: list[Row] = [
+            (
+                record_ids[i], collection_id, batch.keys[i], modality, batch.contents[i], batch.uris[i],
+                json_text(batch.metadata[i]), batch.content_hashes[i], batch.row_hashes[i],
+            )
+            for i in fresh
+        ]  # fmt: skip
+        if rows:
+            self._tx.insert("records", _RECORD_COLUMNS, rows)
+            self._note_records(added=[batch.row_hashes[i] for i in fresh], serials=len(rows))
+        changed = [
+            position
+            for position, key in enumerate(batch.keys)
+            if key in existing and existing[key].row_hash != batch.row_hashes[position]
+        ] if existing else []  # fmt: skip
+        if changed:
+            self._overwrite(batch, changed, record_ids, [existing[batch.keys[i]].row_hash for i in changed])
+        return record_ids
+
+    def _overwrite(
+        self, batch: Batch, changed: list[int], record_ids: list[int], old_hashes: list[bytes]
+    ) -> None:
+        self._tx.many(
+            f"UPDATE records SET modality = :modality, content = :content, uri = :uri, metadata = CAST(:metadata AS {self._tx.dialect.json_type}),"
+            " content_hash = :content_hash, row_hash = :row_hash WHERE record_id = :record_id",
+            [
+                {
+                    "modality": batch.modality.value, "content": batch.contents[i], "uri": batch.uris[i],
+                    "metadata": self._tx.dialect.json_text(batch.metadata[i]),
+                    "content_hash": batch.content_hashes[i], "row_hash": batch.row_hashes[i],
+                    "record_id": record_ids[i],
+                }
+                for i in changed
+            ],
+        )  # fmt: skip
+        self._log_changed([record_ids[i] for i in changed])
+        self._note_records(added=[batch.row_hashes[i] for i in changed], removed=old_hashes)
+
+    def _write_vectors(
+        self,
+        space: SpaceRow,
+        batch: Batch,
+        record_ids: list[int],
+        existing: dict[str, Existing],
+        given: SpaceVectors | None,
+        *,
+        must_have: bool,
+    ) -> set[int]:
+        """Write the new vectors of one space; the places of the batch whose vector is new."""
+        stored = find_vectors(
+            self._tx, space.space_id, [found.record_id for found in existing.values()]
+        ) if existing else {}  # fmt: skip
+        positions = [] if given is None else given.positions
+        if must_have:
+            self._check_covered(batch, existing, record_ids, stored, set(positions))
+        if given is None or not len(positions):
+            return set()
+        dim = given.matrix.shape[1]
+        n_bytes = dim * 4
+        packed = memoryview(np.ascontiguousarray(given.matrix, dtype="<f4").tobytes())
+        base = space.space_id * ID_SHIFT
+        seq = space.last_seq
+        rows: list[Row] = []
+        dead: list[tuple[int, bytes]] = []
+        fresh: set[int] = set()
+        for line, position in enumerate(positions):
+            vec = packed[line * n_bytes : (line + 1) * n_bytes]
+            hashed = vector_hash(batch.keys[position], vec)
+            old = stored.get(record_ids[position]) if stored else None
+            if old is not None:
+                if old[1] == hashed:
+                    continue
+                dead.append(old)
+            seq += 1
+            rows.append((base + seq, space.space_id, record_ids[position], hashed, vec))
+            fresh.add(position)
+        self._kill_vectors(space, dead)
+        if rows:
+            self._tx.insert("vectors", _VECTOR_COLUMNS, rows)
+            space = self._spaces[space.name]
+            self._spaces[space.name] = replace(
+                space, dim=dim, last_seq=seq, n_live=space.n_live + len(rows),
+                digest=shift_digest(space.digest, added=[row[3] for row in rows]),
+            )  # fmt: skip
+            self._touched = True
+        return fresh
+
+    @staticmethod
+    def _check_covered(
+        batch: Batch,
+        existing: dict[str, Existing],
+        record_ids: list[int],
+        stored: dict[int, tuple[int, bytes]],
+        covered: set[int],
+    ) -> None:
+        """Raise ``Raced`` where a record that was thought encoded has no vector of this content any more."""
+        if len(covered) == len(batch):
+            return
+        for position, key in enumerate(batch.keys):
+            if position in covered or batch.contents[position] is None:
+                continue
+            found = existing.get(key)
+            same = found is not None and found.content_hash == batch.content_hashes[position]
+            if not same or record_ids[position] not in stored:
+                raise Raced
+
+    def delete(self, record_ids: Sequence[int]) -> int:
+        """Delete records by id, with their vectors in every space; the number deleted."""
+        n_deleted = 0
+        ids = self._tx.dialect.members("ids", "integer")
+        for start in range(0, len(record_ids), _CHUNK):
+            chunk = self._tx.dialect.list_parameter(list(record_ids[start : start + _CHUNK]))
+            found = self._tx.all(f"SELECT record_id, row_hash FROM records WHERE record_id IN {ids}", {"ids": chunk})
+            if not found:
+                continue
+            for space in list(self._spaces.values()):
+                vectors = self._tx.all(
+                    "SELECT vector_id, row_hash FROM vectors"
+                    f" WHERE space_id = :space AND record_id IN {ids}",
+                    {"space": space.space_id, "ids": chunk},
+                )
+                self._kill_vectors(space, [(vector_id, bytes(hashed)) for vector_id, hashed in vectors])
+            self._tx.run(f"DELETE FROM records WHERE record_id IN {ids}", {"ids": chunk})
+            self._log_changed([record_id for record_id, _ in found])
+            self._note_records(removed=[bytes(hashed) for _, hashed in found])
+            n_deleted += len(found)
+        return n_deleted
+
+    def set_recipe(self, space_name: str, recipe: str) -> None:
+        """Note by which recipe a space is searched."""
+        self._spaces[space_name] = replace(self._spaces[space_name], recipe=recipe)
+        self._touched = True
+
+    def _kill_vectors(self, space: SpaceRow, dead: Sequence[tuple[int, bytes]]) -> None:
+        if not dead:
+            return
+        ids = self._tx.dialect.members("ids", "integer")
+        for start in range(0, len(dead), _CHUNK):
+            chunk = [vector_id for vector_id, _ in dead[start : start + _CHUNK]]
+            self._tx.run(
+                f"DELETE FROM vectors WHERE vector_id IN {ids}", {"ids": self._tx.dialect.list_parameter(chunk)}
+            )
+        base = space.space_id * ID_SHIFT
+        self._tx.insert(
+            "dead_vectors",
+            ["space_id", "change", "seq"],
+            [(space.space_id, self._change, vector_id - base) for vector_id, _ in dead],
+        )
+        space = self._spaces[space.name]
+        self._spaces[space.name] = replace(
+            space, n_live=space.n_live - len(dead),
+            digest=shift_digest(space.digest, removed=[hashed for _, hashed in dead]),
+        )  # fmt: skip
+        self._touched = True
+
+    def _log_changed(self, record_ids: Sequence[int]) -> None:
+        self._tx.insert(
+            "changed_records",
+            ["collection_id", "change", "record_id"],
+            [(self._collection.collection_id, self._change, record_id) for record_id in record_ids],
+        )
+
+    def _note_records(
+        self, *, added: Sequence[bytes] = (), removed: Sequence[bytes] = (), serials: int = 0
+    ) -> None:
+        self._collection = replace(
+            self._collection,
+            n_records=self._collection.n_records + len(added) - len(removed),
+            last_serial=self._collection.last_serial + serials,
+            digest=shift_digest(self._collection.digest, added=added, removed=removed),
+        )
+        self._touched = True
+
+    def finish(self) -> int:
+        """Write counters, digests and the commit's identity; the collection's newest change number."""
+        if not self._touched:
+            return self._collection.last_change
+        one = self._collection
+        self._tx.run(
+            "UPDATE collections SET last_change = :change, last_serial = :last_serial, n_records = :n_records,"
+            " digest = :digest WHERE collection_id = :collection",
+            {
+                "change": self._change, "last_serial": one.last_serial, "n_records": one.n_records,
+                "digest": one.digest, "collection": one.collection_id,
+            },
+        )  # fmt: skip
+        for space in self._spaces.values():
+            self._tx.run(
+                "UPDATE spaces SET dim = :dim, last_seq = :last_seq, n_live = :n_live, digest = :digest,"
+                " recipe = :recipe WHERE space_id = :space",
+                {
+                    "dim": space.dim, "last_seq": space.last_seq, "n_live": space.n_live,
+                    "digest": space.digest, "recipe": space.recipe, "space": space.space_id,
+                },
+            )  # fmt: skip
+        self._tx.insert(
+            "commits",
+            ["collection_id", "change", "commit_id"],
+            [(one.collection_id, self._change, catalog.new_commit_id())],
+        )
+        return self._change
+
+
+def shift_digest(digest: bytes, *, added: Sequence[bytes] = (), removed: Sequence[bytes] = ()) -> bytes:
+    """A digest after rows came and went: the sum of 16-byte row hashes, modulo 2**64 in each half.
+
+    The sum does not depend on the order of the rows, so two stores with the same rows have the same digest.
+    """
+    total = np.frombuffer(digest, "<u8").copy()
+    with np.errstate(over="ignore"):
+        if added:
+            total += _halves(added).sum(axis=0, dtype=np.uint64)
+        if removed:
+            total -= _halves(removed).sum(axis=0, dtype=np.uint64)
+    return total.tobytes()
+
+
+def _halves(hashes: Sequence[bytes]) -> Any:
+    return np.frombuffer(b"".join(hashes), "<u8").reshape(-1, 2)  # (n, 2)

@@ -1,0 +1,258 @@
+"""A store: the folder or database that holds collections, opened by ``embedstore.open``."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from embedstore.collection import Collection, CollectionDefaults
+from embedstore.errors import CollectionNotFound, EncoderMismatch, InvalidInput, NotAStore, StoreNotFound
+from embedstore.model import Metric, choose
+from embedstore.searching.search import CollectionSearch
+from embedstore.storage import catalog
+from embedstore.storage.database import Database, Transaction
+from embedstore.storage.layout import CACHE_NAME, DATABASE_NAME, SCHEMA_REVISION
+from embedstore.storage.sqlite import SQLiteDatabase
+from embedstore.version import __version__
+
+if TYPE_CHECKING:
+    from embedstore.encoders import Encoder
+    from embedstore.storage.catalog import SpaceRow
+
+_LOG = logging.getLogger("embedstore")
+DEFAULT_LOCK_TIMEOUT = 10.0
+MAX_NAME_BYTES = 200
+
+
+class Store:
+    """Holds collections. Thread-safe; usable as a context manager, which closes it.
+
+    ``path`` is the store's folder; with ``database``, the folder of its caches on this machine.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        database: str | None = None,
+        lock_timeout: float = DEFAULT_LOCK_TIMEOUT,
+        allow_network: bool = False,
+    ) -> None:
+        self.path = Path(path)
+        self._allow_network = allow_network
+        self._guard = threading.RLock()
+        self._encoders: dict[str, Encoder] = {}
+        self._checked = False
+        if database is None:
+            self.database: Database = SQLiteDatabase(self.path, lock_timeout=lock_timeout)
+        else:
+            from embedstore.storage.postgres import PostgresDatabase
+
+            self.database = PostgresDatabase(database, lock_timeout=lock_timeout)
+        self.search = CollectionSearch(self.path / CACHE_NAME)
+
+    def __repr__(self) -> str:
+        return f"Store({self.database.address!r})"
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give back files and connections. A closed store opens itself again when it is next used."""
+        self.search.close()
+        self.database.close()
+        for encoder in self._encoders.values():
+            encoder.close()
+        self._encoders.clear()
+        self._checked = False
+
+    # ---- collections
+
+    def collection(
+        self,
+        name: str,
+        *,
+        encoder: str | None = None,
+        metric: str = "cosine",
+        recipe: str = "flat",
+        dim: int | None = None,
+    ) -> Collection:
+        """The collection called ``name``; it is created by its first write.
+
+        encoder: what makes its vectors: 'minilm' (the default), 'none' for vectors computed elsewhere, 'st:NAME',
+        'hf:NAME@layer=-2,pool=mean' or a model folder. Raises EncoderMismatch for a collection made by another.
+        metric: 'cosine', 'dot' or 'euclidean'; recipe: the name of an index recipe; dim: the dimension of vectors
+        computed elsewhere (else the first vector fixes it). They matter only when the collection is created.
+        """
+        check_collection_name(name)
+        defaults = CollectionDefaults(encoder, choose(Metric, metric, "metric"), recipe, dim)
+        collection = Collection(self, name, defaults)
+        if encoder is not None and self.exists():
+            self._check_encoder(name, encoder)
+        return collection
+
+    def existing_collection(self, name: str) -> Collection:
+        """The collection called ``name``; CollectionNotFound, with those there are, where it does not exist."""
+        names = self.collections()
+        if name not in names:
+            listed = ", ".join(names) if names else "none"
+            raise CollectionNotFound(f"{self.database.address} has no collection {name!r}; it has: {listed}")
+        return self.collection(name)
+
+    def collections(self) -> list[str]:
+        """The names of the collections, sorted. Raises StoreNotFound where there is no store."""
+        with self.reading() as transaction:
+            return [row.name for row in catalog.all_collections(transaction)]
+
+    def delete_collection(self, name: str) -> int:
+        """Delete a collection with its records, vectors and caches; the number of records deleted."""
+        collection = self.existing_collection(name)
+        return collection.drop()
+
+    def stats(self) -> dict[str, Any]:
+        """What the store is and holds, as plain values."""
+        with self.reading() as transaction:
+            rows = catalog.all_collections(transaction)
+            identity = catalog.store_uuid(transaction)
+        return {
+            "store": self.database.address, "uuid": identity, "schema": SCHEMA_REVISION,
+            "collections": {row.name: row.n_records for row in rows},
+        }  # fmt: skip
+
+    # ---- the database
+
+    def exists(self) -> bool:
+        """Whether the store has been created."""
+        return self.database.exists()
+
+    @contextmanager
+    def reading(self) -> Iterator[Transaction]:
+        """A snapshot of the store. Raises StoreNotFound or NotAStore where there is none."""
+        self._ready()
+        with self.database.read() as transaction:
+            yield transaction
+
+    def ensure(self) -> None:
+        """Create the store where it does not exist yet, and bring its tables up to date."""
+        with self._guard:
+            if not self.database.exists():
+                self.database.create()
+                with self.database.write() as transaction:
+                    if transaction.one("SELECT 1 FROM store_info WHERE name = 'uuid'") is None:
+                        catalog.note_store(transaction, __version__)
+            self._ready()
+
+    def _ready(self) -> None:
+        with self._guard:
+            if self._checked:
+                return
+            if not self.database.exists():
+                self._refuse_missing()
+            from embedstore.storage.revision import bring_up_to_date
+
+            bring_up_to_date(self.database, self.path)
+            self._checked = True
+
+    def _refuse_missing(self) -> None:
+        if isinstance(self.database, SQLiteDatabase) and self.path.exists():
+            if not self.path.is_dir():
+                raise NotAStore(f"{self.path} is a file; a store is a folder")
+            if any(self.path.iterdir()) and not (self.path / DATABASE_NAME).exists():
+                raise NotAStore(f"{self.path} is a folder but no store: it has no {DATABASE_NAME}")
+        raise StoreNotFound(
+            f"there is no store at {self.database.address}; the first write creates one, or give --store another path"
+        )
+
+    # ---- encoders
+
+    def encoder_of(self, space: SpaceRow) -> Encoder:
+        """The encoder that made a space; EncoderMismatch where what is found makes other vectors."""
+        from embedstore.encoders import EncoderSpec, load_encoder
+
+        if not space.encoder:
+            raise InvalidInput(
+                f"the space {space.name!r} holds vectors computed elsewhere and has no encoder: search with a vector,"
+                " or by keywords (mode='text')"
+            )
+        with self._guard:
+            held = self._encoders.get(space.fingerprint)
+            if held is None:
+                pinned = EncoderSpec.from_json(space.encoder)
+                held = load_encoder(pinned.name, pinned=pinned, allow_network=self._allow_network)
+                assert held is not None
+                self._encoders[space.fingerprint] = held
+            return held
+
+    def load_encoder(self, name: str) -> Encoder | None:
+        """A new encoder by name; None for 'none'."""
+        from embedstore.encoders import load_encoder
+
+        encoder = load_encoder(name, allow_network=self._allow_network)
+        if encoder is not None:
+            with self._guard:
+                encoder = self._encoders.setdefault(encoder.spec.fingerprint, encoder)
+        return encoder
+
+    def _check_encoder(self, name: str, asked: str) -> None:
+        with self.reading() as transaction:
+            row = catalog.find_collection(transaction, name)
+            if row is None:
+                return
+            space = catalog.spaces_of(transaction, row.collection_id)[row.default_space]
+        if not space.encoder:
+            if asked != "none":
+                raise EncoderMismatch(
+                    f"the collection {name!r} holds vectors computed elsewhere (encoder 'none'), not made by {asked!r};"
+                    " leave the encoder out, or take another collection"
+                )
+            return
+        from embedstore.encoders import EncoderSpec
+
+        pinned = EncoderSpec.from_json(space.encoder)
+        if asked == pinned.name:
+            return
+        found = None if asked == "none" else self.load_encoder(asked)
+        if found is None or found.spec.fingerprint != space.fingerprint:
+            described = "vectors computed elsewhere" if found is None else found.spec.describe()
+            raise EncoderMismatch(
+                f"the space {space.name!r} of {name!r} was made by {pinned.describe()}, not by {described};"
+                " leave the encoder out, or take another collection"
+            )
+
+
+def check_collection_name(name: str) -> None:
+    """InvalidInput for a name that is empty, too long, or has control characters or surrogates."""
+    if not isinstance(name, str):
+        raise InvalidInput(f"a name must be a string, not {type(name).__name__}")
+    try:
+        n_bytes = len(name.encode())
+    except UnicodeEncodeError:
+        raise InvalidInput(f"the name {ascii(name)} is not Unicode text") from None
+    if not 0 < n_bytes <= MAX_NAME_BYTES or not name.isprintable() or name != name.strip():
+        raise InvalidInput(
+            f"the name {ascii(name[:60])} cannot be used: names have 1 to {MAX_NAME_BYTES} bytes, only printable"
+            " characters, and no blanks at their ends"
+        )
+
+
+def open_store(
+    path: str | os.PathLike[str],
+    *,
+    database: str | None = None,
+    lock_timeout: float = DEFAULT_LOCK_TIMEOUT,
+    allow_network: bool = False,
+) -> Store:
+    """Open the store in the folder ``path``; it is created by its first write.
+
+    database: a SQLAlchemy URL (``postgresql+psycopg://user@host/name``); the folder then holds only caches.
+    lock_timeout: seconds to wait for another writer. allow_network: whether encoder weights may be downloaded.
+    """
+    return Store(path, database=database, lock_timeout=lock_timeout, allow_network=allow_network)

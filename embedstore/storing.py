@@ -1,0 +1,183 @@
+"""Writes batches of records: decides what must be encoded, encodes it outside any lock, and commits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from embedstore.errors import InvalidInput, InvalidRecord, SpaceMismatch, SpaceNotFound
+from embedstore.model import FloatMatrix, Metric, WriteReport
+from embedstore.records import Batch, check_finite
+from embedstore.storage import catalog
+from embedstore.storage.catalog import CollectionRow, SpaceRow
+from embedstore.storage.database import Database, Transaction
+from embedstore.storage.writing import CollectionWriter, Raced, SpaceVectors, find_existing, find_vectors
+
+if TYPE_CHECKING:
+    from embedstore.encoders import Encoder
+
+_MAX_ATTEMPTS = 10
+
+Encoding = Callable[[SpaceRow], "Encoder"]
+"""Gives the encoder of a space."""
+
+
+@dataclass(slots=True)
+class Encoded:
+    """What was computed for one batch: vectors by space and place, and how many texts were cut short."""
+
+    vectors: dict[str, dict[int, np.ndarray]] = field(default_factory=dict)
+    n_encoded: int = 0
+    n_truncated: int = 0
+
+
+def encoder_spaces(spaces: dict[str, SpaceRow]) -> dict[str, SpaceRow]:
+    """Those spaces whose vectors an encoder makes."""
+    return {name: space for name, space in spaces.items() if space.encoder}
+
+
+def encode_batch(
+    database: Database, collection: str, batch: Batch, encoder_of: Encoding, encoded: Encoded | None = None
+) -> Encoded:
+    """Encode those texts of a batch that have no vector yet in a space with an encoder.
+
+    What ``encoded`` already holds, from an earlier attempt, is kept. Equal texts are encoded once.
+    """
+    encoded = encoded if encoded is not None else Encoded()
+    with database.read() as transaction:
+        row = catalog.find_collection(transaction, collection)
+        assert row is not None  # created before anything is encoded
+        spaces = encoder_spaces(catalog.spaces_of(transaction, row.collection_id))
+        needed = {
+            name: _needed(transaction, row, space, batch, encoded.vectors.get(name, {}))
+            for name, space in spaces.items()
+        }
+    for name, positions in needed.items():
+        first_with: dict[bytes | None, int] = {}
+        for position in positions:
+            first_with.setdefault(batch.content_hashes[position], position)
+        texts = [batch.contents[position] or "" for position in first_with.values()]
+        if not texts:
+            continue
+        result = encoder_of(spaces[name]).encode(texts)
+        line_of = {content_hash: line for line, content_hash in enumerate(first_with)}
+        made = encoded.vectors.setdefault(name, {})
+        for position in positions:
+            made[position] = result.vectors[line_of[batch.content_hashes[position]]]
+        encoded.n_encoded += len(texts)
+        encoded.n_truncated += result.n_truncated
+    return encoded
+
+
+def _needed(
+    transaction: Transaction, collection: CollectionRow, space: SpaceRow, batch: Batch, made: dict[int, np.ndarray]
+) -> list[int]:
+    """The places of a batch whose text has no vector in a space, neither stored nor given nor made."""
+    existing = find_existing(transaction, collection.collection_id, batch.keys)
+    stored = find_vectors(transaction, space.space_id, [one.record_id for one in existing.values()])
+    given = batch.vectors.get(space.name)
+    needed = []
+    for position, key in enumerate(batch.keys):
+        if batch.contents[position] is None or position in made:
+            continue
+        if given is not None and given[position] is not None:
+            continue
+        found = existing.get(key)
+        same = found is not None and found.content_hash == batch.content_hashes[position]
+        if not (same and found is not None and found.record_id in stored):
+            needed.append(position)
+    return needed
+
+
+def commit_batch(
+    database: Database,
+    collection: str,
+    batch: Batch,
+    encoder_of: Encoding,
+    *,
+    replace_existing: bool,
+    encoded: Encoded | None = None,
+    timeout: float | None = None,
+    also: Callable[[Transaction], None] | None = None,
+) -> WriteReport:
+    """Encode what needs it and commit a batch whole; ``also`` runs in the same transaction.
+
+    Raises DuplicateKey (unless ``replace_existing``), SpaceMismatch or InvalidRecord with nothing written.
+    """
+    encoded = encode_batch(database, collection, batch, encoder_of, encoded)
+    for _ in range(_MAX_ATTEMPTS):
+        try:
+            with database.write(timeout) as transaction:
+                row = catalog.find_collection(transaction, collection)
+                if row is None:
+                    raise InvalidInput(f"the collection {collection!r} was deleted by another process")
+                spaces = catalog.spaces_of(transaction, row.collection_id)
+                vectors = _vectors_by_space(batch, spaces, encoded)
+                writer = CollectionWriter(transaction, row)
+                report = writer.upsert(
+                    batch, vectors, encoded_spaces=frozenset(encoder_spaces(spaces)), replace_existing=replace_existing
+                )
+                writer.finish()
+                if also is not None:
+                    also(transaction)
+            report.encoded, report.truncated = encoded.n_encoded, encoded.n_truncated
+            return report
+        except Raced:
+            encoded = encode_batch(database, collection, batch, encoder_of, encoded)
+    raise InvalidInput(f"other writers kept changing the records of this batch of {collection!r}; try again")
+
+
+def _vectors_by_space(batch: Batch, spaces: dict[str, SpaceRow], encoded: Encoded) -> dict[str, SpaceVectors]:
+    """Given and computed vectors of a batch as one checked matrix a space."""
+    by_space: dict[str, SpaceVectors] = {}
+    for name in batch.vectors:
+        if name not in spaces:
+            raise SpaceNotFound(f"a record brings a vector for the space {name!r}; there are {', '.join(spaces)}")
+    for name, space in spaces.items():
+        given = batch.vectors.get(name)
+        made = encoded.vectors.get(name, {})
+        if given is None and not made:
+            continue
+        lines = list(given) if given is not None else [None] * len(batch)
+        for position, vector in made.items():
+            lines[position] = vector
+        positions = [position for position, line in enumerate(lines) if line is not None]
+        if not positions:
+            continue
+        by_space[name] = SpaceVectors(positions, _stacked(batch, space, [lines[p] for p in positions], positions))
+    return by_space
+
+
+def _stacked(
+    batch: Batch, space: SpaceRow, lines: Sequence[np.ndarray | None], positions: Sequence[int]
+) -> FloatMatrix:
+    dim = space.dim
+    for line, position in zip(lines, positions, strict=True):
+        assert line is not None
+        if dim is None:
+            dim = line.shape[0]
+        if line.shape[0] != dim:
+            raise SpaceMismatch(
+                f"row {batch.row_numbers[position]}, key {batch.keys[position]!r}: the vector has"
+                f" {line.shape[0]} numbers; the space {space.name!r} holds {dim}"
+            )
+    matrix = np.stack([line for line in lines if line is not None])  # (n, dim)
+    rows = [batch.row_numbers[position] for position in positions]
+    check_finite(matrix, rows, "vector", nonzero=Metric(space.metric) is Metric.COSINE)
+    return matrix
+
+
+def refuse_given_vectors(batch: Batch, spaces: dict[str, SpaceRow]) -> None:
+    """Refuse vectors that a user brings for a space whose vectors an encoder makes."""
+    for name, lines in batch.vectors.items():
+        if name in spaces and spaces[name].encoder:
+            position = next((p for p, line in enumerate(lines) if line is not None), None)
+            if position is not None:
+                raise InvalidRecord(
+                    f"the vectors of space {name!r} are made by its encoder; leave the vector out, or keep vectors"
+                    " computed elsewhere in a collection with encoder='none'",
+                    row=batch.row_numbers[position], field="vector",
+                )  # fmt: skip
