@@ -1,36 +1,48 @@
 """embedstore: a latent embedding store with semantic search.
 
-``embedstore.open("library")`` opens a store; see ``Store``, ``Collection`` and ``Space``.
+``embedstore.open("library")`` opens a store; see ``Store``, ``Collection`` and ``Space``. The names below are imported
+when they are first used, so that ``import embedstore`` and ``embedstore --help`` cost next to nothing.
 """
 
-from embedstore.errors import (
-    CollectionNotFound,
-    DuplicateKey,
-    EmbedstoreError,
-    EncoderMismatch,
-    EncoderUnavailable,
-    InvalidFilter,
-    InvalidInput,
-    InvalidRecord,
-    MissingDependency,
-    NotAStore,
-    RecordNotFound,
-    SpaceMismatch,
-    SpaceNotFound,
-    StorageFailed,
-    StorageFull,
-    StoreDamaged,
-    StoreLocked,
-    StoreNotFound,
-    UnknownField,
-    UnsupportedFormat,
-)
-from embedstore.model import Hit, Hits, Metric, Modality, Mode, Record, WriteReport
-from embedstore.store import Store
-from embedstore.store import open_store as open
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from embedstore.version import __version__
 
+if TYPE_CHECKING:
+    from embedstore.collection import Collection
+    from embedstore.errors import (
+        CollectionNotFound,
+        DuplicateKey,
+        EmbedstoreError,
+        EncoderMismatch,
+        EncoderUnavailable,
+        InvalidFilter,
+        InvalidInput,
+        InvalidRecord,
+        MissingDependency,
+        NotAStore,
+        RecordNotFound,
+        SpaceMismatch,
+        SpaceNotFound,
+        StorageFailed,
+        StorageFull,
+        StoreDamaged,
+        StoreLocked,
+        StoreNotFound,
+        UnknownField,
+        UnsupportedFormat,
+    )
+    from embedstore.model import Hit, Hits, Metric, Modality, Mode, Record, WriteReport
+    from embedstore.space import Space
+    from embedstore.store import Store
+    from embedstore.store import open_store as open
+    from embedstore.vector import Vector
+
 __all__ = [
+    "Collection",
     "CollectionNotFound",
     "DuplicateKey",
     "EmbedstoreError",
@@ -48,6 +60,7 @@ __all__ = [
     "NotAStore",
     "Record",
     "RecordNotFound",
+    "Space",
     "SpaceMismatch",
     "SpaceNotFound",
     "StorageFailed",
@@ -58,7 +71,27 @@ __all__ = [
     "StoreNotFound",
     "UnknownField",
     "UnsupportedFormat",
+    "Vector",
     "WriteReport",
     "__version__",
     "open",
 ]
+
+_MODULES = {
+    "Collection": "collection", "Space": "space", "Store": "store", "Vector": "vector", "open": "store",
+    "Hit": "model", "Hits": "model", "Metric": "model", "Modality": "model", "Mode": "model", "Record": "model",
+    "WriteReport": "model",
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'embedstore' has no attribute {name!r}")
+    module = importlib.import_module(f"embedstore.{_MODULES.get(name, 'errors')}")
+    value = getattr(module, "open_store" if name == "open" else name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

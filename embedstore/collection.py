@@ -34,6 +34,7 @@ from embedstore.vector import Vector
 if TYPE_CHECKING:
     import pyarrow
 
+    from embedstore.encoders import Encoder
     from embedstore.store import Store
 
 DEFAULT_ENCODER = "minilm"
@@ -460,7 +461,7 @@ class Collection:
         Vectors computed elsewhere are given as ``vectors={name: array}`` in a record.
         """
         from embedstore.indexing.recipes import find_recipe
-        from embedstore.store import check_collection_name
+        from embedstore.names import check_collection_name
 
         check_collection_name(name)
         self.create()
@@ -567,6 +568,19 @@ class Collection:
     def defaults(self) -> CollectionDefaults:
         """How the collection is made when its first write creates it."""
         return self._defaults
+
+    def encoded_space_names(self) -> list[str]:
+        """The spaces that an encoder fills; what they will be, where the collection does not exist yet."""
+        rows = self._space_rows()
+        if rows:
+            return [name for name, row in rows.items() if row.encoder]
+        return [] if self._defaults.encoder == "none" else ["text"]
+
+    def encoder(self, space: str | None = None) -> Encoder:
+        """The encoder of a space; InvalidInput where it has none."""
+        with self._store.reading() as transaction:
+            row = self._space_row(transaction, self._row(transaction), space)
+        return self._store.encoder_of(row)
 
     def _row(self, transaction: Transaction) -> CollectionRow:
         row = catalog.find_collection(transaction, self.name)

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import orjson
@@ -59,6 +59,25 @@ class Batch:
         return len(self.keys)
 
 
+class KeyMemory(Protocol):
+    """Remembers keys; ``add`` raises DuplicateKey for one that it has."""
+
+    def add(self, key: str, row: int) -> None:
+        """Note a key and the row that holds it."""
+
+
+class _BatchKeys:
+    """The keys of one batch."""
+
+    def __init__(self) -> None:
+        self._keys: set[str] = set()
+
+    def add(self, key: str, row: int) -> None:
+        if key in self._keys:
+            raise DuplicateKey(f"key {shown(key)} was given before in this input", row=row, field="key")
+        self._keys.add(key)
+
+
 class Preparer:
     """Turns mappings into batches, remembering nothing but the keys of the batch in hand.
 
@@ -83,27 +102,28 @@ class Preparer:
 
         Raises InvalidRecord for what cannot be stored, DuplicateKey for a key given twice.
         """
+        return self.prepare_numbered(enumerate(records, start=first_row))
+
+    def prepare_numbered(
+        self, records: Iterable[tuple[int, Mapping[str, Any]]], seen: KeyMemory | None = None
+    ) -> Batch:
+        """Check and hash records that come with their row numbers; ``seen`` remembers the keys of other batches."""
         batch = Batch()
-        seen: set[str] = set()
-        n_before = 0
-        for row, record in enumerate(records, start=first_row):
+        memory: KeyMemory = _BatchKeys() if seen is None else seen
+        for row, record in records:
             try:
-                self._append(batch, seen, row, record)
+                self._append(batch, memory, row, record)
             except InvalidRecord as error:
                 if self._on_error is None:
                     raise
                 self._on_error(error, record if isinstance(record, Mapping) else {})
-                continue
-            n_before += 1
         return batch
 
-    def _append(self, batch: Batch, seen: set[str], row: int, record: Mapping[str, Any]) -> None:
+    def _append(self, batch: Batch, seen: KeyMemory, row: int, record: Mapping[str, Any]) -> None:
         if not isinstance(record, Mapping):
             raise InvalidRecord(f"a record must be a mapping of fields, not {type(record).__name__}", row=row)
         fields = dict(record)
         key = check_key(fields.pop("key", None), row)
-        if key in seen:
-            raise DuplicateKey(f"key {shown(key)} was given before in this input", row=row, field="key")
         content = check_text(fields.pop("text", None), row, required=self._text_required)
         uri = check_uri(fields.pop("uri", None), row)
         vectors = self._take_vectors(fields, row)
@@ -112,7 +132,7 @@ class Preparer:
         metadata = metadata_json(merge_metadata(fields, row), row, batch.kinds)
         content_bytes = None if content is None else content.encode()
         content_hash = None if content_bytes is None else blake2b(content_bytes, digest_size=HASH_BYTES).digest()
-        seen.add(key)
+        seen.add(key, row)
         batch.keys.append(key)
         batch.contents.append(content)
         batch.uris.append(uri)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from embedstore.collection import Collection, CollectionDefaults
 from embedstore.errors import CollectionNotFound, EncoderMismatch, InvalidInput, NotAStore, StoreNotFound
 from embedstore.model import Metric, choose
+from embedstore.names import check_collection_name
 from embedstore.searching.search import CollectionSearch
 from embedstore.storage import catalog
 from embedstore.storage.database import Database, Transaction
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger("embedstore")
 DEFAULT_LOCK_TIMEOUT = 10.0
-MAX_NAME_BYTES = 200
 
 
 class Store:
@@ -150,12 +150,16 @@ class Store:
                         catalog.note_store(transaction, __version__)
             self._ready()
 
+    def require(self) -> None:
+        """Raise StoreNotFound or NotAStore where there is no store."""
+        if not self.database.exists():
+            self._refuse_missing()
+
     def _ready(self) -> None:
         with self._guard:
             if self._checked:
                 return
-            if not self.database.exists():
-                self._refuse_missing()
+            self.require()
             from embedstore.storage.revision import bring_up_to_date
 
             bring_up_to_date(self.database, self.path)
@@ -226,21 +230,6 @@ class Store:
                 f"the space {space.name!r} of {name!r} was made by {pinned.describe()}, not by {described};"
                 " leave the encoder out, or take another collection"
             )
-
-
-def check_collection_name(name: str) -> None:
-    """InvalidInput for a name that is empty, too long, or has control characters or surrogates."""
-    if not isinstance(name, str):
-        raise InvalidInput(f"a name must be a string, not {type(name).__name__}")
-    try:
-        n_bytes = len(name.encode())
-    except UnicodeEncodeError:
-        raise InvalidInput(f"the name {ascii(name)} is not Unicode text") from None
-    if not 0 < n_bytes <= MAX_NAME_BYTES or not name.isprintable() or name != name.strip():
-        raise InvalidInput(
-            f"the name {ascii(name[:60])} cannot be used: names have 1 to {MAX_NAME_BYTES} bytes, only printable"
-            " characters, and no blanks at their ends"
-        )
 
 
 def open_store(

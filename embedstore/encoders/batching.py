@@ -57,6 +57,9 @@ def run_all(
         for group in groups:
             fill(group)
     else:
-        with ThreadPoolExecutor(n_workers) as pool:
+        pool = ThreadPoolExecutor(n_workers)
+        try:
             list(pool.map(fill, groups))  # drained, so that an error of any batch is raised here
+        finally:  # an interrupt does not wait for the batches that have not begun
+            pool.shutdown(wait=True, cancel_futures=True)
     return vectors

@@ -1,8 +1,8 @@
-"""An ONNX graph of a BERT encoder, written straight from its safetensors with onnxruntime's fused operators.
+"""An ONNX graph of a BERT encoder, written from its safetensors with onnxruntime's fused operators.
 
-Attention, bias with GELU, and residual with layer norm are one operator each, so nothing is left to optimise when
-the graph is opened, and no torch is needed to write it. Weights lie outside the graph in one file that
-onnxruntime maps into memory.
+Attention, bias with GELU, and residual with layer norm are one operator each, so nothing is left to
+optimise when the graph is opened, and no torch is needed to write it. Weights lie outside the graph
+in one file that onnxruntime maps into memory.
 
 Source: the layers of Devlin et al. 2018, arXiv:1810.04805, as transformers' BertModel computes them.
 """
@@ -79,7 +79,7 @@ class _Graph:
     def constant(self, name: str, value: npt.NDArray[Any]) -> str:
         from onnx import numpy_helper
 
-        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+        self.constants.append(numpy_helper.from_array(np.asarray(value, order="C"), name))
         return name
 
     def node(self, operator: str, inputs: list[str], outputs: list[str], **attributes: Any) -> str:
@@ -95,11 +95,11 @@ class _Graph:
         for layer in range(self.n_layers):
             x = self.layer(layer, x)
         self.pooled(x)
-        size = ["n_texts", "n_tokens"]
+        size, value = ["n_texts", "n_tokens"], helper.make_tensor_value_info
         graph = helper.make_graph(
             self.nodes, "bert",
-            [helper.make_tensor_value_info(name, TensorProto.INT64, size) for name in ("input_ids", "attention_mask")],
-            [helper.make_tensor_value_info("sentence_embedding", TensorProto.FLOAT, ["n_texts", self.model.dim])],
+            [value("input_ids", TensorProto.INT64, size), value("attention_mask", TensorProto.INT64, size)],
+            [value("sentence_embedding", TensorProto.FLOAT, ["n_texts", self.model.dim])],
             self.constants,
         )  # fmt: skip
         opsets = [helper.make_opsetid("", _OPSET), helper.make_opsetid(_FUSED, 1)]
@@ -129,7 +129,8 @@ class _Graph:
         weights = np.concatenate([self.weight(f"{part}.weight").T for part in parts], axis=1)  # (dim, 3 dim)
         biases = np.concatenate([self.weight(f"{part}.bias") for part in parts])
         attended = self.node(
-            "Attention", [x, self.constant(f"{name}.qkv", weights), self.constant(f"{name}.qkv_bias", biases), "n_read"],
+            "Attention",
+            [x, self.constant(f"{name}.qkv", weights), self.constant(f"{name}.qkv_bias", biases), "n_read"],
             [f"{name}.attended"], domain=_FUSED, num_heads=self.n_heads,
         )  # fmt: skip
         between = self.residual(f"{name}.attention.output", attended, x)
@@ -147,7 +148,8 @@ class _Graph:
         product = self.product(f"{name}.dense", x)
         bias = self.constant(f"{name}.bias", self.weight(f"{name}.dense.bias"))
         return self.node(
-            "SkipLayerNormalization", [product, skipped, *self.norm(f"{name}.LayerNorm"), bias], [f"{name}.normed"],
+            "SkipLayerNormalization", [product, skipped, *self.norm(f"{name}.LayerNorm"), bias],
+            [f"{name}.normed"],
             domain=_FUSED, epsilon=self.epsilon,
         )  # fmt: skip
 

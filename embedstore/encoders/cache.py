@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -62,35 +62,51 @@ def read_json(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def sha256_of(path: Path, progress: Callable[[int], None] | None = None) -> str:
+def sha256_of(path: Path) -> str:
     """SHA-256 of a file in hex, read piece by piece."""
     digest = hashlib.sha256()
     with path.open("rb", buffering=0) as file:
         while piece := file.read(1 << 20):
             digest.update(piece)
-            if progress is not None:
-                progress(len(piece))
     return digest.hexdigest()
 
 
 def known_sha256(path: Path) -> str:
     """SHA-256 of a file in hex, remembered while the file's size and times stay the same.
 
-    The memory is one small JSON in the cache folder; where that cannot be written the file is hashed each time.
+    The memory is one small JSON in the cache folder; where that cannot be written the file is hashed
+    each time.
     Raises OSError where the file cannot be read.
     """
     resolved = path.resolve(strict=True)
-    stat = resolved.stat()
-    # ctime too: a copy over the file can keep its mtime
-    state = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
-    name = hashlib.blake2b(os.fsencode(resolved), digest_size=16).hexdigest()
-    memory = cache_folder() / "sha256" / f"{name}.json"
-    known = read_json(memory)
-    if known.get("state") == state and known.get("path") == str(resolved):
+    known = read_json(_memory_of(resolved))
+    if known.get("state") == _state_of(resolved) and known.get("path") == str(resolved):
         return str(known["sha256"])
+    state = _state_of(resolved)  # before the reading, so that a change meanwhile is seen the next time
     digest = sha256_of(resolved)
+    _remember(resolved, state, digest)
+    return digest
+
+
+def remember_sha256(path: Path, digest: str) -> None:
+    """Note the SHA-256 of a file that was just written, for ``known_sha256``."""
+    resolved = path.resolve(strict=True)
+    _remember(resolved, _state_of(resolved), digest)
+
+
+def _memory_of(resolved: Path) -> Path:
+    name = hashlib.blake2b(os.fsencode(resolved), digest_size=16).hexdigest()
+    return cache_folder() / "sha256" / f"{name}.json"
+
+
+def _state_of(resolved: Path) -> list[int]:
+    """What changes with the file; the change time too, since a copy over the file can keep its mtime."""
+    stat = resolved.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+
+
+def _remember(resolved: Path, state: list[int], digest: str) -> None:
     try:
-        write_json(memory, {"path": str(resolved), "state": state, "sha256": digest})
+        write_json(_memory_of(resolved), {"path": str(resolved), "state": state, "sha256": digest})
     except OSError as error:
         logger.debug("cannot remember the digest of %s: %s", resolved, error)
-    return digest

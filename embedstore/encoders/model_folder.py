@@ -112,7 +112,7 @@ def read_sentence_transformer(folder: Path) -> TextModel:
     own = _read(transformer / "sentence_bert_config.json", dict, optional=True)
     prompts = _read(folder / "config_sentence_transformers.json", dict, optional=True)
     query_prompt, text_prompt = _prompts(prompts)
-    pooling = next((value for kind, value in settings if kind == "Pooling"), {})
+    pooling: dict[str, Any] = next((value for kind, value in settings if kind == "Pooling"), {})
     modes = pooling.get("modes", [])
     if pooling.get("include_prompt") is False and (query_prompt or text_prompt):
         raise EncoderUnavailable(
@@ -149,8 +149,8 @@ def read_transformer(
         raise EncoderUnavailable(
             f"the model in {folder} has an encoder and a decoder; only one stack is supported"
         )
-    n_layers = next((int(architecture[key]) for key in ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
-                     if isinstance(architecture.get(key), int)), 0)  # fmt: skip
+    words = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+    n_layers = next((int(architecture[key]) for key in words if isinstance(architecture.get(key), int)), 0)
     if n_layers == 0:
         raise EncoderUnavailable(f"config.json in {folder} does not say how many layers the model has")
     index = n_layers if layer is None else layer + n_layers + 1 if layer < 0 else layer
@@ -304,13 +304,11 @@ def _weights_files(folder: Path, kinds: list[str], folders: list[Path]) -> tuple
             continue
         wanted = sorted(place.glob("model*.safetensors"))
         if not wanted:
-            pickled = sorted(path.name for path in place.glob("*.bin")) + sorted(
-                path.name for path in place.glob("*.pt")
-            )
+            pickled = sorted(path.name for path in place.iterdir() if path.suffix in (".bin", ".pt", ".ckpt"))
             if pickled:
                 raise EncoderUnavailable(
-                    f"{place} holds its weights only as a pickle ({pickled[0]}), which can run code when it is"
-                    " loaded; convert them to model.safetensors"
+                    f"{place} holds its weights only as a pickle ({pickled[0]}), which can run code when"
+                    " it is loaded; convert them to model.safetensors"
                 )
             raise EncoderUnavailable(f"there is no model.safetensors in {place}")
         found += [path.relative_to(folder) for path in wanted]

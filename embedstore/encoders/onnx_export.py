@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import logging
@@ -9,6 +10,7 @@ import os
 import shutil
 import tempfile
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,17 @@ from typing import Any
 import numpy as np
 
 from embedstore.encoders import bert_graph
-from embedstore.encoders.cache import cache_folder, known_sha256, read_json, write_json
+from embedstore.encoders.batching import pad
+from embedstore.encoders.cache import (
+    cache_folder,
+    known_sha256,
+    read_json,
+    remember_sha256,
+    sha256_of,
+    write_json,
+)
 from embedstore.encoders.model_folder import TextModel
-from embedstore.encoders.onnx_text import OnnxText
+from embedstore.encoders.onnx_text import OnnxText, open_session, run_session
 from embedstore.encoders.reference import CHECK_TEXTS, MINILM_BEGINNINGS, differs
 from embedstore.encoders.spec import MINILM, EncoderSpec
 from embedstore.encoders.tokens import Tokens, load_tokenizer
@@ -30,6 +40,8 @@ logger = logging.getLogger("embedstore")
 EXPORTER_VERSION = 1
 """Part of the folder's name; raised whenever an export would come out differently."""
 
+_GRAPH = "model.onnx"
+_TOKENIZER = "tokenizer.json"
 _RECORD = "export.json"
 _PATIENCE_SECONDS = 900.0
 _PACKAGES = ("onnxruntime", "onnxscript", "torch", "transformers", "sentence-transformers")
@@ -44,12 +56,12 @@ class Export:
     @property
     def graph(self) -> Path:
         """The ONNX file; its weights lie beside it."""
-        return self.folder / "model.onnx"
+        return self.folder / _GRAPH
 
     @property
     def tokenizer(self) -> Path:
         """The tokenizer as the model's own library sets it up."""
-        return self.folder / "tokenizer.json"
+        return self.folder / _TOKENIZER
 
 
 class ExportFailed(Exception):
@@ -81,14 +93,14 @@ def ensure_export(model: TextModel, spec: EncoderSpec) -> Export | None:
 
     try:
         with FileLock(folder.with_suffix(".lock"), timeout=_PATIENCE_SECONDS):
-            found = _checked(folder)
+            found = _checked(folder, warn=True)
             if found is None:
                 found = _make(model, spec, folder)
             return found.export
     except Timeout:
         raise EncoderUnavailable(
-            f"another process has been preparing {spec.name} in {folder} for {_PATIENCE_SECONDS / 60:.0f} minutes;"
-            " wait for it or end it, then try again"
+            f"another process has been preparing {spec.name} in {folder} for"
+            f" {_PATIENCE_SECONDS / 60:.0f} minutes; wait for it or end it, then try again"
         ) from None
 
 
@@ -99,21 +111,24 @@ class _Found:
     export: Export | None
 
 
-def _checked(folder: Path) -> _Found | None:
-    """What lies in ``folder`` if it is whole and made by these versions; None where it must be made."""
+def _checked(folder: Path, *, warn: bool = False) -> _Found | None:
+    """What lies in ``folder`` if it is whole; None where it must be made, or tried with newer versions."""
     record = read_json(folder / _RECORD)
     if not record:
         return None
     if "failed" in record:
         return _Found(None) if record.get("versions") == _versions() else None
-    for name, wanted in record.get("files", {}).items():
+    files = record.get("files", {})
+    for name in (_GRAPH, _TOKENIZER, *files):
         path = folder / name
         try:
+            wanted = files[name]
             whole = path.stat().st_size == wanted["size"] and known_sha256(path) == wanted["sha256"]
         except (OSError, KeyError, TypeError):
             whole = False
         if not whole:
-            logger.warning("%s is damaged; it is made again", path)
+            if warn:
+                logger.warning("%s is damaged; it is made again", path)
             return None
     return _Found(Export(folder))
 
@@ -130,6 +145,9 @@ def _versions() -> dict[str, str]:
 
 def _make(model: TextModel, spec: EncoderSpec, folder: Path) -> _Found:
     """Export into a temporary folder beside ``folder`` and put it in place whole."""
+    for left_over in folder.parent.glob(f".{folder.name}.*"):  # by a process that was killed
+        shutil.rmtree(left_over, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
         record: dict[str, Any] = {"spec": dataclasses.asdict(spec), "versions": _versions()}
@@ -143,6 +161,8 @@ def _make(model: TextModel, spec: EncoderSpec, folder: Path) -> _Found:
         if folder.exists():
             shutil.rmtree(folder)
         os.replace(temporary, folder)
+        for name, kept in record.get("files", {}).items():
+            remember_sha256(folder / name, kept["sha256"])
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return _Found(None if "failed" in record else Export(folder))
@@ -165,19 +185,19 @@ def _kept(path: Path) -> dict[str, Any]:
     """Flush a file to the disk; its size and SHA-256."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
-    return {"size": path.stat().st_size, "sha256": known_sha256(path)}
+    return {"size": path.stat().st_size, "sha256": sha256_of(path)}
 
 
 def _write_export(model: TextModel, spec: EncoderSpec, folder: Path) -> None:
     """Write graph, weights and tokenizer, and check them; ExportFailed says what is wrong."""
     if spec.family == MINILM:  # its weights and tokenizer are known to the byte, so torch need not be there
         bert_graph.write_bert_graph(model, folder)
-        shutil.copyfile(model.transformer / "tokenizer.json", folder / "tokenizer.json")
+        shutil.copyfile(model.transformer / "tokenizer.json", folder / _TOKENIZER)
         expected, n_numbers = MINILM_BEGINNINGS, MINILM_BEGINNINGS.shape[1]
         _check(model, folder, expected, n_numbers)
         return
     torch_text = TorchText(model, device="cpu")
-    torch_text.tokenizer.save(str(folder / "tokenizer.json"))
+    torch_text.tokenizer.save(str(folder / _TOKENIZER))
     texts = check_tokens(model, folder)
     expected = np.stack([torch_text.encode_query(text) for text in texts])
     if bert_graph.is_possible(model):
@@ -194,7 +214,7 @@ def _write_export(model: TextModel, spec: EncoderSpec, folder: Path) -> None:
 
 def check_tokens(model: TextModel, folder: Path) -> list[Tokens]:
     """The token ids of the texts that an export is checked with."""
-    tokenizer = load_tokenizer(folder / "tokenizer.json", model.max_tokens)
+    tokenizer = load_tokenizer(folder / _TOKENIZER, model.max_tokens)
     return [encoding.ids for encoding in tokenizer.encode_batch(list(CHECK_TEXTS))]
 
 
@@ -202,12 +222,9 @@ def _check(model: TextModel, folder: Path, expected: Any, n_numbers: int) -> Non
     """Raise ExportFailed unless the export in ``folder`` makes the expected beginnings of vectors."""
     texts = check_tokens(model, folder)
     try:
-        runner = OnnxText(folder / "model.onnx", dim=model.dim, pad_id=pad_id(model))
+        runner = OnnxText(folder / _GRAPH, dim=model.dim, pad_id=pad_id(model))
         alone = np.stack([runner.encode_query(text) for text in texts])
-        from embedstore.encoders.batching import pad
-        from embedstore.encoders.onnx_text import open_session, run_session
-
-        together = run_session(open_session(folder / "model.onnx", packed=True), *pad(texts, pad_id(model)))
+        together = run_session(open_session(folder / _GRAPH, packed=True), *pad(texts, pad_id(model)))
     # onnxruntime raises its own errors, RuntimeError and ValueError for a graph it cannot run.
     except Exception as error:
         raise ExportFailed(f"onnxruntime cannot run it: {' '.join(str(error).split())[:300]}") from error
@@ -244,11 +261,13 @@ def _export_with_torch(torch_text: TorchText, folder: Path) -> None:
                     input_names=["input_ids", "attention_mask"], output_names=["sentence_embedding"],
                     dynamic_shapes={"input_ids": size, "attention_mask": size},
                 )  # fmt: skip
+                if program is None:
+                    raise ExportFailed("torch's exporter returned nothing")
                 program.save(str(plain), external_data=True)
             options = onnxruntime.SessionOptions()
             options.log_severity_level = 3
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-            options.optimized_model_filepath = str(folder / "model.onnx")
+            options.optimized_model_filepath = str(folder / _GRAPH)
             options.add_session_config_entry(
                 "session.optimized_model_external_initializers_file_name", bert_graph.WEIGHTS_FILE
             )
@@ -260,18 +279,15 @@ def _export_with_torch(torch_text: TorchText, folder: Path) -> None:
             torch_text.module.eval()  # the exporter leaves it in training mode
 
 
-def _silent_exporter() -> Any:
-    """A context in which the exporter's own log lines about absent packages are not shown."""
-    import contextlib
-
-    @contextlib.contextmanager
-    def silent() -> Any:
-        exporter = logging.getLogger("torch.onnx")
-        level = exporter.level
-        exporter.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            exporter.setLevel(level)
-
-    return silent()
+@contextlib.contextmanager
+def _silent_exporter() -> Iterator[None]:
+    """The exporter's own log lines, about absent packages and each of its passes, are not shown."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnx_ir", "onnxscript")]
+    levels = [each.level for each in loggers]
+    try:
+        for each in loggers:
+            each.setLevel(logging.ERROR)
+        yield
+    finally:
+        for each, level in zip(loggers, levels, strict=True):
+            each.setLevel(level)

@@ -1,4 +1,4 @@
-"""Which of onnxruntime and torch encodes faster on this machine: measured once, remembered beside the export."""
+"""Which of onnxruntime and torch encodes faster on this machine, measured once."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _N_TEXTS = 32
 
 
 def remembered_winner(folder: Path) -> str | None:
-    """``onnx`` or ``torch``, as measured on this machine with these versions; None where it was not measured."""
+    """``onnx`` or ``torch``, as measured on this machine with these versions; None where not measured."""
     known = read_json(folder / "race.json")
     winner = known.get("winner")
     return winner if known.get("machine") == _machine() and winner in ("onnx", "torch") else None

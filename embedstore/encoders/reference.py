@@ -26,11 +26,11 @@ MINILM_BEGINNINGS = np.array(
     ],
     dtype=np.float32,
 )
-"""The first eight numbers of minilm's vector of each text, by sentence-transformers 6.2 and torch 2.13, float32."""
+"""The first eight numbers of minilm's vector of each text, by sentence-transformers 6.2 on torch 2.13."""
 
 
 def differs(found: FloatMatrix, expected: FloatMatrix) -> str | None:
-    """How ``found`` differs from ``expected``, both (n, dim), in words; None where they are the same vectors."""
+    """How ``found`` differs from ``expected``, both (n, dim), in words; None where they are the same."""
     if found.shape != expected.shape:
         return f"vectors have shape {found.shape} instead of {expected.shape}"
     if not np.isfinite(found).all():

@@ -50,9 +50,11 @@ def load_encoder(
     """The encoder of that name; None for ``none``.
 
     name: ``minilm``, ``st:NAME_OR_PATH`` (sentence-transformers), ``hf:NAME_OR_PATH@layer=-2,pool=mean``
-        (transformers; pool mean, first, last or max; also normalize=true, max_tokens=N), a folder of either kind,
-        a name that another package registers under the entry-point group ``embedstore.encoders``, or ``none``.
-    pinned: what made the vectors of a space. The encoder is looked for where it was then, and must be the same.
+        (transformers; pool mean, first, last or max; also normalize=true, max_tokens=N), a folder of
+        either kind, a name that another package registers under the entry-point group
+        ``embedstore.encoders``, or ``none``.
+    pinned: what made the vectors of a space. The encoder is looked for where it was then, and must be
+        the same.
     allow_network: whether a model that is not on this machine may be downloaded.
 
     The model itself is loaded when it is first used.
@@ -85,7 +87,7 @@ def _understand(name: str) -> _Request:
         model, options = _with_options(rest) if kind == "hf" else (rest, ())
         return _Request(kind, _absolute(model), options)
     folder = Path(name).expanduser()
-    if folder.is_dir():
+    if name and folder.is_dir():
         if is_sentence_transformer(folder):
             return _Request("st", _absolute(name))
         if is_transformer(folder):
@@ -97,7 +99,7 @@ def _understand(name: str) -> _Request:
 
 
 def _absolute(model: str) -> str:
-    """A local folder by its absolute path, so that the name holds in every working directory; a hub name as it is."""
+    """A local folder by its absolute path, so that the name holds in every folder; a hub name as it is."""
     folder = Path(model).expanduser()
     return str(folder.resolve()) if folder.is_dir() else model
 

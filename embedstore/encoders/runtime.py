@@ -20,7 +20,8 @@ _PACKAGES = (
 def describe_runtime(verify: bool = True) -> dict[str, Any]:
     """JSON-ready facts, found without importing what they are about.
 
-    minilm: ``found`` (whether it is there), ``location``, ``origin``, ``verified`` and ``problem`` (None or one line);
+    minilm: ``found`` (whether it is there), ``location``, ``origin``, ``verified``, ``problem`` (None or
+        one line);
     export: ``cached``, ``folder``, ``faster`` (onnx, torch, or None where it was not measured);
     versions: package to version, None where it is not installed; cache_folder.
     """

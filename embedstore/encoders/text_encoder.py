@@ -15,7 +15,7 @@ from embedstore.encoders.race import WORTH_TOKENS, remembered_winner, run_race
 from embedstore.encoders.spec import EncoderSpec
 from embedstore.encoders.tokens import TextTokenizer, Tokens, checked
 from embedstore.encoders.torch_text import TorchText, pad_id
-from embedstore.errors import EncoderUnavailable
+from embedstore.errors import EncoderUnavailable, InvalidInput
 from embedstore.model import FloatMatrix, FloatVector
 
 _TEXTS_AT_ONCE = 4096
@@ -23,7 +23,7 @@ _TEXTS_AT_ONCE = 4096
 
 
 class TextEncoder:
-    """A text model behind the ``Encoder`` protocol. It is loaded when it is first used, and safe to share by threads."""
+    """A text model behind the ``Encoder`` protocol, loaded when it is first used; threads may share it."""
 
     def __init__(self, spec: EncoderSpec, model: TextModel) -> None:
         self._spec = spec
@@ -35,6 +35,7 @@ class TextEncoder:
         self._onnx: OnnxText | None = None
         self._torch: TorchText | None = None
         self._winner: str | None = None
+        self._n_bulk_tokens = 0
 
     @property
     def spec(self) -> EncoderSpec:
@@ -48,7 +49,9 @@ class TextEncoder:
         EncoderUnavailable where the model cannot be loaded.
         """
         if isinstance(texts, str):
-            checked(None, None)
+            raise InvalidInput(
+                "encode() takes a sequence of texts and was given one text; put it into a list"
+            )
         vectors: FloatMatrix = np.empty((len(texts), self._spec.dim), dtype=np.float32)
         n_truncated = 0
         for start in range(0, len(texts), _TEXTS_AT_ONCE):
@@ -100,7 +103,8 @@ class TextEncoder:
             if self._onnx is None or self._export is None:
                 assert self._torch is not None
                 return self._torch
-            if sum(map(len, ids)) < WORTH_TOKENS:
+            self._n_bulk_tokens += sum(map(len, ids))  # over all calls, since an ingest comes in batches
+            if self._n_bulk_tokens < WORTH_TOKENS:
                 return self._onnx
             self._winner = self._winner or remembered_winner(self._export.folder)
             if self._winner == "onnx":

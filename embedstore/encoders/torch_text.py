@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
@@ -37,7 +36,7 @@ class TorchText:
         with _quiet():
             try:
                 self.module, tokenizer = _load(model)
-            # Libraries raise OSError, ValueError, KeyError, SafetensorError and more for one fact: no such model.
+            # Libraries raise OSError, ValueError, KeyError and more for the one fact: no such model.
             except Exception as error:
                 reason = " ".join(str(error).split())[:300]
                 raise EncoderUnavailable(f"the model in {model.folder} cannot be loaded: {reason}") from error
@@ -88,22 +87,20 @@ def _quiet() -> Iterator[None]:
 
     with _quiet_lock:
         shown = logging.is_progress_bar_enabled()
-        logging.disable_progress_bar()
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 yield
         finally:
             if shown:
-                logging.enable_progress_bar()
+                logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _load(model: TextModel) -> tuple[Any, Any]:
     """The module that pools, on the CPU in float32, and the library's tokenizer."""
     import torch
 
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # else a later fork warns on stderr
-    # Eager attention exports cleanly and on a CPU is as fast.
     options = {"use_safetensors": True, "dtype": torch.float32}
     if model.family == TRANSFORMERS:
         from transformers import AutoModel, AutoTokenizer
@@ -149,6 +146,9 @@ def _hidden_states_module(network: Any, model: TextModel) -> Any:
 
     is_last = model.layer == int(getattr(network.config, "num_hidden_layers", -1))
 
+    # Decoders would also return keys and values of attention, which nobody reads.
+    no_cache = {"use_cache": False} if hasattr(network.config, "use_cache") else {}
+
     class HiddenStates(nn.Module):
         """One hidden state of a transformer, pooled, as a function of two tensors."""
 
@@ -158,10 +158,11 @@ def _hidden_states_module(network: Any, model: TextModel) -> Any:
 
         def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
             found = self.network(
-                input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=not is_last, use_cache=False
-            ) if model.architecture.get("use_cache") is not None else self.network(
-                input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=not is_last
-            )  # fmt: skip
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                output_hidden_states=not is_last,
+                **no_cache,
+            )
             states = found.last_hidden_state if is_last else found.hidden_states[model.layer]
             vectors = _pooled(torch, states, attention_mask, model.pool)
             return nn.functional.normalize(vectors, dim=1) if model.normalize else vectors

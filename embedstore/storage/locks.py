@@ -8,10 +8,18 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-from filelock import FileLock, Timeout
+from typing import TYPE_CHECKING
 
 from embedstore.errors import StorageFailed, StoreLocked
+
+if TYPE_CHECKING:
+    from filelock import FileLock
+
+
+def _file_lock(path: Path) -> FileLock:
+    from filelock import FileLock  # here, because readers never need it and it takes long to import
+
+    return FileLock(path, thread_local=False, mode=0o600)
 
 
 class ProcessLock:
@@ -24,7 +32,7 @@ class ProcessLock:
         self._path = path
         self._holder_path = path.with_suffix(".holder")
         self._thread_lock = threading.Lock()
-        self._file_lock = FileLock(path, thread_local=False, mode=0o600)
+        self._file_lock = _file_lock(path)
         self._pid = os.getpid()
 
     @contextmanager
@@ -45,6 +53,8 @@ class ProcessLock:
             self._thread_lock.release()
 
     def _acquire_file(self, timeout: float) -> None:
+        from filelock import Timeout
+
         try:
             self._file_lock.acquire(timeout=max(timeout, 0), poll_interval=0.01)
         except Timeout:

@@ -1,0 +1,49 @@
+"""``embedstore collections``, ``spaces`` and ``stats``."""
+
+from __future__ import annotations
+
+import click
+
+from embedstore.cli.state import State, pass_state
+
+
+@click.command("collections")
+@pass_state
+def collections_command(state: State) -> None:
+    """List the collections of the store."""
+    from embedstore.cli.output import print_rows
+
+    with state.opened() as store:
+        rows = []
+        for name in store.collections():
+            collection = store.collection(name)
+            spaces = [space.name for space in collection.spaces()]
+            rows.append({"collection": name, "records": len(collection), "spaces": ", ".join(spaces)})
+        print_rows(rows, state.format_, empty="the store has no collections yet")
+
+
+@click.command("spaces")
+@click.argument("collection")
+@pass_state
+def spaces_command(state: State, collection: str) -> None:
+    """List the spaces of COLLECTION."""
+    from embedstore.cli.output import print_rows
+
+    with state.collection(collection) as found:
+        shown = ("name", "dim", "metric", "recipe", "n_vectors", "encoder")
+        print_rows(
+            [{name: described[name] for name in shown} for described in (s.describe() for s in found.spaces())],
+            state.format_,
+        )
+
+
+@click.command("stats")
+@click.argument("collection", required=False)
+@pass_state
+def stats_command(state: State, collection: str | None) -> None:
+    """Tell what the store holds, or COLLECTION: records, fields, spaces, digests."""
+    from embedstore.cli.output import print_mapping
+
+    with state.opened() as store:
+        stats = store.stats() if collection is None else store.existing_collection(collection).stats()
+        print_mapping(stats, state.format_)

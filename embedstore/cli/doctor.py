@@ -1,0 +1,98 @@
+"""``embedstore doctor``."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from embedstore.cli.state import State, pass_state
+
+
+@click.command("doctor")
+@pass_state
+def doctor_command(state: State) -> None:
+    """Tell what this machine has: FAISS, GPU, model weights, SQLite; and what to do about each."""
+    from embedstore.cli.output import print_rows
+
+    findings = list(_findings(state))
+    print_rows(findings, state.format_)
+    if any(finding["state"] == "missing" for finding in findings):
+        raise click.exceptions.Exit(1)
+
+
+def _finding(what: str, state: str, found: str, advice: str = "") -> dict[str, Any]:
+    return {"what": what, "state": state, "found": found, "advice": advice}
+
+
+def _findings(state: State) -> Iterator[dict[str, Any]]:
+    yield _finding("Python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
+    yield from _faiss()
+    yield from _sqlite()
+    yield from _encoders()
+    yield _store(state)
+
+
+def _faiss() -> Iterator[dict[str, Any]]:
+    from importlib.metadata import version
+
+    from embedstore.optional import faiss_distributions, faiss_problem, load_faiss
+
+    problem = faiss_problem()
+    if problem is not None:
+        found = " and ".join(faiss_distributions()) or "none"
+        yield _finding("FAISS", "missing", found, problem)
+        return
+    faiss = load_faiss()
+    named = ", ".join(f"{name} {version(name)}" for name in faiss_distributions()) or f"module {faiss.__version__}"
+    yield _finding("FAISS", "ok", f"{named}, {faiss.omp_get_max_threads()} threads")
+    has_gpu_code = hasattr(faiss, "StandardGpuResources")
+    n_gpus = faiss.get_num_gpus() if has_gpu_code else 0
+    if n_gpus:
+        yield _finding("GPU", "ok", f"{n_gpus} visible to FAISS")
+    elif has_gpu_code:
+        yield _finding("GPU", "none", "a GPU build of FAISS, but no GPU", "it works on the CPU")
+    else:
+        yield _finding(
+            "GPU", "none", "a CPU build of FAISS",
+            "for a GPU: pip uninstall faiss-cpu, then pip install 'embedstore[gpu]'",
+        )  # fmt: skip
+
+
+def _sqlite() -> Iterator[dict[str, Any]]:
+    import sqlite3
+
+    found = f"SQLite {sqlite3.sqlite_version}"
+    with sqlite3.connect(":memory:") as connection:
+        options = {row[0] for row in connection.execute("PRAGMA compile_options")}
+    connection.close()
+    if "ENABLE_FTS5" not in options:
+        yield _finding("SQLite", "missing", found, "this build has no FTS5, which keyword search needs")
+    elif sqlite3.sqlite_version_info < (3, 38):
+        yield _finding("SQLite", "missing", found, "filters need 3.38 or newer; use a newer Python build")
+    else:
+        yield _finding("SQLite", "ok", f"{found} with FTS5")
+
+
+def _encoders() -> Iterator[dict[str, Any]]:
+    from embedstore.encoders import describe_runtime
+
+    runtime = describe_runtime()
+    for name, value in runtime.items():
+        missing = value is None or value == "not installed"
+        yield _finding(str(name), "none" if missing else "ok", "" if value is None else str(value))
+
+
+def _store(state: State) -> dict[str, Any]:
+    from embedstore.errors import EmbedstoreError
+
+    try:
+        with state.opened() as store:
+            stats = store.stats()
+    except EmbedstoreError as error:
+        return _finding("store", "none", state.store, str(error))
+    return _finding("store", "ok", f"{stats['store']}: {len(stats['collections'])} collections")
+
+

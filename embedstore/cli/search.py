@@ -1,0 +1,89 @@
+"""``embedstore search``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from embedstore.cli.state import State, pass_state
+
+if TYPE_CHECKING:
+    from embedstore.collection import Collection
+    from embedstore.model import Hits
+
+
+@click.command("search")
+@click.argument("collection")
+@click.argument("query", required=False)
+@click.option("-k", "k", type=int, default=10, show_default=True, help="How many hits.")
+@click.option("--where", metavar="EXPR", help="Only records for which this holds: \"year >= 2015 AND lang = 'en'\".")
+@click.option("--mode", type=click.Choice(["vector", "text", "hybrid"]), default="vector", show_default=True,
+              help="By meaning, by keywords, or both ranks fused.")
+@click.option("--space", metavar="NAME", help="The space to search; else the collection's first one.")
+@click.option("--like", multiple=True, metavar="KEY", help="Near this record. Repeatable.")
+@click.option("--unlike", multiple=True, metavar="KEY", help="Far from this record. Repeatable.")
+@click.option("--mmr", type=float, metavar="W", help="From 0 to 1: below 1, hits are chosen to differ as well.")
+@click.option("--offset", type=int, default=0, show_default=True, help="How many hits to skip.")
+@click.option("--queries", metavar="FILE", help="Many queries at once: a file, or -, of rows with a field text; each"
+              " hit then names its query (the row's key or id).")
+@click.option("--explain", is_flag=True, help="Say on stderr how the answer was computed.")
+@pass_state
+def search_command(
+    state: State, collection: str, query: str | None, queries: str | None, explain: bool, **options: Any
+) -> None:
+    """Find the records of COLLECTION that are nearest to QUERY.
+
+    \b
+    embedstore search films "a heist in space" --where "year >= 1990" -k 5
+    embedstore search films --like alien --unlike aliens
+    """
+    from embedstore.cli.output import print_rows, records_as_rows
+
+    with state.collection(collection) as found:
+        if queries is not None:
+            if query is not None:
+                raise click.UsageError("give either QUERY or --queries")
+            print_rows(_many(found, queries, options), state.format_)
+            return
+        hits = found.search(query, **options)
+        print_rows(records_as_rows(hits), state.format_)
+        if explain:
+            _explain(state, hits)
+
+
+def _explain(state: State, hits: Hits) -> None:
+    exactness = "exact" if hits.exact else "approximate"
+    details = ", ".join(f"{name} {value}" for name, value in hits.explanation.items())
+    print(f"{exactness}: {hits.plan}" + (f" ({details})" if details else ""), file=click.get_text_stream("stderr"))
+
+
+def _many(collection: Collection, path: str, options: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The hits of every query in a file, each with the query's key."""
+    import sys
+
+    from embedstore.errors import InvalidInput
+    from embedstore.ingesting.options import KEY_FIELDS
+    from embedstore.ingesting.sources import open_sources
+
+    for source in open_sources([path], stdin=sys.stdin.buffer):
+        rows = list(source.rows())
+        texts = [row.fields.get("text") for row in rows]
+        for row, text in zip(rows, texts, strict=True):
+            if not isinstance(text, str) or not text.strip():
+                raise InvalidInput(f"{source.name}, row {row.number}: a query needs a field 'text' with words in it")
+        names = [
+            str(next((row.fields[name] for name in KEY_FIELDS if row.fields.get(name) is not None), row.number))
+            for row in rows
+        ]
+        plain = options["mode"] == "vector" and not (options["like"] or options["unlike"] or options["offset"])
+        if plain and options["mmr"] is None:
+            answers = collection.search_batch(
+                [str(text) for text in texts], options["k"], where=options["where"], space=options["space"]
+            )
+        else:
+            answers = [collection.search(text, **options) for text in texts]
+        for name, hits in zip(names, answers, strict=True):
+            for hit in hits:
+                yield {"query": name, **hit.to_dict()}

@@ -1,0 +1,256 @@
+"""Writes collections to files and reads them back, losing nothing: Parquet, or JSON lines.
+
+Both begin with a description of the spaces (in Parquet the schema's metadata, in JSON lines a first line), so that
+vectors come back only to spaces of the same encoder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+import orjson
+
+from embedstore.errors import EncoderMismatch, InvalidInput, StorageFailed
+from embedstore.filters import Node
+from embedstore.filters.parse import Where
+from embedstore.model import Metric, WriteReport
+from embedstore.reading import checked_where, stream_records, vectors_of
+from embedstore.storage import catalog
+from embedstore.storage.catalog import CollectionRow, SpaceRow
+from embedstore.storage.database import Transaction
+from embedstore.storing import Encoded, commit_batch
+from embedstore.tables import BATCH_ROWS, scan_batches
+
+if TYPE_CHECKING:
+    import pyarrow
+
+    from embedstore.collection import Collection
+
+_FORMAT = 1
+_HEADER = "embedstore_export"
+_SUFFIXES = (".parquet", ".jsonl")
+
+
+def export_collection(collection: Collection, path: str, *, where: Where | None, vectors: bool) -> int:
+    """Write the records under a filter to ``path``; the file appears only when it is whole."""
+    target = Path(path)
+    if target.suffix not in _SUFFIXES:
+        raise InvalidInput(f"{path} must end in .parquet or .jsonl, which say how to write it")
+    write: Callable[..., int] = _write_parquet if target.suffix == ".parquet" else _write_json_lines
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with collection.store.reading() as transaction:
+            row = catalog.find_collection(transaction, collection.name)
+            if row is None:
+                raise InvalidInput(f"the collection {collection.name!r} does not exist yet")
+            tree = None if where is None else checked_where(transaction, row, where)
+            spaces = catalog.spaces_of(transaction, row.collection_id)
+            filled = {name: space for name, space in spaces.items() if vectors and space.dim is not None}
+            with temporary.open("xb") as file:
+                n = write(file, transaction, row, tree, spaces, filled)
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except OSError as error:
+        raise StorageFailed(f"{path} cannot be written: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return n
+
+
+def _header(row: CollectionRow, spaces: Mapping[str, SpaceRow]) -> dict[str, Any]:
+    return {
+        "format": _FORMAT, "collection": row.name, "default_space": row.default_space,
+        "spaces": [
+            {
+                "name": space.name, "dim": space.dim, "metric": space.metric, "encoder": space.encoder,
+                "fingerprint": space.fingerprint, "recipe": space.recipe,
+            }
+            for space in spaces.values()
+        ],
+    }  # fmt: skip
+
+
+def _write_parquet(
+    file: BinaryIO,
+    transaction: Transaction,
+    row: CollectionRow,
+    where: Node | None,
+    spaces: Mapping[str, SpaceRow],
+    filled: Mapping[str, SpaceRow],
+) -> int:
+    import pyarrow
+    import pyarrow.parquet
+
+    columns = ["key", "text", "uri", "metadata", *(f"vector.{name}" for name in filled)]
+    n = 0
+    writer: Any = None
+    for batch in scan_batches(transaction, row, where, columns):
+        if writer is None:
+            writer = pyarrow.parquet.ParquetWriter(file, _schema(batch.schema, row, spaces), compression="zstd")
+        writer.write_batch(batch)
+        n += batch.num_rows
+    if writer is None:
+        schema = pyarrow.schema([(name, pyarrow.string()) for name in columns[:4]])
+        writer = pyarrow.parquet.ParquetWriter(file, _schema(schema, row, spaces))
+    writer.close()
+    return n
+
+
+def _schema(schema: pyarrow.Schema, row: CollectionRow, spaces: Mapping[str, SpaceRow]) -> pyarrow.Schema:
+    return schema.with_metadata({_HEADER: json.dumps(_header(row, spaces))})
+
+
+def _write_json_lines(
+    file: BinaryIO,
+    transaction: Transaction,
+    row: CollectionRow,
+    where: Node | None,
+    spaces: Mapping[str, SpaceRow],
+    filled: Mapping[str, SpaceRow],
+) -> int:
+    options = orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY
+    file.write(orjson.dumps({_HEADER: _header(row, spaces)}, option=options))
+    n = 0
+    stream = stream_records(transaction, row, where)
+    while chunk := list(islice(stream, BATCH_ROWS)):
+        ids = [record_id for record_id, _ in chunk]
+        held = {name: vectors_of(transaction, space.space_id, ids) for name, space in filled.items()}
+        for record_id, record in chunk:
+            line: dict[str, Any] = {"key": record.key, "text": record.content, "metadata": record.metadata}
+            if record.uri is not None:
+                line["uri"] = record.uri
+            vectors = {
+                name: np.frombuffer(found[record_id], "<f4") for name, found in held.items() if record_id in found
+            }
+            if vectors:
+                line["vectors"] = vectors
+            file.write(orjson.dumps(line, option=options))
+        n += len(chunk)
+    return n
+
+
+# ---- import
+
+
+def import_collection(collection: Collection, path: str) -> WriteReport:
+    """Upsert the records of a file that ``export`` wrote, with their vectors."""
+    source = Path(path)
+    if not source.is_file():
+        raise InvalidInput(f"there is no file {path!r}")
+    if source.suffix == ".parquet":
+        header, records = _read_parquet(source)
+    elif source.suffix == ".jsonl":
+        header, records = _read_json_lines(source)
+    else:
+        raise InvalidInput(f"{path} must end in .parquet or .jsonl; other files are read by ingest")
+    spaces = _checked_header(header, path)
+    _prepare_spaces(collection, spaces, header["default_space"])
+    preparer = collection.preparer()
+    report = WriteReport()
+    row = 1
+    while chunk := list(islice(records, BATCH_ROWS)):
+        batch = preparer.prepare(chunk, first_row=row)
+        report += commit_batch(
+            collection.store.database, collection.name, batch, collection.store.encoder_of, replace_existing=True,
+            encoded=Encoded(),
+        )  # fmt: skip
+        row += len(chunk)
+    collection.refresh()
+    return report
+
+
+def _checked_header(header: dict[str, Any] | None, path: str) -> list[dict[str, Any]]:
+    if header is None or not isinstance(header.get("spaces"), list):
+        raise InvalidInput(f"{path} was not written by export; bring it in with ingest")
+    if header.get("format") != _FORMAT:
+        raise InvalidInput(f"{path} has export format {header.get('format')}; this release reads {_FORMAT}")
+    return list(header["spaces"])
+
+
+def _prepare_spaces(collection: Collection, spaces: list[dict[str, Any]], default_space: str) -> None:
+    """Make the spaces that the file describes, or hold those there are against them."""
+    store = collection.store
+    store.ensure()
+    with store.database.write() as transaction:
+        row = catalog.find_collection(transaction, collection.name)
+        if row is None:
+            row = catalog.create_collection(transaction, collection.name, default_space)
+        held = catalog.spaces_of(transaction, row.collection_id)
+        for fields in spaces:
+            name = str(fields["name"])
+            if name not in held:
+                Metric(fields["metric"])
+                catalog.create_space(
+                    transaction, row.collection_id, name, dim=fields["dim"], metric=fields["metric"],
+                    encoder=fields["encoder"], fingerprint=fields["fingerprint"], recipe=fields["recipe"],
+                )  # fmt: skip
+            elif (held[name].fingerprint, held[name].metric) != (fields["fingerprint"], fields["metric"]):
+                raise EncoderMismatch(
+                    f"the space {name!r} of {collection.name!r} was made by another encoder or for another metric than"
+                    " that of the file; import into another collection"
+                )
+
+
+def _read_parquet(path: Path) -> tuple[dict[str, Any] | None, Iterator[dict[str, Any]]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise InvalidInput(f"{path} cannot be read as Parquet: {str(error).splitlines()[0]}") from None
+    text = (file.schema_arrow.metadata or {}).get(_HEADER.encode())
+
+    def records() -> Iterator[dict[str, Any]]:
+        for batch in file.iter_batches(batch_size=BATCH_ROWS):
+            named = {name: batch.column(name) for name in batch.schema.names}
+            plain = {name: named[name].to_pylist() for name in ("key", "text", "uri", "metadata")}
+            vectors = {name[7:]: column for name, column in named.items() if name.startswith("vector.")}
+            matrices = {name: _matrix(column) for name, column in vectors.items()}
+            for line in range(batch.num_rows):
+                record = {"key": plain["key"][line], "text": plain["text"][line], "uri": plain["uri"][line]}
+                record["metadata"] = orjson.loads(plain["metadata"][line])
+                record["vectors"] = {
+                    name: matrix[line] for name, matrix in matrices.items() if vectors[name][line].is_valid
+                }
+                yield record
+
+    return None if text is None else json.loads(text), records()
+
+
+def _matrix(column: pyarrow.Array) -> np.ndarray:
+    """A column of lists as float32 (n, dim)."""
+    flat = column.values if column.null_count else column.flatten()
+    values = flat.to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
+    offset = column.offset * column.type.list_size if column.null_count else 0
+    return values[offset : offset + len(column) * column.type.list_size].reshape(len(column), -1)
+
+
+def _read_json_lines(path: Path) -> tuple[dict[str, Any] | None, Iterator[dict[str, Any]]]:
+    with path.open("rb") as file:
+        first = file.readline()
+    try:
+        header = orjson.loads(first).get(_HEADER) if first.strip() else None
+    except (orjson.JSONDecodeError, AttributeError):
+        header = None
+
+    def records() -> Iterator[dict[str, Any]]:
+        with path.open("rb") as lines:
+            lines.readline()
+            for number, line in enumerate(lines, start=2):
+                try:
+                    yield orjson.loads(line)
+                except orjson.JSONDecodeError as error:
+                    raise InvalidInput(f"{path}, line {number}: {error}") from None
+
+    return header, records()
+
+

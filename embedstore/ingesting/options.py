@@ -1,0 +1,151 @@
+"""How an input is read: which fields mean what, what happens to rows that cannot be stored, who is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from embedstore.errors import InvalidInput
+
+KEY_FIELDS = ("key", "id", "_id")
+TEXT_FIELDS = ("text", "content", "document", "body")
+VECTOR_FIELDS = ("vector", "embedding")
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far an ingest has come: ``position`` of ``total`` ``unit``s of the input, and what was written."""
+
+    phase: str
+    source: str
+    position: int
+    total: int | None
+    unit: str
+    n_rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class IngestOptions:
+    """The options of ``Collection.ingest``.
+
+    text: the field that holds the text; several names, in a list or joined by commas, are joined by a blank.
+    key, vector: the fields of the key and of a vector computed elsewhere. metadata: the fields to keep (None: every
+    other one). types: by CSV column, 'text', 'integer', 'number' or 'boolean' instead of what is inferred.
+    chunk: cut texts into pieces of at most so many tokens, which overlap by ``chunk_overlap``.
+    prune: delete records whose keys the input no longer holds. on_error: 'abort' or 'skip'; rejects: a file that takes
+    the rows that were skipped, as JSON lines. progress: True for a line on stderr, or a function that is called.
+    """
+
+    text: str | Sequence[str] | None = None
+    key: str | None = None
+    vector: str | None = None
+    metadata: Sequence[str] | None = None
+    types: Mapping[str, str] = field(default_factory=dict)
+    chunk: int | None = None
+    chunk_overlap: int = 0
+    prune: bool = False
+    on_error: str = "abort"
+    rejects: str | None = None
+    progress: bool | Callable[[Progress], None] = False
+    stdin: Any = None
+
+    def __post_init__(self) -> None:
+        if self.on_error not in ("abort", "skip"):
+            raise InvalidInput(f"on_error is {self.on_error!r}; it must be 'abort' or 'skip'")
+        if self.rejects is not None and self.on_error != "skip":
+            raise InvalidInput("rejects takes the rows that were skipped; it needs on_error='skip'")
+        if self.prune and self.on_error == "skip":
+            raise InvalidInput("prune would delete the records of rows that are skipped; use one or the other")
+        if self.chunk is not None and self.chunk < 8:
+            raise InvalidInput(f"chunk is {self.chunk}; a piece must have at least 8 tokens")
+        if not 0 <= self.chunk_overlap < (self.chunk or 1):
+            raise InvalidInput(f"chunk_overlap is {self.chunk_overlap}; it must be less than chunk")
+
+
+@dataclass(frozen=True, slots=True)
+class FieldMap:
+    """Which fields of an input's rows make up a record. ``key`` None: the source's name and row number do."""
+
+    key: str | None
+    text: tuple[str, ...]
+    vector: str | None
+    metadata: tuple[str, ...] | None
+
+    def record(self, source: str, number: int, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """A row as a record."""
+        made: dict[str, Any] = {}
+        made["key"] = f"{source}:{number}" if self.key is None else fields.get(self.key)
+        if self.key is not None and made["key"] is None:
+            made["key"] = ""  # refused as an empty key, rather than given a random one
+        if self.text:
+            made["text"] = self._text(fields)
+        if self.vector is not None:
+            made["vector"] = fields.get(self.vector)
+        if fields.get("uri") is not None and self.metadata is None and isinstance(fields["uri"], str):
+            made["uri"] = fields["uri"]
+        made["metadata"] = self._metadata(fields)
+        return made
+
+    def _text(self, fields: Mapping[str, Any]) -> Any:
+        if len(self.text) == 1:
+            return fields.get(self.text[0])
+        parts = [fields.get(name) for name in self.text]
+        strings = [part for part in parts if isinstance(part, str) and part]
+        return " ".join(strings) if strings else None
+
+    def _metadata(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        if self.metadata is not None:
+            return {name: fields[name] for name in self.metadata if fields.get(name) is not None}
+        used = {self.key, self.vector, *self.text}
+        kept = {
+            name: value for name, value in fields.items() if value is not None and name not in used and name != "uri"
+        }
+        nested = kept.get("metadata")
+        if isinstance(nested, Mapping):  # a record as embedstore prints it
+            kept.pop("metadata")
+            kept = {**nested, **kept}
+        return kept
+
+
+def choose_fields(options: IngestOptions, columns: Sequence[str], source: str, *, encoded: bool) -> FieldMap:
+    """The meaning of an input's fields: as the options say, else by the usual names.
+
+    encoded: whether the collection has an encoder, so that a text is needed. Raises InvalidInput, with the names
+    there are, where a field is missing or the choice is not clear.
+    """
+    key = options.key if options.key is not None else _first(KEY_FIELDS, columns)
+    vector = options.vector
+    if vector is None and not encoded:
+        vector = _first(VECTOR_FIELDS, columns)
+    text = _text_fields(options.text, columns)
+    if not text and encoded:
+        raise InvalidInput(
+            f"{source}: which field holds the text? Say --text NAME (text=...); the fields are {', '.join(columns)}"
+        )
+    if not encoded and vector is None and options.text is None and not text:
+        raise InvalidInput(
+            f"{source}: which field holds the vector? Say --vector NAME (vector=...); the fields are"
+            f" {', '.join(columns)}"
+        )
+    asked = [("key", options.key), ("vector", options.vector)]
+    asked += [("text", name) for name in text] + [("metadata", name) for name in options.metadata or ()]
+    for what, name in asked:
+        if name is not None and name not in columns:
+            raise InvalidInput(
+                f"{source} has no field {name!r}, which was named for {what}; its fields are {', '.join(columns)}"
+            )
+    return FieldMap(key, tuple(text), vector, None if options.metadata is None else tuple(options.metadata))
+
+
+def _text_fields(asked: str | Sequence[str] | None, columns: Sequence[str]) -> list[str]:
+    if asked is None:
+        found = _first(TEXT_FIELDS, columns)
+        return [] if found is None else [found]
+    if isinstance(asked, str):
+        return [asked] if asked in columns else [part.strip() for part in asked.split(",")]
+    return list(asked)
+
+
+def _first(names: Sequence[str], columns: Sequence[str]) -> str | None:
+    return next((name for name in names if name in columns), None)

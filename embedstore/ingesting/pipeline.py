@@ -1,0 +1,304 @@
+"""Reads, encodes and writes side by side: one thread reads, the caller's encodes, one commits.
+
+Batches are bounded by what they hold, and so is the number under way, so memory stays flat for any input. Every batch
+is one commit: an interrupted ingest that is run again finds what is there and goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from embedstore.errors import EmbedstoreError, InvalidInput, InvalidRecord
+from embedstore.ingesting.chunks import ChunkCutter, drop_stale_chunks
+from embedstore.ingesting.job import IngestJob
+from embedstore.ingesting.keys import SeenKeys
+from embedstore.ingesting.options import FieldMap, IngestOptions, Progress, choose_fields
+from embedstore.ingesting.progress import ProgressLine
+from embedstore.ingesting.rejects import Rejects
+from embedstore.ingesting.sources import Source, open_sources
+from embedstore.model import WriteReport
+from embedstore.records import Batch, Preparer
+from embedstore.storage.database import Transaction
+from embedstore.storing import Encoded, commit_batch, encode_batch
+
+if TYPE_CHECKING:
+    from embedstore.collection import Collection
+
+_LOG = logging.getLogger("embedstore")
+_MAX_ROWS = 5000
+_MAX_CHARACTERS = 400_000
+_CHECKED_ROWS = 1000
+_QUEUED = 2
+
+
+@dataclass(slots=True)
+class _Work:
+    """One batch on its way: what is to be written, and how far the input had been read."""
+
+    batch: Batch
+    parents: list[str]
+    progress: Progress
+    encoded: Encoded | None = None
+
+
+class _Stopped(Exception):
+    """Another part of the pipeline failed; this one ends without a word."""
+
+
+def ingest(collection: Collection, *given: Any, **options: Any) -> WriteReport:
+    """Upsert everything that ``given`` holds; the keyword arguments are the fields of ``IngestOptions``.
+
+    given: paths of files (CSV, TSV, JSON, JSON lines, Parquet, Arrow, each also .gz or .zst; text, Markdown), folders,
+    glob patterns, '-' for JSON lines on stdin, DataFrames, Arrow tables, or iterables of mappings. Inputs that can be
+    read twice are checked whole before anything is written; InvalidRecord then leaves the collection as it was.
+    """
+    try:
+        chosen = IngestOptions(**options)
+    except TypeError as error:
+        raise InvalidInput(f"ingest does not know such an option: {error}") from None
+    if not given:
+        raise InvalidInput("nothing to ingest: give at least one file, folder, table or iterable")
+    sources = open_sources(given, stdin=chosen.stdin, types=chosen.types)
+    progress = ProgressLine.of(chosen.progress)
+    try:
+        with Rejects(chosen.rejects) as rejects:
+            return _Ingest(collection, chosen, sources, rejects, progress).run()
+    finally:
+        progress.close()
+
+
+class _Ingest:
+    """One run over the sources."""
+
+    def __init__(
+        self,
+        collection: Collection,
+        options: IngestOptions,
+        sources: list[Source],
+        rejects: Rejects,
+        progress: ProgressLine,
+    ) -> None:
+        self._collection = collection
+        self._options = options
+        self._sources = sources
+        self._rejects = rejects
+        self._progress = progress
+        self._report = WriteReport()
+        self._keys = SeenKeys()
+        self._stop = threading.Event()
+        self._failure: BaseException | None = None
+
+    def run(self) -> WriteReport:
+        """Check, write, prune, and bring the caches up to date."""
+        collection, options = self._collection, self._options
+        encoded = bool(collection.encoded_space_names())
+        maps = [self._field_map(source, encoded) for source in self._sources]
+        if options.on_error == "abort":
+            for source, fields in zip(self._sources, maps, strict=True):
+                if source.rereadable and fields is not None:
+                    self._check(source, fields)
+            self._keys = SeenKeys()
+        collection.create()
+        cutter = None if options.chunk is None else ChunkCutter(collection, options.chunk, options.chunk_overlap)
+        job = IngestJob(collection, self._sources, options)
+        job.start()
+        self._write_all(maps, cutter, job)
+        if options.prune:
+            self._prune()
+        job.finish()
+        self._refresh()
+        return self._report
+
+    # ---- reading
+
+    def _field_map(self, source: Source, encoded: bool) -> FieldMap | None:
+        """The meaning of a source's fields; None where that is only known from its first row."""
+        columns = source.columns()
+        if columns is None and source.rereadable:
+            first = next(iter(source.rows()), None)
+            columns = None if first is None else list(first.fields)
+        if columns is None:
+            return None
+        return choose_fields(self._options, columns, source.name, encoded=encoded)
+
+    def _records(
+        self, source: Source, fields: FieldMap | None, phase: str
+    ) -> Iterator[tuple[int, dict[str, Any], Progress]]:
+        encoded = bool(self._collection.encoded_space_names())
+        on_error = None if self._options.on_error == "abort" else self._reader_error(source)
+        for row in source.rows(on_error=on_error):
+            if fields is None:
+                fields = choose_fields(self._options, list(row.fields), source.name, encoded=encoded)
+            made = fields.record(source.name, row.number, row.fields)
+            yield row.number, made, Progress(phase, source.name, row.position, source.total, source.unit, row.number)
+
+    def _check(self, source: Source, fields: FieldMap) -> None:
+        """Read a whole source once without writing, so that what is wrong with it is known before."""
+        preparer = self._collection.preparer()
+        records = self._records(source, fields, "checking")
+        while chunk := list(islice(records, _CHECKED_ROWS)):
+            with _naming(source):
+                preparer.prepare_numbered(((number, record) for number, record, _ in chunk), self._keys)
+            self._progress.show(chunk[-1][2])
+
+    def _batches(self, source: Source, fields: FieldMap | None, cutter: ChunkCutter | None) -> Iterator[_Work]:
+        """The source's records in checked batches, bounded in rows and in characters."""
+        pending: list[tuple[int, dict[str, Any]]] = []
+        n_characters = 0
+        progress = None
+        for number, record, progress in self._records(source, fields, "writing"):
+            pending.append((number, record))
+            n_characters += len(record.get("text") or "") if isinstance(record.get("text"), str) else 0
+            if len(pending) >= _MAX_ROWS or (n_characters >= _MAX_CHARACTERS and self._has_encoder):
+                yield self._prepared(source, pending, cutter, progress)
+                pending, n_characters = [], 0
+        if pending and progress is not None:
+            yield self._prepared(source, pending, cutter, progress)
+
+    @property
+    def _has_encoder(self) -> bool:
+        return bool(self._collection.encoded_space_names())
+
+    def _prepared(
+        self, source: Source, pending: list[tuple[int, dict[str, Any]]], cutter: ChunkCutter | None, progress: Progress
+    ) -> _Work:
+        on_error = None if self._options.on_error == "abort" else self._record_error(source)
+        preparer = self._collection.preparer(on_error)
+        with _naming(source):
+            batch = preparer.prepare_numbered(pending, self._keys)
+        parents: list[str] = []
+        if cutter is not None:
+            with _naming(source):
+                batch, parents = cutter.cut(batch, self._collection.preparer())
+        return _Work(batch, parents, progress)
+
+    def _record_error(self, source: Source) -> Callable[[InvalidRecord, Mapping[str, Any]], None]:
+        def note(error: InvalidRecord, record: Mapping[str, Any]) -> None:
+            error.source = source.name
+            self._report.failed += 1
+            if len(self._report.errors) < 100:
+                self._report.errors.append(str(error))
+            self._rejects.write(error, record)
+
+        return note
+
+    def _reader_error(self, source: Source) -> Callable[[InvalidRecord], None]:
+        note = self._record_error(source)
+        return lambda error: note(error, {})
+
+    # ---- the three parts
+
+    def _write_all(self, maps: list[FieldMap | None], cutter: ChunkCutter | None, job: IngestJob) -> None:
+        to_encode: queue.Queue[_Work | None] = queue.Queue(_QUEUED)
+        to_commit: queue.Queue[_Work | None] = queue.Queue(_QUEUED)
+        threads = [
+            threading.Thread(target=self._guarded, args=(self._read, maps, cutter, to_encode), daemon=True),
+            threading.Thread(target=self._guarded, args=(self._commit, job, to_commit), daemon=True),
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            while (work := self._take(to_encode)) is not None:
+                if self._has_encoder:
+                    work.encoded = encode_batch(
+                        self._collection.store.database, self._collection.name, work.batch,
+                        self._collection.store.encoder_of,
+                    )  # fmt: skip
+                self._put(to_commit, work)
+            self._put(to_commit, None)
+        except _Stopped:
+            pass
+        except BaseException:
+            self._stop.set()
+            raise
+        finally:
+            for thread in threads:
+                thread.join()
+        if self._failure is not None:
+            raise self._failure
+
+    def _guarded(self, part: Callable[..., None], *arguments: Any) -> None:
+        try:
+            part(*arguments)
+        except _Stopped:
+            pass
+        except BaseException as error:  # handed over to the caller's thread, which raises it
+            self._failure = error
+            self._stop.set()
+
+    def _read(
+        self, maps: list[FieldMap | None], cutter: ChunkCutter | None, to_encode: queue.Queue[_Work | None]
+    ) -> None:
+        for source, fields in zip(self._sources, maps, strict=True):
+            for work in self._batches(source, fields, cutter):
+                self._put(to_encode, work)
+        self._put(to_encode, None)
+
+    def _commit(self, job: IngestJob, to_commit: queue.Queue[_Work | None]) -> None:
+        while (work := self._take(to_commit)) is not None:
+
+            def also(transaction: Transaction, work: _Work = work) -> None:
+                job.note(transaction, work.progress.source, work.progress.n_rows)
+                if work.parents:
+                    drop_stale_chunks(transaction, self._collection.name, work.batch, work.parents)
+
+            if len(work.batch):
+                self._report += commit_batch(
+                    self._collection.store.database, self._collection.name, work.batch,
+                    self._collection.store.encoder_of, replace_existing=True, encoded=work.encoded, also=also,
+                )  # fmt: skip
+            self._progress.show(work.progress, self._report)
+
+    def _put(self, target: queue.Queue[_Work | None], work: _Work | None) -> None:
+        while True:
+            if self._stop.is_set():
+                raise _Stopped
+            try:
+                target.put(work, timeout=0.1)
+                return
+            except queue.Full:
+                continue
+
+    def _take(self, source: queue.Queue[_Work | None]) -> _Work | None:
+        while True:
+            if self._stop.is_set():
+                raise _Stopped
+            try:
+                return source.get(timeout=0.1)
+            except queue.Empty:
+                continue
+
+    # ---- afterwards
+
+    def _prune(self) -> None:
+        """Delete the records that the input does not hold."""
+        if not len(self._keys):
+            raise InvalidInput("the input has no rows, so prune would delete every record; delete them by a filter")
+        gone = [record.key for record in self._collection.records() if not self._keys.holds(record.key)]
+        self._report.deleted += self._collection.delete(gone) if gone else 0
+
+    def _refresh(self) -> None:
+        try:
+            self._collection.refresh()
+        except EmbedstoreError as error:  # everything is committed; the caches catch up at the next search
+            _LOG.warning("the records are stored, but a cache was not brought up to date: %s", error)
+
+
+class _naming:
+    """Adds the source's name to the errors of records."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, InvalidRecord):
+            error.source = self._source.name

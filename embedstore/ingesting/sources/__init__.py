@@ -1,0 +1,6 @@
+"""Readers: files, folders, pipes, tables and iterables as sources of rows."""
+
+from embedstore.ingesting.sources.opening import open_sources
+from embedstore.ingesting.sources.source import OnError, Source, SourceRow
+
+__all__ = ["OnError", "Source", "SourceRow", "open_sources"]

@@ -1,0 +1,100 @@
+"""What every reader gives: a source of rows that knows its name, its size and how to tell that it changed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from hashlib import blake2b
+from typing import Any, NamedTuple, Protocol
+
+from embedstore.errors import InvalidInput, InvalidRecord, StorageFailed
+
+HASH_BYTES = 16
+
+OnError = Callable[[InvalidRecord], None]
+"""Told of a row that cannot be read, which is then left out."""
+
+
+class SourceRow(NamedTuple):
+    """One record as its source holds it.
+
+    ``number`` is its 1-based place (in JSON lines the line, elsewhere the record), ``position`` how many of
+    the source's units are consumed so far, ``fields`` what it holds; a missing value is None.
+    """
+
+    number: int
+    position: int
+    fields: dict[str, Any]
+
+
+class Source(Protocol):
+    """Rows from one place.
+
+    ``name`` is shown in messages. ``rereadable`` says that ``rows()`` may be called again and gives the same.
+    ``total`` is the size in ``unit`` ("bytes" or "rows"), None where it cannot be known.
+    """
+
+    name: str
+    rereadable: bool
+    total: int | None
+    unit: str
+
+    def fingerprint(self) -> str | None:
+        """Hexadecimal BLAKE2b-128 that changes when the source does; None where that cannot be told."""
+
+    def columns(self) -> list[str] | None:
+        """The fields' names where the format declares them before the rows, else None."""
+
+    def rows(self, on_error: OnError | None = None) -> Iterator[SourceRow]:
+        """The rows in order; InvalidRecord or InvalidInput for what cannot be read.
+
+        With ``on_error`` a row at fault is handed to it and left out, as long as the rows after it can be read.
+        """
+
+
+def file_fingerprint(paths: list[str]) -> str:
+    """BLAKE2b-128 over absolute path, size and modification time (ns) of each path, in hexadecimal."""
+    hashed = blake2b(digest_size=HASH_BYTES)
+    for path in paths:
+        found = file_status(path)
+        line = f"{os.path.abspath(path)}\0{found.st_size}\0{found.st_mtime_ns}\n"
+        hashed.update(line.encode("utf-8", "surrogateescape"))
+    return hashed.hexdigest()
+
+
+def file_status(path: str) -> os.stat_result:
+    """``os.stat``, with its failure as InvalidInput."""
+    try:
+        return os.stat(path)
+    except (OSError, ValueError) as error:
+        raise unreadable(path, error) from None
+
+
+def unreadable(path: str, error: Exception) -> InvalidInput | StorageFailed:
+    """The error for a file or folder that cannot be opened or read, in one line."""
+    if isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        return InvalidInput(f"there is no file {path!r}")
+    if isinstance(error, OSError) and not isinstance(error, (PermissionError, IsADirectoryError)):
+        return StorageFailed(f"{path!r} cannot be read: {error.strerror or error}")
+    reason = error.strerror if isinstance(error, OSError) else str(error)
+    return InvalidInput(f"{path!r} cannot be read: {reason}")
+
+
+def refuse(error: InvalidRecord, source: str, on_error: OnError | None) -> None:
+    """Raise ``error`` with its source's name; where there is ``on_error``, tell that instead."""
+    error.source = source
+    if on_error is None:
+        raise error
+    on_error(error)
+
+
+@contextmanager
+def named(name: str) -> Iterator[None]:
+    """Put the source's name on every InvalidRecord that passes."""
+    try:
+        yield
+    except InvalidRecord as error:
+        if error.source is None:
+            error.source = name
+        raise

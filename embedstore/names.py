@@ -1,0 +1,22 @@
+"""Names of collections and spaces: what they may be."""
+
+from __future__ import annotations
+
+from embedstore.errors import InvalidInput
+
+MAX_NAME_BYTES = 200
+
+
+def check_collection_name(name: str) -> None:
+    """InvalidInput for a name that is empty, too long, or has control characters or surrogates."""
+    if not isinstance(name, str):
+        raise InvalidInput(f"a name must be a string, not {type(name).__name__}")
+    try:
+        n_bytes = len(name.encode())
+    except UnicodeEncodeError:
+        raise InvalidInput(f"the name {ascii(name)} is not Unicode text") from None
+    if not 0 < n_bytes <= MAX_NAME_BYTES or not name.isprintable() or name != name.strip():
+        raise InvalidInput(
+            f"the name {ascii(name[:60])} cannot be used: names have 1 to {MAX_NAME_BYTES} bytes, only printable"
+            " characters, and no blanks at their ends"
+        )
