@@ -320,11 +320,13 @@ class Collection:
             raise InvalidInput(f"mode {chosen.value!r} needs a query text")
         if chosen is Mode.TEXT and (like or unlike or mmr is not None):
             raise InvalidInput("like, unlike and mmr work on vectors; use mode 'vector' or 'hybrid'")
+        if not self._store.exists():
+            return _no_hits()
         encoded = self._encode_query(query, chosen, space)
         with self._store.reading() as transaction:
             collection = catalog.find_collection(transaction, self.name)
             if collection is None:
-                return Hits([], exact=True, plan="the collection is empty", explanation={})
+                return _no_hits()
             tree = None if where is None else checked_where(transaction, collection, where)
             row = self._space_row(transaction, collection, space)
             vector, excluded = self._query_vector(transaction, collection, row, encoded, like, unlike, chosen)
@@ -341,11 +343,13 @@ class Collection:
     ) -> list[Hits]:
         """The hits of many queries, in their order; vectors are compared in one matrix product."""
         _check_page(k, 0)
+        if not self._store.exists():
+            return [_no_hits() for _ in queries]
         vectors = self._encode_batch(queries, space)
         with self._store.reading() as transaction:
             collection = catalog.find_collection(transaction, self.name)
             if collection is None or not len(queries):
-                return [Hits([], exact=True, plan="the collection is empty", explanation={}) for _ in queries]
+                return [_no_hits() for _ in queries]
             tree = None if where is None else checked_where(transaction, collection, where)
             row = self._space_row(transaction, collection, space)
             checked = np.stack([self._checked_query(row, vector) for vector in vectors])
@@ -626,6 +630,10 @@ class Collection:
 
     def _refuse_key(self, key: str) -> NoReturn:
         raise RecordNotFound(f"no record of {self.name!r} has the key {shown(str(key))}")
+
+
+def _no_hits() -> Hits:
+    return Hits([], exact=True, plan="the collection is empty", explanation={})
 
 
 def row_encoder(row: SpaceRow) -> str:

@@ -131,7 +131,7 @@ class Store:
 
     def exists(self) -> bool:
         """Whether the store has been created."""
-        return self.database.exists()
+        return self._checked or self.database.exists()
 
     @contextmanager
     def reading(self) -> Iterator[Transaction]:

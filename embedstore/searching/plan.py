@@ -15,11 +15,6 @@ from embedstore.indexing.exact import top_k
 from embedstore.indexing.space_view import Approximate, SpaceView
 from embedstore.model import BoolVector, FloatVector, IntVector
 
-# Nanoseconds, of one core: what a row costs in each way of looking at it, and a unit of HNSW's effort.
-# benchmarks/planner_costs.py measures them; only their ratios matter.
-_SCAN_ROW = 60
-_GATHER_ROW = 190
-_EFFORT_UNIT = 5_200
 _MAX_EFFORT = 4_096
 
 
@@ -42,11 +37,12 @@ def nearest(view: SpaceView, query: FloatVector, k: int, allowed: BoolVector | N
     details: dict[str, Any] = {"n_vectors": view.n_alive, "n_allowed": n_usable}
     if k == 0:
         return Found(np.empty(0, np.int64), np.empty(0, np.float32), True, "nothing to search", details)
-    scan_cost = view.n_rows * _SCAN_ROW
-    gather_cost = n_usable * _GATHER_ROW if usable is not None else scan_cost
+    scan_cost = view.n_rows * scan_row_cost(view.dim)
+    gather_cost = n_usable * gather_row_cost(view.dim) if usable is not None else scan_cost
     if view.approximate is not None:
         effort = _effort(view.approximate, k, n_usable / view.n_rows)
-        index_cost = effort * _EFFORT_UNIT + (view.n_rows - view.approximate.first_row_after) * _SCAN_ROW
+        n_after = view.n_rows - view.approximate.first_row_after
+        index_cost = effort * effort_cost(view.dim) + n_after * gather_row_cost(view.dim)
         if effort <= _MAX_EFFORT and index_cost < min(scan_cost, gather_cost):
             found = _by_index(view, view.approximate, query, k, usable, effort, details)
             if found is not None:
@@ -58,6 +54,24 @@ def nearest(view: SpaceView, query: FloatVector, k: int, allowed: BoolVector | N
     rows, scores = view.scan(query, k, allowed)
     note = "" if allowed is None else f", {n_usable:,} allowed"
     return Found(rows, scores, True, f"exact scan of {view.n_rows:,} vectors{note}", details)
+
+
+# Nanoseconds of one core, fitted to benchmarks/planner_costs.py; only their ratios decide.
+
+
+def scan_row_cost(dim: int) -> float:
+    """What a row costs in a scan of all rows, one after the other."""
+    return 5 + 0.15 * dim
+
+
+def gather_row_cost(dim: int) -> float:
+    """What a row costs where only some rows are looked at."""
+    return 20 + 0.45 * dim
+
+
+def effort_cost(dim: int) -> float:
+    """What one unit of HNSW's efSearch costs: some thirty vectors looked at in no order."""
+    return 30 * (40 + 0.35 * dim)
 
 
 def _effort(approximate: Approximate, k: int, fraction: float) -> int:

@@ -246,7 +246,7 @@ class SQLiteDatabase:
     def _connect(self, mode: str) -> sqlite3.Connection:
         """Open the file. Readers open it read-only, so that they never checkpoint, even as the last to close."""
         address = f"file:{quote(str(self._path.absolute()))}?mode={mode}"
-        if mode == "ro" and not os.access(self._folder, os.W_OK) and not _has_content(Path(f"{self._path}-wal")):
+        if mode == "ro" and not _may_write(self._folder) and not _has_content(Path(f"{self._path}-wal")):
             address += "&immutable=1"  # a folder on read-only media, closed cleanly: no log to look into
         connection = sqlite3.connect(address, uri=True, isolation_level=None, check_same_thread=False, timeout=10.0)
         try:
@@ -289,6 +289,10 @@ def _pragmas(mode: str) -> dict[str, str]:
         "wal_autocheckpoint": "0",
         "cache_size": "-65536",
     }
+
+
+def _may_write(folder: Path) -> bool:
+    return os.access(folder, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
 
 
 def _has_content(path: Path) -> bool:

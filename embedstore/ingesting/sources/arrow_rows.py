@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from embedstore.errors import EmbedstoreError, InvalidInput, InvalidRecord
-from embedstore.ingesting.sources.source import OnError, SourceRow, refuse
+from embedstore.ingesting.sources.source import OnError, SourceRow, refuse, repeated_name
 
 SLICE_ROWS = 2048
 
@@ -24,15 +24,14 @@ class _Refused:
 
 def check_names(names: list[str], source: str) -> list[str]:
     """The columns' names; InvalidInput where two are the same."""
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
+    if (twice := repeated_name(names)) is not None:
         raise InvalidInput(f"{source}: there are two columns {twice!r}")
     return names
 
 
 @contextmanager
 def arrow_errors(source: str) -> Iterator[None]:
-    """What Arrow raises for a damaged or unknown file, as InvalidInput in one line."""
+    """What Arrow raises for what is damaged or unknown to it, as InvalidInput in one line."""
     import pyarrow as pa
 
     try:
@@ -41,7 +40,7 @@ def arrow_errors(source: str) -> Iterator[None]:
         raise
     except (pa.ArrowException, OSError, ValueError, UnicodeDecodeError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise InvalidInput(f"{source}: the file cannot be read: {lines[0][:300]}") from None
+        raise InvalidInput(f"{source} cannot be read: {lines[0][:300]}") from None
 
 
 def batch_rows(
@@ -115,22 +114,35 @@ def _values(array: Any) -> list[Any]:
 
 
 def _numbers(array: Any) -> list[Any]:
-    if array.null_count == 0:
-        values: list[Any] = array.to_numpy(zero_copy_only=False).tolist()
-        return values
-    missing = array.is_null().to_numpy(zero_copy_only=False)
-    filled = array.fill_null(False if str(array.type) == "bool" else 0)
-    values = filled.to_numpy(zero_copy_only=False).tolist()
-    for place in missing.nonzero()[0]:
+    values: list[Any] = _filled(array, 0).tolist()
+    for place in _missing(array):
         values[place] = None
     return values
+
+
+def _filled(array: Any, filler: int) -> np.ndarray:
+    """Numbers with ``filler`` where one is missing; Arrow's own ``fill_null`` would import pandas, 0.3 s."""
+    present: np.ndarray = array.drop_null().to_numpy(zero_copy_only=False)
+    if array.null_count == 0:
+        return present
+    filled = np.full(len(array), filler, present.dtype)
+    filled[array.is_valid().to_numpy(zero_copy_only=False)] = present
+    return filled
+
+
+def _missing(array: Any) -> list[int]:
+    """The places of the nulls."""
+    if array.null_count == 0:
+        return []
+    places: list[int] = array.is_null().to_numpy(zero_copy_only=False).nonzero()[0].tolist()
+    return places
 
 
 def _dictionary_values(array: Any) -> list[Any]:
     """Each distinct value is made once, however many rows share it."""
     import pyarrow as pa
 
-    places = array.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+    places = _filled(array.indices.cast(pa.int64()), -1)
     used, inverse = np.unique(places, return_inverse=True)
     known = used[used >= 0]
     distinct: list[Any] = [None] * (len(used) - len(known))
@@ -161,9 +173,8 @@ def _floats(values: Any) -> np.ndarray:
 
 
 def _without_nulls(array: Any, vectors: list[Any]) -> list[Any]:
-    if array.null_count:
-        for place in array.is_null().to_numpy(zero_copy_only=False).nonzero()[0]:
-            vectors[place] = None
+    for place in _missing(array):
+        vectors[place] = None
     return vectors
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from embedstore.errors import InvalidInput
 from embedstore.ingesting.sources.arrow_rows import arrow_errors, batch_rows, check_names
 from embedstore.ingesting.sources.source import OnError, SourceRow
 
@@ -14,13 +16,21 @@ def arrow_table(given: Any) -> ArrowTable:
     import pyarrow as pa
 
     name = type(given).__name__
-    with arrow_errors(name):
+    with arrow_errors(name), _no_table(name):
         if isinstance(given, pa.RecordBatch):
             given = pa.Table.from_batches([given])
         elif not isinstance(given, (pa.Table, pa.RecordBatchReader)):
             streamed = hasattr(given, "__arrow_c_stream__")
             given = pa.RecordBatchReader.from_stream(given) if streamed else pa.table(given)
     return ArrowTable(name, given)
+
+
+@contextmanager
+def _no_table(name: str) -> Iterator[None]:
+    try:
+        yield
+    except TypeError as error:
+        raise InvalidInput(f"{name} is no table of records: {error}") from None
 
 
 class ArrowTable:

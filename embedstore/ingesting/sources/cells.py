@@ -11,7 +11,7 @@ from typing import NamedTuple
 from embedstore.errors import InvalidInput, InvalidRecord
 from embedstore.ingesting.sources.bytestream import ByteStream
 from embedstore.ingesting.sources.lines import text_lines
-from embedstore.ingesting.sources.source import OnError, refuse
+from embedstore.ingesting.sources.source import OnError, refuse, repeated_name
 
 BATCH_ROWS = 2048
 BATCH_BYTES = 4 << 20
@@ -116,13 +116,13 @@ class CellReader:
         for place, column in enumerate(names, start=1):
             if not column.strip():
                 raise InvalidInput(f"{name}: column {place} of the header has no name")
-            if names.index(column) < place - 1:
-                raise InvalidInput(f"{name}: the header names column {column!r} twice")
+        if (twice := repeated_name(names)) is not None:
+            raise InvalidInput(f"{name}: the header names column {twice!r} twice")
         parted_by = next((mark for mark in ";\t,|" if len(names) == 1 and mark in names[0]), self._delimiter)
         if parted_by != self._delimiter:
             raise InvalidInput(
-                f"{name}: the header is the one column {names[0][:60]!r}; .csv files are parted by ',' and .tsv"
-                f" files by tabs, not by {parted_by!r}"
+                f"{name}: the header is the one column {names[0][:60]!r}; .csv files are parted by ',' and"
+                f" .tsv files by tabs, not by {parted_by!r}"
             )
         return names
 

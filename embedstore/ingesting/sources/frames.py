@@ -6,13 +6,16 @@ from collections.abc import Iterator
 from typing import Any
 
 from embedstore.errors import InvalidInput
-from embedstore.ingesting.sources.source import OnError, SourceRow
+from embedstore.ingesting.sources.source import OnError, SourceRow, repeated_name
 
 SLICE_ROWS = 4096
 
 
 class Frame:
-    """The rows of a DataFrame. NaN, NaT and NA are None; an index with a name is a column, another is ignored."""
+    """The rows of a DataFrame; NaN, NaT and NA are None.
+
+    An index that has a name is a column of that name, any other index is ignored.
+    """
 
     rereadable = True
     unit = "rows"
@@ -28,8 +31,7 @@ class Frame:
                 raise InvalidInput(
                     f"DataFrame: the column name {name!r} is {type(name).__name__}; names must be strings"
                 )
-        twice = next((name for name in self._columns if self._columns.count(name) > 1), None)
-        if twice is not None:
+        if (twice := repeated_name(self._columns)) is not None:
             raise InvalidInput(f"DataFrame: there are two columns {twice!r}")
 
     def fingerprint(self) -> None:

@@ -43,9 +43,9 @@ def open_sources(
     """The sources that ``given`` stands for, in order; nothing is read yet but folders and headers of tables.
 
     given: paths (a file, a folder, a glob pattern), "-" for JSON lines on ``stdin``, pandas DataFrames, Arrow
-    tables, batches and readers, and iterables of mappings. types: by CSV or TSV column, "text", "integer",
-    "number" or "boolean" instead of what the cells say. keep_text: columns of CSV and TSV files that stay text
-    whatever their cells say, in the files that have them.
+    tables, batches and readers, iterables of mappings.
+    types: "text", "integer", "number" or "boolean" by column, for CSV and TSV, instead of what the cells say.
+    keep_text: columns of CSV and TSV that stay text whatever their cells say, in the files that have them.
     Raises InvalidInput for what cannot be a source, and where two text files would have one key.
     """
     if isinstance(given, (str, bytes, os.PathLike, Mapping)):

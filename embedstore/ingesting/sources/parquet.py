@@ -69,8 +69,8 @@ class ParquetTable:
             unpacked, packed = chunk.total_uncompressed_size, max(1, chunk.total_compressed_size)
             if unpacked > MAX_UNPACKED_BYTES and unpacked > MAX_UNPACKED_RATIO * packed:
                 raise InvalidInput(
-                    f"{self.name}: column {chunk.path_in_schema!r} unpacks {packed:,} bytes to {unpacked:,} in one"
-                    " row group; write the file with a dictionary for that column, or with smaller row groups"
+                    f"{self.name}: column {chunk.path_in_schema!r} unpacks {packed:,} bytes to {unpacked:,} "
+                    "in one row group; write the file with a dictionary for it, or with smaller row groups"
                 )
 
     @contextmanager
@@ -114,9 +114,14 @@ def _group_batches(file: Any, group: int, names: list[str]) -> Iterator[Any]:
                 break
         else:
             if n_given < n_rows:
-                raise InvalidInput(f"a row group says {n_rows} rows and holds {n_given}")
+                raise ValueError(f"row group {group} should hold {n_rows} rows and holds {n_given}")
 
 
 def _fitting_rows(batch: Any) -> int:
-    per_row = max(1, batch.nbytes // max(1, batch.num_rows))
+    """How many rows like those of ``batch`` have 32 MiB; dictionaries larger than it are not counted."""
+    n_bytes = batch.nbytes
+    for column in batch.columns:
+        if str(column.type).startswith("dictionary") and len(column.dictionary) > batch.num_rows:
+            n_bytes -= column.dictionary.nbytes
+    per_row = max(1, n_bytes // max(1, batch.num_rows))
     return int(max(1, min(BATCH_ROWS, BATCH_BYTES // per_row)))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
 from typing import Any, NamedTuple, Protocol
@@ -11,6 +12,9 @@ from typing import Any, NamedTuple, Protocol
 from embedstore.errors import InvalidInput, InvalidRecord, StorageFailed
 
 HASH_BYTES = 16
+
+_FAILURES = (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE)
+"""What is no fault of the path given, but of the machine."""
 
 OnError = Callable[[InvalidRecord], None]
 """Told of a row that cannot be read, which is then left out."""
@@ -49,7 +53,7 @@ class Source(Protocol):
     def rows(self, on_error: OnError | None = None) -> Iterator[SourceRow]:
         """The rows in order; InvalidRecord or InvalidInput for what cannot be read.
 
-        With ``on_error`` a row at fault is handed to it and left out, as long as the rows after it can be read.
+        With ``on_error`` a row at fault is handed to it and left out, as long as those after it can be read.
         """
 
 
@@ -75,10 +79,20 @@ def unreadable(path: str, error: Exception) -> InvalidInput | StorageFailed:
     """The error for a file or folder that cannot be opened or read, in one line."""
     if isinstance(error, (FileNotFoundError, NotADirectoryError)):
         return InvalidInput(f"there is no file {path!r}")
-    if isinstance(error, OSError) and not isinstance(error, (PermissionError, IsADirectoryError)):
+    if isinstance(error, OSError) and error.errno in _FAILURES:
         return StorageFailed(f"{path!r} cannot be read: {error.strerror or error}")
-    reason = error.strerror if isinstance(error, OSError) else str(error)
-    return InvalidInput(f"{path!r} cannot be read: {reason}")
+    reason = error.strerror if isinstance(error, OSError) else None
+    return InvalidInput(f"{path!r} cannot be read: {reason or error}")
+
+
+def repeated_name(names: Sequence[str]) -> str | None:
+    """The first of ``names`` that stands there twice; None where each is its own."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
 
 
 def refuse(error: InvalidRecord, source: str, on_error: OnError | None) -> None:

@@ -31,7 +31,7 @@ class TextFile(NamedTuple):
 
 
 class TextFiles:
-    """Files of UTF-8 text in the order given; rows have ``key``, ``text``, ``uri``, ``name`` and ``modified``.
+    """Files of UTF-8 text in order; each row has ``key``, ``text``, ``uri``, ``name`` and ``modified``.
 
     ``left_out`` holds the data files (.csv and so on) that lie in the same folder and are not read.
     """
