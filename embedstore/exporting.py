@@ -151,8 +151,8 @@ def import_collection(collection: Collection, path: str) -> WriteReport:
         header, records = _read_json_lines(source)
     else:
         raise InvalidInput(f"{path} must end in .parquet or .jsonl; other files are read by ingest")
-    spaces = _checked_header(header, path)
-    _prepare_spaces(collection, spaces, header["default_space"])
+    header, spaces = _checked_header(header, path)
+    _prepare_spaces(collection, spaces, str(header["default_space"]))
     preparer = collection.preparer()
     report = WriteReport()
     row = 1
@@ -167,12 +167,12 @@ def import_collection(collection: Collection, path: str) -> WriteReport:
     return report
 
 
-def _checked_header(header: dict[str, Any] | None, path: str) -> list[dict[str, Any]]:
+def _checked_header(header: dict[str, Any] | None, path: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     if header is None or not isinstance(header.get("spaces"), list):
         raise InvalidInput(f"{path} was not written by export; bring it in with ingest")
     if header.get("format") != _FORMAT:
         raise InvalidInput(f"{path} has export format {header.get('format')}; this release reads {_FORMAT}")
-    return list(header["spaces"])
+    return header, list(header["spaces"])
 
 
 def _prepare_spaces(collection: Collection, spaces: list[dict[str, Any]], default_space: str) -> None:
@@ -229,7 +229,7 @@ def _read_parquet(path: Path) -> tuple[dict[str, Any] | None, Iterator[dict[str,
 def _matrix(column: pyarrow.Array) -> np.ndarray:
     """A column of lists as float32 (n, dim)."""
     flat = column.values if column.null_count else column.flatten()
-    values = flat.to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
+    values: np.ndarray = flat.to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
     offset = column.offset * column.type.list_size if column.null_count else 0
     return values[offset : offset + len(column) * column.type.list_size].reshape(len(column), -1)
 

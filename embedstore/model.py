@@ -161,7 +161,7 @@ class Hits(Sequence[Hit]):
         import pyarrow
 
         names = list(dict.fromkeys(name for hit in self._hits for name in hit.record.metadata))
-        fixed = {
+        fixed: dict[str, Any] = {
             "rank": pyarrow.array([hit.rank for hit in self._hits], pyarrow.int64()),
             "key": pyarrow.array(self.keys, pyarrow.string()),
             "score": pyarrow.array([hit.score for hit in self._hits], pyarrow.float64()),
@@ -181,7 +181,8 @@ class Hits(Sequence[Hit]):
         from embedstore.optional import require
 
         require("pandas", "pandas")
-        return self.to_arrow().to_pandas()
+        frame: pandas.DataFrame = self.to_arrow().to_pandas()
+        return frame
 
 
 @dataclass(slots=True)

@@ -32,7 +32,8 @@ def _scope(
 ) -> tuple[str, dict[str, Any]]:
     """A condition on ``records AS r`` for a collection's records under a filter, and its parameters."""
     low, high = id_range(collection.collection_id)
-    condition, parameters = "", {}
+    condition = ""
+    parameters: dict[str, Any] = {}
     if where is not None:
         compiled, parameters = compile_where(where, transaction.dialect.name)
         condition = f" AND {compiled}"
@@ -67,7 +68,7 @@ def record_ids_of(transaction: Transaction, collection: CollectionRow, keys: Seq
                 "keys": transaction.dialect.list_parameter(list(keys[start : start + _CHUNK])),
             },
         )
-        found.update(rows)  # type: ignore[arg-type]  # pairs
+        found.update(rows)
     return found
 
 

@@ -211,8 +211,9 @@ def check_key(key: Any, row: int | None = None) -> str:
         raise InvalidRecord("the key is empty; give each record a key of 1 to 512 bytes", row=row, field="key")
     if len(encoded) > MAX_KEY_BYTES:
         raise InvalidRecord(
-            f"the key {shown(key)} has {len(encoded):,} bytes; at most {MAX_KEY_BYTES} are allowed", row=row, field="key"
-        )
+            f"the key {shown(key)} has {len(encoded):,} bytes; at most {MAX_KEY_BYTES} are allowed",
+            row=row, field="key",
+        )  # fmt: skip
     if any(ord(character) < 32 or ord(character) == 127 for character in key):
         raise InvalidRecord(f"the key {shown(key)} holds a control character", row=row, field="key")
     return str(key)
@@ -277,7 +278,7 @@ def check_finite(matrix: np.ndarray, row_numbers: Sequence[int | None], name: st
     with np.errstate(over="ignore", invalid="ignore"):
         squared = np.einsum("ij,ij->i", matrix, matrix)  # one pass: NaN and infinity survive a sum of squares
     suspects = np.flatnonzero(~np.isfinite(squared) | (squared == 0))
-    for position in suspects:
+    for position in suspects.tolist():
         line = matrix[position]
         bad = np.flatnonzero(~np.isfinite(line))
         if bad.size:

@@ -141,7 +141,9 @@ def _vectors_by_space(batch: Batch, spaces: dict[str, SpaceRow], encoded: Encode
         made = encoded.vectors.get(name, {})
         if given is None and not made:
             continue
-        lines = list(given) if given is not None else [None] * len(batch)
+        lines: list[np.ndarray | None] = [None] * len(batch)
+        if given is not None:
+            lines[:] = given
         for position, vector in made.items():
             lines[position] = vector
         positions = [position for position, line in enumerate(lines) if line is not None]

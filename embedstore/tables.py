@@ -46,13 +46,13 @@ class _Own:
     def __init__(self, name: str) -> None:
         import pyarrow
 
-        self.kind: pyarrow.DataType = pyarrow.string()
+        self.kind: Any = pyarrow.string()
         self._name = name
 
     def array(self, chunk: Sequence[tuple[int, Record]]) -> pyarrow.Array:
         import pyarrow
 
-        take = {
+        take: Any = {
             "key": lambda record: record.key, "text": lambda record: record.content,
             "uri": lambda record: record.uri,
             "metadata": lambda record: orjson.dumps(record.metadata, option=orjson.OPT_SORT_KEYS).decode(),

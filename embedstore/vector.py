@@ -50,7 +50,7 @@ class Vector:
         return float(np.linalg.norm(self.array.astype(np.float64)))
 
     def normalize(self) -> Vector:
-        """This direction with length one; InvalidInput for the zero vector."""
+        """The same direction with length one; InvalidInput for the zero vector."""
         length = self.norm()
         if length == 0:
             raise InvalidInput("the zero vector has no direction, so it cannot be normalised")

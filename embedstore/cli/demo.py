@@ -63,4 +63,4 @@ def _run(state: State, folder: Path) -> None:
             "3. Arithmetic: sushi - Japan + Peru",
             (text.encode("sushi") - text.encode("Japan") + text.encode("Peru")).nearest(3),
         )
-    click.echo(f"\nNow your own: embedstore ingest notes FOLDER   then: embedstore search notes \"...\"")
+    click.echo("\nNow your own: embedstore ingest notes FOLDER   then: embedstore search notes \"...\"")

@@ -30,7 +30,7 @@ from embedstore.cli.state import State, pass_state
               help="What to do about a row that cannot be stored.")
 @click.option("--rejects", metavar="FILE", help="Where skipped rows go, as JSON lines with the reason of each.")
 @pass_state
-def ingest_command(state: State, collection: str, sources: tuple[str, ...], **options: Any) -> None:
+def ingest_command(state: State, /, collection: str, sources: tuple[str, ...], **options: Any) -> None:
     """Bring SOURCE into COLLECTION: files, folders, globs, or - for JSON lines on standard input.
 
     CSV, TSV, JSON, JSON lines, Parquet and Arrow (each also .gz or .zst), text and Markdown. Rows are upserted by

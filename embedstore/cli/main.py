@@ -80,7 +80,7 @@ class LazyGroup(click.Group):
 @click.option("-q", "--quiet", is_flag=True, help="No progress and no notes, only results and errors.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.pass_context
-def cli(context: click.Context, **options: Any) -> None:
+def cli(context: click.Context, /, **options: Any) -> None:
     """A latent embedding store: ingest texts, search them by meaning, filter, and compute with their vectors."""
     from embedstore.cli.state import State
 

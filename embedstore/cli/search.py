@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 @click.option("--explain", is_flag=True, help="Say on stderr how the answer was computed.")
 @pass_state
 def search_command(
-    state: State, collection: str, query: str | None, queries: str | None, explain: bool, **options: Any
+    state: State, /, collection: str, query: str | None, queries: str | None, explain: bool, **options: Any
 ) -> None:
     """Find the records of COLLECTION that are nearest to QUERY.
 
@@ -56,13 +57,11 @@ def search_command(
 def _explain(state: State, hits: Hits) -> None:
     exactness = "exact" if hits.exact else "approximate"
     details = ", ".join(f"{name} {value}" for name, value in hits.explanation.items())
-    print(f"{exactness}: {hits.plan}" + (f" ({details})" if details else ""), file=click.get_text_stream("stderr"))
+    print(f"{exactness}: {hits.plan}" + (f" ({details})" if details else ""), file=sys.stderr)
 
 
 def _many(collection: Collection, path: str, options: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The hits of every query in a file, each with the query's key."""
-    import sys
-
     from embedstore.errors import InvalidInput
     from embedstore.ingesting.options import KEY_FIELDS
     from embedstore.ingesting.sources import open_sources

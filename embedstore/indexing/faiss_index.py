@@ -115,5 +115,6 @@ def open_faiss(folder: Path, file: CacheFile, recipe: Recipe, metric: Metric, di
     except RuntimeError as error:
         raise DamagedCache(f"{folder / file.name} cannot be read by FAISS: {str(error).splitlines()[0]}") from error
     if index.d != dim or index.ntotal != n_vectors:
-        raise DamagedCache(f"{folder / file.name} holds {index.ntotal:,} vectors of {index.d}, not {n_vectors:,} of {dim}")
+        found = f"{index.ntotal:,} vectors of {index.d}"
+        raise DamagedCache(f"{folder / file.name} holds {found}, not {n_vectors:,} of {dim}")
     return FaissIndex(index, recipe, metric)

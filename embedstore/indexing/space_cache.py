@@ -269,7 +269,7 @@ class SpaceCache:
         seqs, record_ids = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
         with CacheWriter(self._folder, "exact", ".f32") as writer:
             for matrix, chunk_seqs, chunk_records in _stream_vectors(transaction, space, 0):
-                writer.write(memoryview(prepared(matrix, Metric(space.metric))).cast("B"))
+                writer.write(prepared(matrix, Metric(space.metric)).tobytes())
                 seqs.append(chunk_seqs)
                 record_ids.append(chunk_records)
         all_seqs = np.concatenate(seqs)

@@ -68,10 +68,10 @@ class SpaceView:
         """The prepared vectors of ``rows``, float32 (len(rows), dim)."""
         n_base = self.base.shape[0]
         if rows.size == 0 or n_base == 0:
-            return self.delta[rows - n_base]
+            return np.take(self.delta, rows - n_base, axis=0)  # type: ignore[no-any-return]
         if self.delta.shape[0] == 0 or rows.max() < n_base:
-            return self.base[rows]
-        gathered = np.empty((rows.size, self.dim), np.float32)
+            return np.take(self.base, rows, axis=0)  # type: ignore[no-any-return]
+        gathered: FloatMatrix = np.empty((rows.size, self.dim), np.float32)
         in_base = rows < n_base
         gathered[in_base] = self.base[rows[in_base]]
         gathered[~in_base] = self.delta[rows[~in_base] - n_base]

@@ -23,7 +23,7 @@ from embedstore.ingesting.progress import ProgressLine
 from embedstore.ingesting.rejects import Rejects
 from embedstore.ingesting.sources import Source, open_sources
 from embedstore.model import WriteReport
-from embedstore.records import Batch, Preparer
+from embedstore.records import Batch
 from embedstore.storage.database import Transaction
 from embedstore.storing import Encoded, commit_batch, encode_batch
 

@@ -19,7 +19,6 @@ import numpy.typing as npt
 from embedstore.filters.sql import compile_where
 from embedstore.filters.tree import (
     And,
-    Comparison,
     Contains,
     Exists,
     Field,
@@ -39,6 +38,7 @@ from embedstore.storage.database import Transaction
 from embedstore.storage.layout import id_range
 
 _NUMBER, _TEXT, _BOOLEAN, _OTHER = 1, 2, 3, 4
+_NO_TEXT = -2  # a code that no row has
 _EXACT_INTEGER = 2**53
 _MAX_TEXT_BYTES = 256 << 20
 _MAX_MASKS = 64
@@ -73,17 +73,30 @@ class _Column:
             assert isinstance(value, str)
             if operator is Operator.EQ:
                 code = self.places.get(value)
-                return np.zeros(self.kinds.shape, np.bool_) if code is None else self.codes == code
+                same: BoolVector = self.codes == (_NO_TEXT if code is None else code)
+                return same
             return self.texts_where(lambda text: bool(_ORDERED[operator](text, value)))
         wanted = _BOOLEAN if kind == "boolean" else _NUMBER
         with np.errstate(invalid="ignore"):
             held: BoolVector = _ORDERED[operator](self.numbers, float(value))
-        return held & (self.kinds == wanted)
+        held &= self.kinds == wanted
+        return held
+
+    def among(self, values: Sequence[Scalar]) -> BoolVector:
+        """The rows whose value equals one of ``values``."""
+        codes = [self.places[value] for value in values if isinstance(value, str) and value in self.places]
+        found: BoolVector = np.isin(self.codes, np.array(codes, np.int32))
+        for kind, word in ((_NUMBER, "number"), (_BOOLEAN, "boolean")):
+            wanted = [float(value) for value in values if kind_of(value) == word]
+            if wanted:
+                found |= np.isin(self.numbers, np.array(wanted)) & (self.kinds == kind)
+        return found
 
     def texts_where(self, test: Callable[[str], bool]) -> BoolVector:
         """The rows whose text passes ``test``, which is asked once for each different text."""
         passed = np.fromiter((test(text) for text in self.texts), np.bool_, len(self.texts))
-        return np.append(passed, False)[self.codes]  # code -1, no text, finds the False at the end
+        found: BoolVector = np.append(passed, False)[self.codes]  # code -1, no text, finds the False at the end
+        return found
 
 
 class Columns:
@@ -195,7 +208,8 @@ class Columns:
 def _leaf_mask(column: _Column, leaf: Leaf) -> BoolVector | None:
     """A leaf over a column; None where the column cannot answer exactly."""
     if isinstance(leaf, Exists):
-        return column.kinds != 0
+        there: BoolVector = column.kinds != 0
+        return there
     if isinstance(leaf, Like):
         pattern = re.compile(
             "".join({"%": ".*", "_": "."}.get(c, re.escape(c)) for c in leaf.pattern), re.DOTALL
@@ -212,11 +226,9 @@ def _leaf_mask(column: _Column, leaf: Leaf) -> BoolVector | None:
     if any(kind_of(value) == "number" and not (column.exact and _is_exact(value)) for value in values):
         return None
     if isinstance(leaf, In):
-        if not values:
-            return np.zeros(column.kinds.shape, np.bool_)
-        return np.logical_or.reduce([column.compare(Operator.EQ, value) for value in values])
+        return column.among(values)
     if leaf.operator is Operator.NE:
-        return ~column.compare(Operator.EQ, leaf.value)
+        return np.logical_not(column.compare(Operator.EQ, leaf.value))
     return column.compare(leaf.operator, leaf.value)
 
 
@@ -268,7 +280,7 @@ def _column_of(rows: Sequence[tuple[Any, Any]]) -> _Column | None:
     places: dict[str, int] = {}
     exact = True
     n_bytes = 0
-    for row in np.flatnonzero((kinds == _NUMBER) | (kinds == _BOOLEAN)):
+    for row in np.flatnonzero((kinds == _NUMBER) | (kinds == _BOOLEAN)).tolist():
         value = rows[row][1]
         if kinds[row] == _BOOLEAN:
             numbers[row] = rows[row][0] == "true" or value == "true"
@@ -276,7 +288,7 @@ def _column_of(rows: Sequence[tuple[Any, Any]]) -> _Column | None:
             number = _json_number(value) if isinstance(value, str) else value
             exact = exact and _is_exact(number)
             numbers[row] = number
-    for row in np.flatnonzero(kinds == _TEXT):
+    for row in np.flatnonzero(kinds == _TEXT).tolist():
         text = rows[row][1]
         code = places.get(text)
         if code is None:

@@ -256,7 +256,8 @@ def _batch_scan(view: SpaceView, prepared: FloatMatrix, k: int, allowed: BoolVec
     for start in range(0, len(prepared), step):
         chunk = prepared[start : start + step]  # (n_chunk, dim)
         parts = [part for part in (view.base, view.delta) if part.shape[0]]
-        scores = np.concatenate([chunk @ part.T for part in parts], axis=1) if parts else np.empty((len(chunk), 0))
+        products = [chunk @ part.T for part in parts]
+        scores = np.concatenate(products, axis=1) if products else np.empty((len(chunk), 0), np.float32)
         if usable is not None:
             scores[:, ~usable] = -np.inf
         details = {"n_vectors": view.n_alive, "n_allowed": n_usable}

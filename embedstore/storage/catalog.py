@@ -7,9 +7,10 @@ import json
 import secrets
 import uuid
 from dataclasses import dataclass
+from typing import Any
 
 from embedstore.records import FieldKinds, FieldPath
-from embedstore.storage.database import Transaction
+from embedstore.storage.database import Row, Transaction
 
 EMPTY_DIGEST = bytes(16)
 
@@ -52,10 +53,20 @@ _SPACE = (
 )
 
 
+def _collection_row(row: Row) -> CollectionRow:
+    cells: list[Any] = [bytes(cell) if isinstance(cell, memoryview) else cell for cell in row]
+    return CollectionRow(*cells)
+
+
+def _space_row(row: Row) -> SpaceRow:
+    cells: list[Any] = [bytes(cell) if isinstance(cell, memoryview) else cell for cell in row]
+    return SpaceRow(*cells)
+
+
 def find_collection(transaction: Transaction, name: str) -> CollectionRow | None:
     """The collection called ``name``, or None."""
     row = transaction.one(f"SELECT {_COLLECTION} FROM collections WHERE name = :name", {"name": name})
-    return None if row is None else CollectionRow(*row[:7], bytes(row[7]))
+    return None if row is None else _collection_row(row)
 
 
 def _next_id(transaction: Transaction, counter: str) -> int:
@@ -71,7 +82,7 @@ def _next_id(transaction: Transaction, counter: str) -> int:
 def all_collections(transaction: Transaction) -> list[CollectionRow]:
     """Every collection, by name."""
     rows = transaction.all(f"SELECT {_COLLECTION} FROM collections ORDER BY name")
-    return [CollectionRow(*row[:7], bytes(row[7])) for row in rows]
+    return [_collection_row(row) for row in rows]
 
 
 def spaces_of(transaction: Transaction, collection_id: int) -> dict[str, SpaceRow]:
@@ -80,7 +91,7 @@ def spaces_of(transaction: Transaction, collection_id: int) -> dict[str, SpaceRo
         f"SELECT {_SPACE} FROM spaces WHERE collection_id = :collection ORDER BY space_id",
         {"collection": collection_id},
     )
-    return {row[2]: SpaceRow(*row[:11], bytes(row[11])) for row in rows}
+    return {row[2]: _space_row(row) for row in rows}
 
 
 def create_collection(transaction: Transaction, name: str, default_space: str) -> CollectionRow:

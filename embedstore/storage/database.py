@@ -36,7 +36,9 @@ class Dialect(Protocol):
 class Transaction(Protocol):
     """One open transaction."""
 
-    dialect: Dialect
+    @property
+    def dialect(self) -> Dialect:
+        """How its SQL is spelled."""
 
     def all(self, sql: str, parameters: Parameters | None = None) -> list[Row]:
         """Every row of the answer."""
@@ -60,7 +62,9 @@ class Transaction(Protocol):
 class Database(Protocol):
     """A SQL database that holds, or will hold, one store."""
 
-    dialect: Dialect
+    @property
+    def dialect(self) -> Dialect:
+        """How its SQL is spelled."""
 
     @property
     def address(self) -> str:

@@ -32,12 +32,12 @@ def upgrade(database: Database, path: Path, found: str) -> None:
         with database.exclusive() as connection:
             _back_up(connection, backup)
             _LOG.warning("upgrading %s from revision %s; the old database is kept as %s", path, found, backup.name)
-            with _over_sqlite(connection) as sql:
-                run_migrations(sql)
+            with _over_sqlite(connection) as over:
+                run_migrations(over)
     elif isinstance(database, PostgresDatabase):
         _LOG.warning("upgrading %s from revision %s; keep a pg_dump of it", database.address, found)
-        with database.connection() as connection, connection.begin():
-            run_migrations(connection)
+        with database.connection() as sql, sql.begin():
+            run_migrations(sql)
 
 
 def run_migrations(connection: Connection) -> None:

@@ -145,7 +145,8 @@ class PostgresDatabase:
             writing = connection.execution_options(isolation_level="READ COMMITTED", postgresql_readonly=False)
             with writing.begin():
                 writing.execute(
-                    _text("SELECT set_config('lock_timeout', :wait, true)"), {"wait": f"{max(int(waiting * 1000), 1)}ms"}
+                    _text("SELECT set_config('lock_timeout', :wait, true)"),
+                    {"wait": f"{max(int(waiting * 1000), 1)}ms"},
                 )
                 yield PostgresTransaction(writing)
 

@@ -317,7 +317,7 @@ def create_tables(transaction: SQLiteTransaction) -> None:
 
     from embedstore.storage.schema import SCHEMA_REVISION, tables
 
-    dialect = sqlite.dialect()  # type: ignore[no-untyped-call]
+    dialect = sqlite.dialect()
     for table in tables.sorted_tables:
         transaction.run(str(CreateTable(table).compile(dialect=dialect)))
         for index in sorted(table.indexes, key=lambda one: str(one.name)):

@@ -183,7 +183,8 @@ class CollectionWriter:
         self, batch: Batch, changed: list[int], record_ids: list[int], old_hashes: list[bytes]
     ) -> None:
         self._tx.many(
-            f"UPDATE records SET modality = :modality, content = :content, uri = :uri, metadata = CAST(:metadata AS {self._tx.dialect.json_type}),"
+            "UPDATE records SET modality = :modality, content = :content, uri = :uri,"
+            f" metadata = CAST(:metadata AS {self._tx.dialect.json_type}),"
             " content_hash = :content_hash, row_hash = :row_hash WHERE record_id = :record_id",
             [
                 {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
@@ -101,8 +102,6 @@ def _values(array: Any) -> list[Any]:
         return _fixed_vectors(array)
     if (types.is_list(kind) or types.is_large_list(kind)) and types.is_floating(kind.value_type):
         return _vectors(array)
-    if types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind):
-        return _numbers(array)
     if types.is_timestamp(kind):
         return _timestamps(array)
     if types.is_decimal(kind):
@@ -113,41 +112,16 @@ def _values(array: Any) -> list[Any]:
     return values
 
 
-def _numbers(array: Any) -> list[Any]:
-    values: list[Any] = _filled(array, 0).tolist()
-    for place in _missing(array):
-        values[place] = None
-    return values
-
-
-def _filled(array: Any, filler: int) -> np.ndarray:
-    """Numbers with ``filler`` where one is missing; Arrow's own ``fill_null`` would import pandas, 0.3 s."""
-    present: np.ndarray = array.drop_null().to_numpy(zero_copy_only=False)
-    if array.null_count == 0:
-        return present
-    filled = np.full(len(array), filler, present.dtype)
-    filled[array.is_valid().to_numpy(zero_copy_only=False)] = present
-    return filled
-
-
-def _missing(array: Any) -> list[int]:
-    """The places of the nulls."""
-    if array.null_count == 0:
-        return []
-    places: list[int] = array.is_null().to_numpy(zero_copy_only=False).nonzero()[0].tolist()
-    return places
-
-
 def _dictionary_values(array: Any) -> list[Any]:
     """Each distinct value is made once, however many rows share it."""
     import pyarrow as pa
 
-    places = _filled(array.indices.cast(pa.int64()), -1)
-    used, inverse = np.unique(places, return_inverse=True)
-    known = used[used >= 0]
-    distinct: list[Any] = [None] * (len(used) - len(known))
-    distinct += _values(array.dictionary.take(pa.array(known)))
-    return [distinct[place] for place in inverse.tolist()]
+    places = array.indices.to_pylist()
+    used = sorted({place for place in places if place is not None})
+    # pa.array() and to_numpy() would import pandas where it is installed, 0.3 s.
+    wanted = pa.Array.from_buffers(pa.int64(), len(used), [None, pa.py_buffer(np.array(used, np.int64))])
+    values = dict(zip(used, _values(array.dictionary.take(wanted)), strict=True))
+    return [values.get(place) for place in places]
 
 
 def _fixed_vectors(array: Any) -> list[Any]:
@@ -157,46 +131,54 @@ def _fixed_vectors(array: Any) -> list[Any]:
 
 
 def _vectors(array: Any) -> list[Any]:
-    bounds = array.offsets.to_numpy()
+    bounds = np.from_dlpack(array.offsets)
     flat = _floats(array.values.slice(int(bounds[0]), int(bounds[-1] - bounds[0])))
-    bounds = bounds - bounds[0]
     lengths = np.diff(bounds)
     if len(lengths) and (lengths == lengths[0]).all():
         return _without_nulls(array, list(flat.reshape(len(array), int(lengths[0]))))
-    edges = bounds.tolist()
+    edges = (bounds - bounds[0]).tolist()
     return _without_nulls(array, [flat[a:b] for a, b in zip(edges, edges[1:], strict=False)])
 
 
 def _floats(values: Any) -> np.ndarray:
-    flat: np.ndarray = values.to_numpy(zero_copy_only=False)  # a null within a vector becomes NaN
+    if values.null_count:  # a null within a vector becomes NaN
+        return np.array(values.to_pylist(), np.float64 if str(values.type) == "double" else np.float32)
+    flat: np.ndarray = np.from_dlpack(values)
     return flat.astype(np.float32) if flat.dtype == np.float16 else flat
 
 
 def _without_nulls(array: Any, vectors: list[Any]) -> list[Any]:
-    for place in _missing(array):
-        vectors[place] = None
+    if array.null_count:
+        for place, valid in enumerate(array.is_valid().to_pylist()):
+            if not valid:
+                vectors[place] = None
     return vectors
 
 
 def _timestamps(array: Any) -> list[Any]:
-    """Datetimes; ISO text where nanoseconds would be lost, UTC where the zone is not known here."""
+    """Datetimes, in UTC where the zone is not known here; ISO text where a nanosecond would be lost."""
     import pyarrow as pa
 
     kind = array.type
     if kind.unit == "ns":
-        try:
-            array = array.cast(pa.timestamp("us", kind.tz))
-        except pa.ArrowInvalid:
-            texts = np.datetime_as_string(array.to_numpy(zero_copy_only=False))
-            zone = "" if kind.tz is None else "+00:00"
-            return [None if text == "NaT" else f"{text}{zone}" for text in texts.tolist()]
+        nanoseconds = array.cast(pa.int64()).to_pylist()
+        whole = pa.array([None if value is None else value // 1000 for value in nanoseconds], pa.int64())
+        moments = _timestamps(whole.cast(pa.timestamp("us", kind.tz)))
+        return list(map(_to_the_nanosecond, moments, nanoseconds))
     try:
         values: list[Any] = array.to_pylist()
     except (ValueError, LookupError):
         if kind.tz is None:
             raise
-        values = array.cast(pa.timestamp(array.type.unit, "UTC")).to_pylist()
+        values = array.cast(pa.timestamp(kind.unit, "UTC")).to_pylist()
     return values
+
+
+def _to_the_nanosecond(moment: datetime | None, nanoseconds: int | None) -> datetime | str | None:
+    if moment is None or nanoseconds is None or nanoseconds % 1000 == 0:
+        return moment
+    text = moment.isoformat(timespec="microseconds")
+    return f"{text[:26]}{nanoseconds % 1000:03d}{text[26:]}"
 
 
 def _decimal(value: Decimal | None) -> int | float | None:
