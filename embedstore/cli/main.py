@@ -111,10 +111,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(code)
 
 
+_GLOBAL_VALUES = ("--store", "--database", "--format", "--timeout")
+_GLOBAL_FLAGS = ("--allow-download", "--quiet", "-q", "--debug")
+
+
+def _hoisted(given: Sequence[str]) -> list[str]:
+    """The arguments with the global options first, so that they may stand behind the command as well."""
+    front: list[str] = []
+    rest: list[str] = []
+    waiting = list(given)
+    while waiting:
+        word = waiting.pop(0)
+        if word == "--":
+            rest += [word, *waiting]
+            break
+        if word in _GLOBAL_FLAGS or word.split("=")[0] in _GLOBAL_VALUES:
+            front.append(word)
+            if word in _GLOBAL_VALUES and waiting:
+                front.append(waiting.pop(0))
+        else:
+            rest.append(word)
+    return front + rest
+
+
 def _run(given: Sequence[str]) -> int:
     debug = "--debug" in given
     try:
-        cli.main(args=list(given), prog_name="embedstore", standalone_mode=False)
+        cli.main(args=_hoisted(given), prog_name="embedstore", standalone_mode=False)
     except click.exceptions.Exit as ended:
         return ended.exit_code
     except click.UsageError as error:

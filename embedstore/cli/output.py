@@ -13,6 +13,11 @@ from typing import Any
 import orjson
 
 _OPTIONS = orjson.OPT_SERIALIZE_NUMPY
+_GAP = 3  # between columns
+_CELL_ROOM = 40
+_TEXT_ROOM = 30
+_LONG = ("text", "advice", "summary", "found", "error")
+"""Columns that shrink first and take what room is left."""
 
 
 def print_rows(rows: Iterable[Mapping[str, Any]], format_: str, *, empty: str = "nothing found") -> None:
@@ -64,7 +69,7 @@ def _cell(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float):
-        return f"{value:.4f}" if abs(value) < 1e6 and value != int(value) else f"{value:g}"
+        return f"{value:.6g}"
     if isinstance(value, (dict, list)):
         return orjson.dumps(value, option=_OPTIONS).decode()
     return str(value)
@@ -100,40 +105,44 @@ def _print_table(rows: Sequence[Mapping[str, Any]], empty: str) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    names = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [{name: " ".join(_cell(value).split()) for name, value in row.items()} for row in rows]
     # A window's width; away from a terminal, wide enough for every column to be read.
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else int(os.environ.get("COLUMNS", "160"))
-    shown, dropped = _fitting(names, rows, width)
-    console = Console(width=width, highlight=False, soft_wrap=False)
+    widths = _fitting(cells, width)
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for name in shown:
+    for name, room in widths.items():
         numbers = all(isinstance(row.get(name), (int, float, type(None))) for row in rows)
         table.add_column(
-            Text(name), justify="right" if numbers else "left", no_wrap=True, overflow="ellipsis",
-            ratio=1 if name == "text" else None,
-        )  # fmt: skip
-    for row in rows:
-        table.add_row(*(Text(" ".join(_cell(row.get(name)).split())) for name in shown))
-    console.print(table)
+            Text(name), justify="right" if numbers else "left", width=room, no_wrap=True, overflow="ellipsis"
+        )
+    for line in cells:
+        table.add_row(*(Text(line.get(name, "")) for name in widths))
+    Console(width=width, highlight=False).print(table)
+    dropped = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in widths]
     if dropped:
-        print(f"(not shown for want of room: {', '.join(dropped)}; --format json shows all)", file=sys.stderr)
+        print(f"(no room for: {', '.join(dropped)}; --format json shows all)", file=sys.stderr)
 
 
-def _fitting(names: Sequence[str], rows: Sequence[Mapping[str, Any]], width: int) -> tuple[list[str], list[str]]:
-    """The columns that fit side by side, and those that do not; ``text`` takes what room the others leave."""
+def _fitting(cells: Sequence[Mapping[str, str]], width: int) -> dict[str, int]:
+    """The columns that fit side by side, with their widths; ``text`` takes what room the others leave."""
+    from rich.cells import cell_len
 
-    def needed(name: str) -> int:
-        widest = max(len(" ".join(_cell(row.get(name)).split())) for row in rows)
-        return min(max(len(name), widest), 40 if name != "text" else 30) + 2
-
-    shown: list[str] = []
-    used = 0
+    names = list(dict.fromkeys(name for line in cells for name in line))
+    natural = {name: max(cell_len(name), *(cell_len(line.get(name, "")) for line in cells)) for name in names}
+    widths: dict[str, int] = {}
+    free = width
     for name in names:
-        if shown and used + needed(name) > width:
+        room = min(natural[name], _TEXT_ROOM if name in _LONG else _CELL_ROOM)
+        if widths and room + _GAP > free:
             continue
-        shown.append(name)
-        used += needed(name)
-    return shown, [name for name in names if name not in shown]
+        widths[name] = room
+        free -= room + _GAP
+    for name in _LONG:
+        if name in widths:
+            more = min(natural[name] - widths[name], free)
+            widths[name] += more
+            free -= more
+    return widths
 
 
 def records_as_rows(records: Iterable[Any]) -> Iterator[dict[str, Any]]:

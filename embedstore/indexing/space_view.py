@@ -62,7 +62,7 @@ class SpaceView:
 
     def prepare(self, query: FloatVector) -> FloatVector:
         """A query (dim,) as it is compared."""
-        return prepared(query[None, :], self.metric)[0]
+        return prepared(query[None, :], self.metric)[0]  # type: ignore[no-any-return]
 
     def gather(self, rows: IntVector) -> FloatMatrix:
         """The prepared vectors of ``rows``, float32 (len(rows), dim)."""
@@ -70,7 +70,7 @@ class SpaceView:
         if rows.size == 0 or n_base == 0:
             return np.take(self.delta, rows - n_base, axis=0)  # type: ignore[no-any-return]
         if self.delta.shape[0] == 0 or rows.max() < n_base:
-            return np.take(self.base, rows, axis=0)  # type: ignore[no-any-return]
+            return np.take(self.base, rows, axis=0)
         gathered: FloatMatrix = np.empty((rows.size, self.dim), np.float32)
         in_base = rows < n_base
         gathered[in_base] = self.base[rows[in_base]]

@@ -30,7 +30,7 @@ class IngestOptions:
     """The options of ``Collection.ingest``.
 
     text: the field that holds the text; several names, in a list or joined by commas, are joined by a blank.
-    key, vector: the fields of the key and of a vector computed elsewhere. metadata: the fields to keep (None: every
+    Joined fields stay in the metadata too. key, vector: the fields of the key and of a vector computed elsewhere. metadata: the fields to keep (None: every
     other one). types: by CSV column, 'text', 'integer', 'number' or 'boolean' instead of what is inferred.
     chunk: cut texts into pieces of at most so many tokens, which overlap by ``chunk_overlap``.
     prune: delete records whose keys the input no longer holds. on_error: 'abort' or 'skip'; rejects: a file that takes
@@ -72,10 +72,10 @@ class FieldMap:
     vector: str | None
     metadata: tuple[str, ...] | None
 
-    def record(self, source: str, number: int, fields: Mapping[str, Any]) -> dict[str, Any]:
-        """A row as a record."""
+    def record(self, label: str, number: int, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """A row as a record; ``label`` stands for its source in a key made from the row number."""
         made: dict[str, Any] = {}
-        made["key"] = f"{source}:{number}" if self.key is None else fields.get(self.key)
+        made["key"] = f"{label}:{number}" if self.key is None else fields.get(self.key)
         if self.key is not None and made["key"] is None:
             made["key"] = ""  # refused as an empty key, rather than given a random one
         if self.text:
@@ -97,7 +97,8 @@ class FieldMap:
     def _metadata(self, fields: Mapping[str, Any]) -> dict[str, Any]:
         if self.metadata is not None:
             return {name: fields[name] for name in self.metadata if fields.get(name) is not None}
-        used = {self.key, self.vector, *self.text}
+        # One text field becomes the content and nothing else; of several, each keeps its own meaning.
+        used = {self.key, self.vector, *(self.text if len(self.text) == 1 else ())}
         kept = {
             name: value for name, value in fields.items() if value is not None and name not in used and name != "uri"
         }

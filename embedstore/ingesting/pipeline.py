@@ -7,9 +7,10 @@ is one commit: an interrupted ingest that is run again finds what is there and g
 from __future__ import annotations
 
 import logging
+import os
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -93,6 +94,7 @@ class _Ingest:
         self._keys = SeenKeys()
         self._stop = threading.Event()
         self._failure: BaseException | None = None
+        self._labels = _labels(sources)
 
     def run(self) -> WriteReport:
         """Check, write, prune, and bring the caches up to date."""
@@ -135,7 +137,7 @@ class _Ingest:
         for row in source.rows(on_error=on_error):
             if fields is None:
                 fields = choose_fields(self._options, list(row.fields), source.name, encoded=encoded)
-            made = fields.record(source.name, row.number, row.fields)
+            made = fields.record(self._labels[id(source)], row.number, row.fields)
             yield row.number, made, Progress(phase, source.name, row.position, source.total, source.unit, row.number)
 
     def _check(self, source: Source, fields: FieldMap) -> None:
@@ -288,6 +290,15 @@ class _Ingest:
             self._collection.refresh()
         except EmbedstoreError as error:  # everything is committed; the caches catch up at the next search
             _LOG.warning("the records are stored, but a cache was not brought up to date: %s", error)
+
+
+def _labels(sources: Sequence[Source]) -> dict[int, str]:
+    """By source, its name in keys: the file's name without its folders, where no other source has the same."""
+    short = [os.path.basename(source.name.rstrip("/")) or source.name for source in sources]
+    return {
+        id(source): name if short.count(name) == 1 else source.name
+        for source, name in zip(sources, short, strict=True)
+    }
 
 
 class _naming:
