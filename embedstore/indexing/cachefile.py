@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from embedstore.storage.files import sync_folder
+
 _PAGE_WORDS = 512
 _PAGE_BYTES = _PAGE_WORDS * 8
 _CHUNK_BYTES = 4 << 20
@@ -122,15 +124,6 @@ def open_checked(folder: Path, file: CacheFile) -> npt.NDArray[np.uint8]:
     if hashed.hexdigest() != file.page_hash:
         raise DamagedCache(f"{path} does not hold what was written")
     return mapped
-
-
-def sync_folder(folder: Path) -> None:
-    """Make names that were created or renamed in ``folder`` durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def write_manifest(folder: Path, fields: dict[str, Any]) -> None:

@@ -25,6 +25,7 @@ from embedstore.indexing.space_view import Approximate, SpaceView
 from embedstore.model import FloatMatrix, IntVector, Metric
 from embedstore.storage.catalog import CollectionRow, SpaceRow, store_uuid
 from embedstore.storage.database import Transaction
+from embedstore.storage.files import make_private
 from embedstore.storage.layout import ID_SHIFT
 from embedstore.storage.locks import ProcessLock
 
@@ -233,7 +234,7 @@ class SpaceCache:
     ) -> None:
         if space.dim is None or collection.last_change == 0:
             return
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private(self._folder)
         with ProcessLock(self._folder / "build.lock").held(timeout):
             exact, labels, seqs = self._write_exact(transaction, space)
             files = {"exact": exact, "labels": labels}

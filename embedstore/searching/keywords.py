@@ -16,6 +16,7 @@ from typing import Any
 from embedstore.errors import StorageFailed
 from embedstore.storage.catalog import CollectionRow, store_uuid
 from embedstore.storage.database import Transaction
+from embedstore.storage.files import make_private
 from embedstore.storage.layout import id_range
 
 _WORD = re.compile(r"\w+", re.UNICODE)
@@ -167,7 +168,7 @@ class KeywordCache:
             return self._connection
         self._pid = os.getpid()
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_private(self._path.parent)
             if not self._path.exists():
                 os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
             self._connection = _connect(str(self._path))

@@ -26,6 +26,7 @@ from embedstore.errors import (
     StoreLocked,
 )
 from embedstore.storage.database import Parameters, Row
+from embedstore.storage.files import make_private, sync_folder
 from embedstore.storage.layout import APPLICATION, DATABASE_NAME, LOCK_NAME
 from embedstore.storage.locks import ProcessLock
 
@@ -118,7 +119,7 @@ class SQLiteDatabase:
             return
         self._refuse_foreign_folder()
         try:
-            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_private(self._folder)
         except OSError as error:
             raise StorageFailed(f"{self._folder} cannot be created: {error.strerror}") from error
         with self._writer_lock().held(self._lock_timeout), _translated(self._path):
@@ -131,8 +132,8 @@ class SQLiteDatabase:
                 setup.execute("PRAGMA journal_mode = WAL")
             finally:
                 setup.close()
-            _sync_folder(self._folder)
-            _sync_folder(self._folder.parent)
+            sync_folder(self._folder)
+            sync_folder(self._folder.parent)
             with self._committing() as transaction:
                 create_tables(transaction)
                 transaction.run(f"PRAGMA application_id = {APPLICATION}")
@@ -141,7 +142,7 @@ class SQLiteDatabase:
         if self._folder.is_dir():
             known = {DATABASE_NAME, LOCK_NAME, "writer.holder"}
             others = sorted(name.name for name in self._folder.iterdir() if name.name not in known)
-            if others:
+            if others and not self._path.exists():  # else another process is just creating the store
                 raise NotAStore(
                     f"{self._folder} is no store: it holds {len(others)} other files ({others[0]!r} ...) and no"
                     f" {DATABASE_NAME}; give a new or an empty folder"
@@ -300,14 +301,6 @@ def _has_content(path: Path) -> bool:
         return path.stat().st_size > 0
     except OSError:
         return False
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def create_tables(transaction: SQLiteTransaction) -> None:

@@ -66,8 +66,6 @@ class ArrowFile:
             head = stream.read(len(FILE_MAGIC))
             stream.seek(0)
             if head.startswith(FEATHER_1_MAGIC):
-                raise InvalidInput(
-                    f"{self.name}: Feather 1 is not read; write the file as Feather 2 or Parquet"
-                )
+                raise InvalidInput(f"{self.name}: Feather 1 is not read; write the file as Feather 2 or Parquet")
             reader = pa.ipc.open_file(stream) if head == FILE_MAGIC else pa.ipc.open_stream(stream)
             yield reader, stream

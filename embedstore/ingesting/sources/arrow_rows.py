@@ -44,9 +44,7 @@ def arrow_errors(source: str) -> Iterator[None]:
         raise InvalidInput(f"{source} cannot be read: {lines[0][:300]}") from None
 
 
-def batch_rows(
-    batch: Any, number: int, position: int, source: str, on_error: OnError | None
-) -> Iterator[SourceRow]:
+def batch_rows(batch: Any, number: int, position: int, source: str, on_error: OnError | None) -> Iterator[SourceRow]:
     """The rows of a RecordBatch, the first of which is row ``number``, all at ``position``."""
     names = batch.schema.names
     for start in range(0, batch.num_rows, SLICE_ROWS):

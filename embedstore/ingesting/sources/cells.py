@@ -42,9 +42,7 @@ class CellReader:
         self._stream = stream
         self._on_error = on_error
         self._delimiter = delimiter
-        self._reader = csv.reader(
-            text_lines(stream, lenient=on_error is not None), delimiter=delimiter, strict=True
-        )
+        self._reader = csv.reader(text_lines(stream, lenient=on_error is not None), delimiter=delimiter, strict=True)
         self._n_rows = 0
         self.header = self._read_header()
 

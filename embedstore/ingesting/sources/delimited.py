@@ -95,8 +95,7 @@ class DelimitedFile:
         for name in self._asked:
             if name not in names:
                 raise InvalidInput(
-                    f"{self.name}: there is no column {name!r} to give a type; the columns are"
-                    f" {', '.join(names)}"
+                    f"{self.name}: there is no column {name!r} to give a type; the columns are {', '.join(names)}"
                 )
         given = dict.fromkeys(self._keep_text.intersection(names), ColumnType.TEXT) | self._asked
         guesses = {name: ColumnGuess() for name in names if name not in given}
@@ -120,9 +119,7 @@ class DelimitedFile:
             if batch.rows:
                 yield batch
 
-    def _fitting(
-        self, batch: Batch, asked: list[tuple[int, str, ColumnType]], on_error: OnError | None
-    ) -> Batch:
+    def _fitting(self, batch: Batch, asked: list[tuple[int, str, ColumnType]], on_error: OnError | None) -> Batch:
         kept = Batch([], [])
         for number, row in zip(batch.numbers, batch.rows, strict=True):
             for place, name, kind in asked:

@@ -68,9 +68,7 @@ class ColumnGuess:
             self._type = _first_type(present[0])
         if self._type is ColumnType.INTEGER and not self._all_integers(present):
             self._type = ColumnType.TEXT if self._beyond_exact else ColumnType.NUMBER
-        if self._type is ColumnType.NUMBER and not (
-            all(map(_SHORT_NUMBER, present)) or all(map(is_number, present))
-        ):
+        if self._type is ColumnType.NUMBER and not (all(map(_SHORT_NUMBER, present)) or all(map(is_number, present))):
             self._type = ColumnType.TEXT
         if self._type is ColumnType.BOOLEAN and not all(cell.lower() in _BOOLEANS for cell in present):
             self._type = ColumnType.TEXT

@@ -22,6 +22,8 @@ from embedstore.ingesting.sources.source import (
 
 MAX_DOCUMENT_BYTES = 512 << 20
 
+JSON_BLANKS = b" \t\r"
+
 _DIGITS_TO_ZERO = bytes(ord("0") if chr(byte).isdigit() and byte < 128 else ord(" ") for byte in range(256))
 _LONG_INTEGER = b"0" * 19
 
@@ -114,7 +116,7 @@ class JsonLines:
         try:
             for start, line in byte_lines(stream):
                 number += 1
-                if not line or line.isspace():
+                if not line.strip(JSON_BLANKS):
                     continue
                 try:
                     record = _line_record(line, start)

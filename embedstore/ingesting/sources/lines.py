@@ -43,18 +43,18 @@ def text_lines(stream: ByteStream, *, lenient: bool = False) -> Iterator[str]:
 
 
 def text_problem(text: bytes, start: int) -> tuple[str, int] | None:
-    """Why ``text``, which begins at byte ``start`` of its file, is no text, and where in it; else None."""
-    at = text.find(b"\0")
+    """Why ``text``, which begins at byte ``start`` of its file, is no text, and where in it; else None.
+
+    A wrong encoding is told before a NUL.
+    """
     try:
         text.decode()
     except UnicodeDecodeError as error:
-        if at < 0 or error.start < at:
-            found = " ".join(f"{byte:02X}" for byte in text[error.start : error.end])
-            reason = f"not UTF-8 at byte offset {start + error.start}: {error.reason} ({found})"
-            return f"{reason}; save the file as UTF-8", error.start
-    if at >= 0:
-        return f"a NUL byte at byte offset {start + at}, which text cannot hold", at
-    return None
+        found = " ".join(f"{byte:02X}" for byte in text[error.start : error.end])
+        reason = f"not UTF-8 at byte offset {start + error.start}: {error.reason} ({found})"
+        return f"{reason}; save the file as UTF-8", error.start
+    at = text.find(b"\0")
+    return None if at < 0 else (f"a NUL byte at byte offset {start + at}, which text cannot hold", at)
 
 
 def _regions(stream: ByteStream, *, whole_blocks: bool) -> Iterator[tuple[int, bytes]]:

@@ -80,8 +80,7 @@ def _sources_of(item: Any, wishes: _Wishes) -> Sequence[Source]:
     if isinstance(item, Iterable) and not isinstance(item, (bytes, bytearray, memoryview)):
         return [Mappings(item)]
     raise InvalidInput(
-        f"{type(item).__name__} is no source; give a path, '-', a DataFrame, an Arrow table or an iterable of"
-        " mappings"
+        f"{type(item).__name__} is no source; give a path, '-', a DataFrame, an Arrow table or an iterable of mappings"
     )
 
 

@@ -235,9 +235,7 @@ def test_the_limit_for_others_stays_while_a_reader_rests(source_of):
 
 
 def test_rows_at_fault_are_told_and_left_out_where_the_caller_asks(source_of):
-    source = source_of(
-        "a.csv", b'a,b\n1,2\n3\n4,5\n"x"y,6\ncaf\xe9,7\n8,9\n1.5,\0\n10,11\n', types={"b": "integer"}
-    )
+    source = source_of("a.csv", b'a,b\n1,2\n3\n4,5\n"x"y,6\ncaf\xe9,7\n8,9\n1.5,\0\n10,11\n', types={"b": "integer"})
     told = []
     rows = list(source.rows(on_error=told.append))
     assert [(row.number, row.fields) for row in rows] == [
@@ -292,7 +290,7 @@ CELLS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"
 @given(st.lists(st.tuples(CELLS, CELLS, st.booleans()), max_size=8), st.sampled_from(["\n", "\r\n", "\r"]))
 def test_any_text_comes_back_from_csv(source_of, cells, ending):
     written = io.StringIO(newline="")
-    writer = csv.writer(written, lineterminator=ending)
+    writer = csv.writer(written, lineterminator=ending, quoting=csv.QUOTE_ALL)
     writer.writerows([("a", "b", "c"), *cells])
     source = source_of("any.csv", written.getvalue().encode(), types={"a": "text", "b": "text"})
     expected = [{"a": a or None, "b": b or None, "c": c} for a, b, c in cells]

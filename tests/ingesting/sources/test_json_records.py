@@ -1,6 +1,7 @@
 import gzip
 import io
 import json
+import random
 
 import pytest
 
@@ -43,8 +44,8 @@ def test_invalid_json_is_refused_in_one_line_as_document_and_as_lines(data, tmp_
     for path in torture(data / "json_torture", "n"):
         assert path.name in str(refused(open_sources([path])[0]))
         text = path.read_bytes()
-        if not text.strip() or b"\n" in text.strip():
-            continue  # blank lines are skipped, and two lines are two documents
+        if not text.removeprefix(b"\xef\xbb\xbf").strip() or b"\n" in text.strip():
+            continue  # lines without anything are no records, and two lines are two documents
         lines = tmp_path / "lines.jsonl"
         lines.write_bytes(text)
         assert refused(open_sources([lines])[0]).row == 1, path.name
@@ -71,9 +72,7 @@ def test_an_element_that_is_no_object_is_named_by_its_row(source_of):
     assert str(told[0]) == f"{source.name}, row 2: a record must be an object, not a list"
 
 
-@pytest.mark.parametrize(
-    ("content", "said"), [(b"", "is empty"), (b" \n", "is empty"), (b"42", "not a number")]
-)
+@pytest.mark.parametrize(("content", "said"), [(b"", "is empty"), (b" \n", "is empty"), (b"42", "not a number")])
 def test_a_document_without_records_is_refused(content, said, source_of):
     assert said in str(refused(source_of("a.json", content)))
 
@@ -129,7 +128,7 @@ def test_what_is_not_utf8_is_named_by_its_offset_in_the_file(source_of):
     content = b'{"a": 1}\n{"a": "caf\xe9"}\n'
     error = refused(source_of("a.jsonl.gz", gzip.compress(content)))
     assert error.row == 2 and f"byte offset {content.index(0xE9)}" in str(error)
-    assert "byte offset 10" in str(refused(source_of("a.json", b'\xef\xbb\xbf[{"a":\xff}]')))
+    assert "byte offset 9:" in str(refused(source_of("a.json", b'\xef\xbb\xbf[{"a":\xff}]')))
 
 
 def test_utf16_is_named(source_of):
@@ -171,15 +170,16 @@ def test_the_naughty_strings_come_back_from_json_lines(data, fields_of):
     assert [row["text"] for row in fields_of("a.jsonl", content)] == strings
 
 
-def test_a_thousand_damaged_lines_are_each_refused_or_read(fields_of):
-    import random
-
-    random_bytes = random.Random(0)
+def test_a_thousand_damaged_lines_are_each_refused_or_read():
+    generator = random.Random(0)
+    n_refused = 0
     for _ in range(1000):
         line = bytearray(b'{"key": "k1", "text": "caf\xc3\xa9", "n": [1, 2.5e3, true]}')
-        line[random_bytes.randrange(len(line))] = random_bytes.randrange(256)
+        line[generator.randrange(len(line))] = generator.randrange(256)
+        [source] = open_sources(["-"], stdin=io.BytesIO(line))
         try:
-            for fields in fields_of("a.jsonl", bytes(line)):
-                assert isinstance(fields, dict)
+            assert all(isinstance(row.fields, dict) for row in source.rows())
         except EmbedstoreError as error:
+            n_refused += 1
             assert "\n" not in str(error)
+    assert 500 < n_refused < 1000

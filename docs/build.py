@@ -1,0 +1,77 @@
+"""Writes the generated pages of the documentation: ``docs/cli.md``, from the help of every command.
+
+``python docs/build.py`` writes it; with ``--check`` it changes nothing and exits 1 where the page is out of date.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from embedstore.cli.main import COMMANDS, cli
+
+PAGE = Path(__file__).with_name("cli.md")
+WIDTH = 100
+
+_HEAD = """\
+# Command reference
+
+This page is generated: `make docs` writes it from the help of each command (`embedstore COMMAND --help`).
+
+Results go to standard output, progress and messages to standard error. The exit code says what happened:
+
+| code | meaning |
+|---|---|
+| 0 | done |
+| 1 | something failed |
+| 2 | the call or the input was wrong |
+| 3 | another process holds the store |
+| 4 | damage was found |
+| 130, 143 | interrupted, terminated |
+"""
+
+
+def page() -> str:
+    """The text of ``docs/cli.md``."""
+    parts = [_HEAD, *(_section(path, command) for path, command in commands())]
+    return "\n".join(parts)
+
+
+def commands() -> Iterator[tuple[str, click.Command]]:
+    """Every command with its path, groups before what they hold."""
+    yield "embedstore", cli
+    for name in COMMANDS:
+        command = cli.get_command(click.Context(cli), name)
+        assert command is not None
+        yield f"embedstore {name}", command
+        if isinstance(command, click.Group):
+            for inner, subcommand in command.commands.items():
+                yield f"embedstore {name} {inner}", subcommand
+
+
+def _section(path: str, command: click.Command) -> str:
+    context = click.Context(
+        command, info_name=path, terminal_width=WIDTH, max_content_width=WIDTH, help_option_names=["-h", "--help"]
+    )
+    lines = [line.rstrip() for line in command.get_help(context).splitlines()]
+    shown = "\n".join(lines).strip()
+    return f"## {path}\n\n```text\n{shown}\n```\n"
+
+
+def main() -> int:
+    """Write the page, or with ``--check`` hold it against what would be written."""
+    text = page()
+    if "--check" in sys.argv[1:]:
+        fresh = PAGE.is_file() and PAGE.read_text(encoding="utf-8") == text
+        print(f"{PAGE} is {'up to date' if fresh else 'out of date; run: make docs'}")
+        return 0 if fresh else 1
+    PAGE.write_text(text, encoding="utf-8")
+    print(f"wrote {PAGE}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
