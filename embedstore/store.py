@@ -144,10 +144,7 @@ class Store:
         """Create the store where it does not exist yet, and bring its tables up to date."""
         with self._guard:
             if not self.database.exists():
-                self.database.create()
-                with self.database.write() as transaction:
-                    if transaction.one("SELECT 1 FROM store_info WHERE name = 'uuid'") is None:
-                        catalog.note_store(transaction, __version__)
+                self.database.create(lambda transaction: catalog.note_store(transaction, __version__))
             self._ready()
 
     def require(self) -> None:

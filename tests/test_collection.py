@@ -69,12 +69,14 @@ def test_two_keys_with_the_same_text_are_two_records(store):
 
 def test_upsert_tells_added_updated_and_unchanged_apart(any_store):
     collection, matrix = filled(any_store, 4)
-    report = collection.upsert([
-        {"key": "k0", "text": "text number 0", "vector": matrix[0], "year": 2000},
-        {"key": "k1", "text": "text number 1", "vector": matrix[1], "year": 1},
-        {"key": "k2", "text": "text number 2", "vector": matrix[3], "year": 2002},
-        {"key": "k9", "text": "nine", "vector": matrix[0]},
-    ])
+    report = collection.upsert(
+        [
+            {"key": "k0", "text": "text number 0", "vector": matrix[0], "year": 2000},
+            {"key": "k1", "text": "text number 1", "vector": matrix[1], "year": 1},
+            {"key": "k2", "text": "text number 2", "vector": matrix[3], "year": 2002},
+            {"key": "k9", "text": "nine", "vector": matrix[0]},
+        ]
+    )
     assert (report.added, report.updated, report.unchanged) == (1, 2, 1)
     assert collection.get("k1").metadata == {"year": 1}
     assert np.array_equal(collection.vectors(["k2"])[0], matrix[3])
@@ -233,10 +235,12 @@ def test_a_record_has_vectors_in_many_spaces(any_store):
     collection.add([{"key": "a", "text": "aab"}, {"key": "b", "text": "bbc"}])
     collection.add_space("other", encoder="letters:9")
     collection.add_space("map", dim=2, metric="euclidean")
-    collection.upsert([
-        {"key": "a", "text": "aab", "vectors": {"map": [0.0, 0.0]}},
-        {"key": "b", "text": "bbc", "vectors": {"map": [3.0, 4.0]}},
-    ])
+    collection.upsert(
+        [
+            {"key": "a", "text": "aab", "vectors": {"map": [0.0, 0.0]}},
+            {"key": "b", "text": "bbc", "vectors": {"map": [3.0, 4.0]}},
+        ]
+    )
     assert [space.name for space in collection.spaces()] == ["text", "other", "map"]
     assert collection.vectors(["a"], space="other")[0].tolist() == [2, 1, 0, 0, 0, 9]
     hits = collection.search([3.0, 4.0], k=2, space="map")
@@ -304,10 +308,12 @@ def test_records_come_in_the_order_in_which_they_were_added(any_store):
 
 def test_scan_gives_typed_columns(any_store):
     collection = any_store.collection("things", encoder="none")
-    collection.add([
-        {"key": "a", "text": "x", "vector": [1.0, 2.0], "n": 1, "r": 0.5, "b": True, "m": 1, "l": [1]},
-        {"key": "b", "vector": [3.0, 4.0], "n": 2, "r": 1, "m": "one", "o": {"p": "q"}},
-    ])
+    collection.add(
+        [
+            {"key": "a", "text": "x", "vector": [1.0, 2.0], "n": 1, "r": 0.5, "b": True, "m": 1, "l": [1]},
+            {"key": "b", "vector": [3.0, 4.0], "n": 2, "r": 1, "m": "one", "o": {"p": "q"}},
+        ]
+    )
     (batch,) = collection.scan(columns=["key", "text", "n", "r", "b", "m", "l", "o.p", "vector.vector"])
     assert batch.to_pydict() == {
         "key": ["a", "b"], "text": ["x", None], "n": [1, 2], "r": [0.5, 1.0], "b": [True, None],

@@ -7,7 +7,6 @@ import tomllib
 import zipfile
 
 import pytest
-
 from conftest import ROOT
 
 LAYERS = [
@@ -68,8 +67,14 @@ def test_a_module_imports_only_from_layers_below_it():
             assert other == own or level[other] < level[own], f"{path} imports {other}"
 
 
-@pytest.mark.parametrize("code", ["import embedstore", "from embedstore.cli import main; main(['--help'])",
-                                  "import embedstore; embedstore.open('x')"])
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import embedstore",
+        "from embedstore.cli import main; main(['--help'])",
+        "import embedstore; embedstore.open('x')",
+    ],
+)
 def test_starting_loads_nothing_heavy(code):
     script = f"import sys\ntry:\n    exec({code!r})\nfinally:\n    print([m for m in {HEAVY!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
@@ -100,8 +105,14 @@ def test_the_wheel_has_recipes_migrations_and_the_sample(tmp_path):
     )  # fmt: skip
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    for name in ("_shipped/indexes/flat.toml", "_shipped/migrations/env.py", "_shipped/migrations/versions/0001_first_tables.py",
-                 "sample/things.jsonl", "filters/where.lark", "py.typed"):
+    for name in (
+        "_shipped/indexes/flat.toml",
+        "_shipped/migrations/env.py",
+        "_shipped/migrations/versions/0001_first_tables.py",
+        "sample/things.jsonl",
+        "filters/where.lark",
+        "py.typed",
+    ):
         assert f"embedstore/{name}" in names
     subprocess.run([sys.executable, "-m", "zipfile", "-e", str(wheel), str(tmp_path / "site")], check=True)
     script = "import embedstore.shipped as s; print(s.shipped_folder('indexes'), s.sample_file().is_file())"
@@ -117,7 +128,11 @@ def test_constraints_pin_public_versions_only():
     assert all(line.count("==") == 1 and "+" not in line and "/" not in line for line in lines)
     pinned = {line.split("==")[0].lower().replace("_", "-") for line in lines}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    needed = [*project["dependencies"], *project["optional-dependencies"]["dev"], *project["optional-dependencies"]["cpu"]]
+    needed = [
+        *project["dependencies"],
+        *project["optional-dependencies"]["dev"],
+        *project["optional-dependencies"]["cpu"],
+    ]
     for one in needed:
         name = one.split(">")[0].split("=")[0].split("[")[0].lower()
         assert name in pinned or name == "embedstore", name
@@ -127,7 +142,9 @@ def test_two_builds_of_faiss_are_named_with_the_repair(monkeypatch):
     from embedstore import MissingDependency, optional
 
     monkeypatch.setattr(optional, "faiss_distributions", lambda: ["faiss-cpu", "faiss-gpu"])
-    with pytest.raises(MissingDependency, match="faiss-cpu and faiss-gpu are both installed.*--force-reinstall --no-deps faiss-gpu"):
+    with pytest.raises(
+        MissingDependency, match="faiss-cpu and faiss-gpu are both installed.*--force-reinstall --no-deps faiss-gpu"
+    ):
         optional.load_faiss()
     monkeypatch.setattr(optional, "faiss_distributions", list)
     monkeypatch.setattr(optional.importlib.util, "find_spec", lambda name: None)

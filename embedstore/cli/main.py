@@ -55,6 +55,13 @@ class LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
 
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except BrokenPipeError:  # whoever read our output has seen enough; click would call that a failure
+            _close_stdout()
+            return None
+
     def resolve_command(self, context: click.Context, args: list[str]) -> Any:
         if args and args[0] not in COMMANDS:
             import difflib
@@ -149,9 +156,6 @@ def _run(given: Sequence[str]) -> int:
         return _complain(error.format_message(), 1)
     except (KeyboardInterrupt, click.exceptions.Abort):
         return _complain("interrupted; what was committed stays, run the same command again to go on", 130)
-    except BrokenPipeError:  # whoever read our output has seen enough
-        _close_stdout()
-        return 0
     except EmbedstoreError as error:
         if debug:
             raise

@@ -6,7 +6,7 @@ SQLAlchemy's ``text()``. What the two dialects say differently is in ``Dialect``
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -73,8 +73,8 @@ class Database(Protocol):
     def exists(self) -> bool:
         """Whether there is a store in it."""
 
-    def create(self) -> None:
-        """Create the tables, if they are not there."""
+    def create(self, fill: Callable[[Transaction], None]) -> None:
+        """Create the tables, if they are not there; ``fill`` writes their first rows in the same transaction."""
 
     def read(self) -> AbstractContextManager[Transaction]:
         """A snapshot: every statement inside sees the same commits."""

@@ -7,7 +7,7 @@ row; readers see snapshots (REPEATABLE READ).
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from embedstore.errors import (
     StoreLocked,
 )
 from embedstore.optional import require
-from embedstore.storage.database import Parameters, Row
+from embedstore.storage.database import Parameters, Row, Transaction
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine, TextClause
@@ -115,7 +115,7 @@ class PostgresDatabase:
         with self.connection() as connection:
             return connection.execute(_text("SELECT to_regclass('store_info')")).scalar() is not None
 
-    def create(self) -> None:
+    def create(self, fill: Callable[[Transaction], None]) -> None:
         """Create the tables in one transaction, under a lock that lets one creator in."""
         from embedstore.storage.schema import SCHEMA_REVISION, tables
 
@@ -130,6 +130,7 @@ class PostgresDatabase:
                 _text("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY)")
             )
             connection.execute(_text("INSERT INTO alembic_version VALUES (:revision)"), {"revision": SCHEMA_REVISION})
+            fill(PostgresTransaction(connection))
 
     @contextmanager
     def read(self) -> Iterator[PostgresTransaction]:

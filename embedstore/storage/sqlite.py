@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from embedstore.errors import (
     StoreDamaged,
     StoreLocked,
 )
-from embedstore.storage.database import Parameters, Row
+from embedstore.storage.database import Parameters, Row, Transaction
 from embedstore.storage.files import make_private, sync_folder
 from embedstore.storage.layout import APPLICATION, DATABASE_NAME, LOCK_NAME
 from embedstore.storage.locks import ProcessLock
@@ -113,7 +113,7 @@ class SQLiteDatabase:
             found = transaction.one("SELECT 1 FROM sqlite_master WHERE name = 'store_info'")
         return found is not None
 
-    def create(self) -> None:
+    def create(self, fill: Callable[[Transaction], None]) -> None:
         """Create folder, file and tables. The tables come in one transaction: they are all there or none is."""
         if self.exists():
             return
@@ -136,6 +136,7 @@ class SQLiteDatabase:
             sync_folder(self._folder.parent)
             with self._committing() as transaction:
                 create_tables(transaction)
+                fill(transaction)
                 transaction.run(f"PRAGMA application_id = {APPLICATION}")
 
     def _refuse_foreign_folder(self) -> None:

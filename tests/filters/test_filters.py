@@ -304,7 +304,8 @@ def test_sql_and_columns_agree_with_the_meaning(any_store, metadata, tree, chang
             row = catalog.find_collection(transaction, "c")
             condition, parameters = compile_where(tree, transaction.dialect.name)
             found = transaction.all(
-                f"SELECT r.key FROM records AS r WHERE r.collection_id = {row.collection_id} AND {condition}", parameters
+                f"SELECT r.key FROM records AS r WHERE r.collection_id = {row.collection_id} AND {condition}",
+                parameters,
             )
             wanted = {str(i) for i, one in enumerate(expected) if holds(tree, one)}
             assert {key for (key,) in found} == wanted

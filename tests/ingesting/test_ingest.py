@@ -26,7 +26,10 @@ ROWS = [
 
 def write_csv(path, rows=ROWS):
     lines = [",".join(rows[0])]
-    lines += [",".join("" if v is None else str(v).lower() if isinstance(v, bool) else str(v) for v in row.values()) for row in rows]
+    lines += [
+        ",".join("" if v is None else str(v).lower() if isinstance(v, bool) else str(v) for v in row.values())
+        for row in rows
+    ]
     path.write_text("\n".join(lines) + "\n")
     return path
 
@@ -241,9 +244,7 @@ def test_an_interrupted_ingest_goes_on_where_it_was(tmp_path, run_cli, word, cod
         uninterrupted = other.collection("c", encoder="letters")
         uninterrupted.ingest(tmp_path / "rows.jsonl")
         assert whole.collection("c").stats()["digest"] == uninterrupted.stats()["digest"]
-        assert (
-            whole.collection("c").stats()["spaces"][0]["digest"] == uninterrupted.stats()["spaces"][0]["digest"]
-        )
+        assert whole.collection("c").stats()["spaces"][0]["digest"] == uninterrupted.stats()["spaces"][0]["digest"]
 
 
 def test_naughty_strings_come_back_as_they_were(any_store, data, tmp_path):

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+from conftest import brute_force
 
 import embedstore
-from conftest import brute_force
 from embedstore import InvalidInput, SpaceMismatch, SpaceNotFound
 from embedstore.indexing.recipes import all_recipes
 from embedstore.searching import plan
@@ -69,9 +69,7 @@ def test_every_recipe_and_metric_is_right_through_a_collections_life(tmp_path, r
             assert n_right / n_all >= 0.95
 
     def put(first: int, last: int, source: np.ndarray) -> None:
-        collection.upsert(
-            {"key": str(i), "vector": source[i], "rest": i % 7, "text": "x"} for i in range(first, last)
-        )
+        collection.upsert({"key": str(i), "vector": source[i], "rest": i % 7, "text": "x"} for i in range(first, last))
         rows.update({str(i): source[i] for i in range(first, last)})
 
     put(0, 1000, matrix)
@@ -191,9 +189,10 @@ def test_pages_follow_each_other(store):
     second = collection.search(matrix[0], k=10, offset=10)
     assert second.keys == whole.keys[10:20]
     assert second[0].rank == 11
-    assert collection.search("word1", k=5, offset=5, mode="text").keys == collection.search(
-        "word1", k=10, mode="text"
-    ).keys[5:]
+    assert (
+        collection.search("word1", k=5, offset=5, mode="text").keys
+        == collection.search("word1", k=10, mode="text").keys[5:]
+    )
 
 
 def test_like_and_unlike_move_the_query_and_leave_themselves_out(store):
@@ -231,7 +230,7 @@ def test_keywords_find_words_and_their_forms_and_phrases(any_store):
     collection.add({"key": key, "text": text, "vector": [1.0]} for key, text in texts.items())
     assert set(collection.search("fungal disease", mode="text").keys) == {"a", "b"}
     assert collection.search('"fungal disease"', mode="text").keys == ["a"]
-    assert collection.search("galaxy OR \"unclosed ( * AND :", mode="text").keys == ["c"]
+    assert collection.search('galaxy OR "unclosed ( * AND :', mode="text").keys == ["c"]
     assert len(collection.search("?!", mode="text")) == 0
     assert len(collection.search("nothingofthekind", mode="text")) == 0
     collection.upsert([{"key": "c", "text": "Planets", "vector": [1.0]}])
@@ -276,7 +275,12 @@ def test_a_query_that_cannot_be_compared_is_refused_in_one_line(store):
     numbers = store.collection("numbers", encoder="none")
     numbers.add([{"key": "a", "vector": [1.0, 2.0]}])
     cases = [
-        (collection, [1.0, 2.0], SpaceMismatch, "query has 2 numbers; the space 'papers/text' holds 6, made by letters"),
+        (
+            collection,
+            [1.0, 2.0],
+            SpaceMismatch,
+            "query has 2 numbers; the space 'papers/text' holds 6, made by letters",
+        ),
         (numbers, [1.0, float("nan")], InvalidInput, "NaN or infinity"),
         (numbers, [0.0, 0.0], InvalidInput, "no direction"),
         (numbers, "words", InvalidInput, "has no encoder"),
@@ -323,9 +327,7 @@ def test_slerp_keeps_its_digits_near_the_ends(store):
     start = space.vector([1.0, 0.0])
     for angle in (1e-7, 1e-3, 1.0, 3.0):
         end = space.vector([np.cos(angle), np.sin(angle)])
-        np.testing.assert_allclose(
-            start.slerp(end, 0.5).array, [np.cos(angle / 2), np.sin(angle / 2)], atol=1e-6
-        )
+        np.testing.assert_allclose(start.slerp(end, 0.5).array, [np.cos(angle / 2), np.sin(angle / 2)], atol=1e-6)
     with pytest.raises(InvalidInput, match="opposite"):
         start.slerp(space.vector([-1.0, 0.0]), 0.5)
 
@@ -346,7 +348,9 @@ def test_a_plan_says_how_the_answer_was_found(store):
 
 def test_hits_become_tables(store):
     collection = store.collection("c", encoder="none")
-    collection.add([{"key": "a", "vector": [1.0], "text": "x", "n": 1, "m": "s"}, {"key": "b", "vector": [2.0], "m": 1}])
+    collection.add(
+        [{"key": "a", "vector": [1.0], "text": "x", "n": 1, "m": "s"}, {"key": "b", "vector": [2.0], "m": 1}]
+    )
     hits = collection.search([1.0])
     assert hits.to_arrow().to_pydict() == {
         "rank": [1, 2], "key": ["a", "b"], "score": [1.0, 1.0], "text": ["x", None], "m": ["s", "1"], "n": [1, None],

@@ -31,7 +31,9 @@ WRITER = (
 def test_after_kill_nine_every_acknowledged_batch_is_there_and_the_last_is_whole_or_absent(tmp_path, seed):
     folder = tmp_path / "store"
     delay = float(np.random.default_rng(seed).uniform(0.25, 0.8))
-    with subprocess.Popen([sys.executable, "-c", WRITER, str(folder), "w"], stdout=subprocess.PIPE, text=True) as writer:
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(folder), "w"], stdout=subprocess.PIPE, text=True
+    ) as writer:
         time.sleep(delay)
         writer.send_signal(signal.SIGKILL)
         lines = writer.communicate()[0].splitlines()
@@ -55,7 +57,9 @@ def test_writers_in_many_processes_take_turns_and_lose_nothing(tmp_path):
     folder = tmp_path / "store"
     script = WRITER.replace("range(100000)", "range(30)")
     writers = [
-        subprocess.Popen([sys.executable, "-c", script, str(folder), name], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        subprocess.Popen(
+            [sys.executable, "-c", script, str(folder), name], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
         for name in "abc"
     ]
     for writer in writers:

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from embedstore.errors import InvalidInput
-from embedstore.ingesting.sources.arrow_rows import arrow_errors, batch_rows, check_names
+from embedstore.ingesting.sources.arrow_rows import arrow_errors, batch_rows, check_names, guarded
 from embedstore.ingesting.sources.source import OnError, SourceRow, file_fingerprint, file_status
 
 FILE_MAGIC = b"ARROW1"
@@ -40,7 +40,7 @@ class ArrowFile:
         number = 1
         with self._reader() as (reader, stream):
             check_names(list(reader.schema.names), self.name)
-            for batch, position in self._batches(reader, stream):
+            for batch, position in guarded(self._batches(reader, stream), self.name):
                 yield from batch_rows(batch, number, position, self.name, on_error)
                 number += batch.num_rows
 
@@ -59,13 +59,14 @@ class ArrowFile:
     def _reader(self) -> Iterator[tuple[Any, Any]]:
         import pyarrow as pa
 
-        with arrow_errors(self.name), ExitStack() as stack:
-            if self._size == 0:
-                raise InvalidInput(f"{self.name}: the file is empty")
-            stream = stack.enter_context(pa.memory_map(self._path))
-            head = stream.read(len(FILE_MAGIC))
-            stream.seek(0)
-            if head.startswith(FEATHER_1_MAGIC):
-                raise InvalidInput(f"{self.name}: Feather 1 is not read; write the file as Feather 2 or Parquet")
-            reader = pa.ipc.open_file(stream) if head == FILE_MAGIC else pa.ipc.open_stream(stream)
+        with ExitStack() as stack:
+            with arrow_errors(self.name):
+                if self._size == 0:
+                    raise InvalidInput(f"{self.name}: the file is empty")
+                stream = stack.enter_context(pa.memory_map(self._path))
+                head = stream.read(len(FILE_MAGIC))
+                stream.seek(0)
+                if head.startswith(FEATHER_1_MAGIC):
+                    raise InvalidInput(f"{self.name}: Feather 1 is not read; write the file as Feather 2 or Parquet")
+                reader = pa.ipc.open_file(stream) if head == FILE_MAGIC else pa.ipc.open_stream(stream)
             yield reader, stream

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -14,6 +14,10 @@ from embedstore.errors import EmbedstoreError, InvalidInput, InvalidRecord
 from embedstore.ingesting.sources.source import OnError, SourceRow, refuse, repeated_name
 
 SLICE_ROWS = 2048
+
+T = TypeVar("T")
+
+_UNREADABLE = (ValueError, OverflowError, LookupError, NotImplementedError)
 
 
 class _Refused:
@@ -39,9 +43,20 @@ def arrow_errors(source: str) -> Iterator[None]:
         yield
     except EmbedstoreError:
         raise
-    except (pa.ArrowException, OSError, ValueError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise InvalidInput(f"{source} cannot be read: {lines[0][:300]}") from None
+
+
+def guarded(batches: Iterable[T], source: str) -> Iterator[T]:
+    """The ``batches``, what Arrow raises while it reads them as InvalidInput; what their user raises stays as it is."""
+    iterator = iter(batches)
+    while True:
+        with arrow_errors(source):
+            batch = next(iterator, None)
+        if batch is None:
+            return
+        yield batch
 
 
 def batch_rows(batch: Any, number: int, position: int, source: str, on_error: OnError | None) -> Iterator[SourceRow]:
@@ -71,7 +86,7 @@ def _column(array: Any) -> tuple[list[Any], bool]:
     """The values, and whether some of them are _Refused."""
     try:
         return _values(array), False
-    except (ValueError, OverflowError, KeyError, LookupError):
+    except _UNREADABLE:
         values = [_value(array.slice(place, 1)) for place in range(len(array))]
         return values, any(isinstance(value, _Refused) for value in values)
 
@@ -81,7 +96,7 @@ def _value(array: Any) -> Any:
         return _values(array)[0]
     except UnicodeDecodeError as error:
         return _Refused(f"not UTF-8: {error.reason} at byte {error.start} of the value")
-    except (ValueError, OverflowError, LookupError) as error:
+    except _UNREADABLE as error:
         return _Refused(f"a value of Arrow type {array.type} cannot be read: {str(error).splitlines()[0]}")
 
 

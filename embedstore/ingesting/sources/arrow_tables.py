@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from embedstore.errors import InvalidInput
-from embedstore.ingesting.sources.arrow_rows import arrow_errors, batch_rows, check_names
+from embedstore.ingesting.sources.arrow_rows import arrow_errors, batch_rows, check_names, guarded
 from embedstore.ingesting.sources.source import OnError, SourceRow
 
 
@@ -57,8 +57,8 @@ class ArrowTable:
     def rows(self, on_error: OnError | None = None) -> Iterator[SourceRow]:
         """The rows in order, numbered from 1."""
         number = 1
-        with arrow_errors(self.name):
-            for batch in self._table.to_batches() if self.rereadable else self._table:
-                for row in batch_rows(batch, number, 0, self.name, on_error):
-                    yield row._replace(position=row.number)
-                number += batch.num_rows
+        batches = self._table.to_batches() if self.rereadable else self._table
+        for batch in guarded(batches, self.name):
+            for row in batch_rows(batch, number, 0, self.name, on_error):
+                yield row._replace(position=row.number)
+            number += batch.num_rows

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from embedstore.errors import InvalidInput
-from embedstore.ingesting.sources.arrow_rows import arrow_errors, batch_rows, check_names
+from embedstore.ingesting.sources.arrow_rows import arrow_errors, batch_rows, check_names, guarded
 from embedstore.ingesting.sources.source import OnError, SourceRow, file_fingerprint, file_status
 
 BATCH_BYTES = 32 << 20
@@ -49,12 +49,16 @@ class ParquetTable:
             names = self._names(file.schema_arrow)
             n_rows = file.metadata.num_rows
             number = 1
-            for group in range(file.num_row_groups):
-                self._check_unpacked(file.metadata.row_group(group))
-                for batch in _group_batches(file, group, names):
-                    position = self._size * (number - 1 + batch.num_rows) // n_rows
-                    yield from batch_rows(batch, number, position, self.name, on_error)
-                    number += batch.num_rows
+            for batch in guarded(self._batches(file, names), self.name):
+                position = self._size * (number - 1 + batch.num_rows) // n_rows
+                yield from batch_rows(batch, number, position, self.name, on_error)
+                number += batch.num_rows
+
+    def _batches(self, file: Any, names: list[str]) -> Iterator[Any]:
+        wanted = names if len(names) < len(file.schema_arrow) else None
+        for group in range(file.num_row_groups):
+            self._check_unpacked(file.metadata.row_group(group))
+            yield from _group_batches(file, group, wanted)
 
     def _names(self, schema: Any) -> list[str]:
         names = check_names(list(schema.names), self.name)
@@ -78,19 +82,20 @@ class ParquetTable:
         """The open file; texts come as dictionaries, so that a value shared by many rows is there once."""
         import pyarrow.parquet as pq
 
-        with arrow_errors(self.name):
-            options: dict[str, Any] = {
-                "pre_buffer": False,
-                "buffer_size": BUFFER_BYTES,
-                "page_checksum_verification": True,
-            }
-            with pq.ParquetFile(self._path, **options) as file:
-                texts = [field.name for field in file.schema_arrow if str(field.type) in _TEXT_TYPES]
-            with pq.ParquetFile(self._path, read_dictionary=texts, **options) as file:
-                yield file
+        options: dict[str, Any] = {
+            "pre_buffer": False,
+            "buffer_size": BUFFER_BYTES,
+            "page_checksum_verification": True,
+        }
+        with ExitStack() as stack:
+            with arrow_errors(self.name):
+                with pq.ParquetFile(self._path, **options) as file:
+                    texts = [field.name for field in file.schema_arrow if str(field.type) in _TEXT_TYPES]
+                file = stack.enter_context(pq.ParquetFile(self._path, read_dictionary=texts, **options))
+            yield file
 
 
-def _group_batches(file: Any, group: int, names: list[str]) -> Iterator[Any]:
+def _group_batches(file: Any, group: int, names: list[str] | None) -> Iterator[Any]:
     """The batches of a row group; their size follows what the rows before took.
 
     A batch's size is fixed once its iterator runs: another size means to start again and skip what was given.

@@ -198,6 +198,19 @@ def test_text_that_is_not_utf8_is_named_by_row_and_column_or_left_out(kind, tmp_
     assert [error.row for error in told] == [2]
 
 
+@pytest.mark.parametrize("kind", ["parquet", "table"])
+def test_what_on_error_raises_is_not_taken_for_damage(kind, tmp_path):
+    table = pa.table({"t": pa.array([b"caf\xe9"]).view(pa.string())})
+    [source] = open_sources([given_as(table, kind, tmp_path)])
+
+    def full(error):
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space") as caught:
+        list(source.rows(on_error=full))
+    assert not isinstance(caught.value, EmbedstoreError)
+
+
 @pytest.mark.parametrize("kind", ["parquet", "arrow", "feather", "ipc"])
 def test_empty_and_foreign_files_are_refused(kind, tmp_path):
     path = tmp_path / f"a.{kind}"

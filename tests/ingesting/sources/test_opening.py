@@ -1,3 +1,4 @@
+import errno
 import os
 import pathlib
 import subprocess
@@ -5,7 +6,7 @@ import sys
 
 import pytest
 
-from embedstore.errors import InvalidInput, InvalidRecord
+from embedstore.errors import InvalidInput, InvalidRecord, StorageFailed
 from embedstore.ingesting.sources import open_sources
 
 
@@ -153,12 +154,18 @@ def test_a_pipe_is_no_file(tmp_path):
     assert "pipe JSON lines into '-'" in refused([tmp_path / "a.jsonl"])
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_what_may_not_be_read_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("number", "kind"), [(errno.EACCES, InvalidInput), (errno.EIO, StorageFailed), (errno.EMFILE, StorageFailed)]
+)
+def test_what_cannot_be_opened_is_one_line_with_the_reason(number, kind, tmp_path, monkeypatch):
+    def refuse(path, *rest, **more):
+        raise OSError(number, os.strerror(number), path)
+
     write(tmp_path, "a.csv")
-    (tmp_path / "a.csv").chmod(0)
-    with pytest.raises(InvalidInput, match="Permission denied"):
-        list(open_sources([tmp_path / "a.csv"])[0].rows())
+    [source] = open_sources([tmp_path / "a.csv"])
+    monkeypatch.setattr("embedstore.ingesting.sources.bytestream.open", refuse, raising=False)
+    with pytest.raises(kind, match=f"a.csv' cannot be read: {os.strerror(number)}$"):
+        list(source.rows())
 
 
 def test_a_file_that_vanishes_is_refused_when_it_is_read(tmp_path):

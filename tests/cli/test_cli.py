@@ -1,0 +1,290 @@
+"""The command line: results on stdout, one line for every error, the exit codes, all four formats."""
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import embedstore
+from conftest import ROOT
+from embedstore.cli.main import COMMANDS, _hoisted
+
+ROWS = [
+    {"id": "a", "text": "aab", "year": 2001, "tags": ["x"]},
+    {"id": "b", "text": "bbc", "year": 2002, "tags": ["y"]},
+    {"id": "c", "text": 'ccd, "quoted"\nand a new line', "year": 2003},
+]
+
+
+@pytest.fixture
+def filled(run_cli):
+    lines = "".join(json.dumps(row) + "\n" for row in ROWS)
+    done = run_cli("ingest", "things", "-", "--encoder", "letters", "--format", "json", stdin=lines)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["added"] == 3
+    return run_cli
+
+
+def is_one_line_error(done, code, *words):
+    assert done.returncode == code, (done.stdout, done.stderr)
+    errors = [line for line in done.stderr.splitlines() if line.startswith("embedstore: error: ")]
+    assert len(errors) == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in errors[0], errors[0]
+
+
+def test_the_same_hits_in_every_format(filled):
+    lines = [json.loads(line) for line in filled("search", "things", "aab", "--format", "ndjson").stdout.splitlines()]
+    assert [line["key"] for line in lines] == ["a", "b", "c"]
+    assert lines[0] == {
+        "rank": 1,
+        "key": "a",
+        "score": pytest.approx(1, abs=1e-6),
+        "text": "aab",
+        "metadata": {"year": 2001, "tags": ["x"]},
+    }
+    assert json.loads(filled("--format", "json", "search", "things", "aab").stdout) == lines
+    table = list(csv.DictReader(io.StringIO(filled("search", "things", "aab", "--format=csv").stdout)))
+    assert [row["text"] for row in table] == [row["text"] for row in ROWS]
+    assert (table[0]["year"], table[0]["tags"], table[2]["tags"]) == ("2001", '["x"]', "")
+    shown = filled("search", "things", "aab").stdout.splitlines()
+    assert shown[0].split() == ["rank", "score", "key", "text", "tags", "year"]
+    assert shown[2].split()[2:] == ["a", "aab", '["x"]', "2001"]
+
+
+def test_the_life_of_a_collection(filled, tmp_path):
+    assert filled("count", "things").stdout == "3\n"
+    assert filled("count", "things", "--where", "year > 2001").stdout == "2\n"
+    assert json.loads(filled("get", "things", "b", "--format", "ndjson").stdout)["text"] == "bbc"
+    assert filled("update", "things", "b", "--set", "lang=en", "--set", "year=7", "--unset", "tags").returncode == 0
+    record = json.loads(filled("get", "things", "--where", "lang = 'en'", "--format", "ndjson").stdout)
+    assert record["metadata"] == {"lang": "en", "year": 7}
+    assert json.loads(filled("stats", "things", "--format", "json").stdout)["fields"]["lang"] == ["text"]
+    assert json.loads(filled("collections", "--format", "ndjson").stdout) == {
+        "collection": "things",
+        "records": 3,
+        "spaces": "text",
+    }
+    assert json.loads(filled("spaces", "things", "--format", "ndjson").stdout)["dim"] == 6
+    assert filled("export", "things", "out.parquet").returncode == 0
+    assert filled("import", "copy", "out.parquet").returncode == 0
+    found = json.loads(filled("search", "copy", "aab", "-k", "1", "--format", "ndjson").stdout)
+    assert (found["rank"], found["key"]) == (1, "a")
+    assert json.loads(filled("delete", "things", "a", "zzz", "--format", "json").stdout) == {"deleted": 1, "records": 2}
+    dry = json.loads(filled("delete", "things", "--where", "year > 0", "--dry-run", "--format", "json").stdout)
+    assert dry == {"would_delete": 2, "records": 2}
+    assert filled("delete", "things", "--collection").returncode == 0
+    is_one_line_error(filled("count", "things"), 2, "no collection 'things'; it has: copy")
+    assert len(json.loads(filled("sample", "copy", "-n", "2", "--seed", "1", "--format", "json").stdout)) == 2
+    assert json.loads(filled("db", "current", "--format", "json").stdout) == {"store": "0001", "release": "0001"}
+    assert filled("db", "upgrade").returncode == 0
+    assert filled("index", "copy", "--recipe", "hnsw").returncode == 0
+    assert "hnsw" in filled("spaces", "copy").stdout
+    assert "HNSW32" in filled("recipes").stdout
+
+
+def test_searching_by_keywords_both_and_likeness(filled):
+    assert json.loads(filled("search", "things", "bbc", "--mode", "text", "--format", "ndjson").stdout)["key"] == "b"
+    both = filled("search", "things", "bbc", "--mode", "hybrid", "--explain", "--format", "ndjson")
+    assert json.loads(both.stdout.splitlines()[0])["key"] == "b"
+    assert both.stderr.startswith("exact: exact scan of 3 vectors; 1 keyword matches; fused by reciprocal rank")
+    like = filled("search", "things", "--like", "a", "--unlike", "c", "--format", "ndjson").stdout.splitlines()
+    assert [json.loads(line)["key"] for line in like] == ["b"]
+
+
+def test_many_queries_at_once_name_their_query(filled, tmp_path):
+    (tmp_path / "q.jsonl").write_text('{"id": "one", "text": "aab"}\n{"id": "two", "text": "ccd"}\n')
+    lines = filled("search", "things", "--queries", "q.jsonl", "-k", "1", "--format", "ndjson").stdout.splitlines()
+    assert [(json.loads(line)["query"], json.loads(line)["key"]) for line in lines] == [("one", "a"), ("two", "c")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["search"], 2, ["Missing argument 'COLLECTION'"]),
+        (["serch", "things"], 2, ["there is no command 'serch'; did you mean 'search'?"]),
+        (["search", "things"], 2, ["nothing to search for"]),
+        (["search", "things", ""], 2, ["the query is empty"]),
+        (["search", "things", "x", "-k", "0"], 2, ["k is 0"]),
+        (["search", "things", "x", "-k", "-1"], 2, ["k is -1"]),
+        (["search", "things", "x", "-k", "ten"], 2, ["'ten' is not a valid integer"]),
+        (["search", "things", "x", "--mode", "fuzzy"], 2, ["'fuzzy' is not one of"]),
+        (["search", "things", "x", "--where", "yaer = 1"], 2, ["'yaer'; did you mean 'year'?"]),
+        (["search", "things", "x", "--where", "year = 'x'"], 2, ["year holds numbers"]),
+        (["search", "things", "x", "--where", "year ="], 2, ["ends too early"]),
+        (["search", "things", "x", "--where", "(" * 1000], 2, ["ends too early"]),
+        (["search", "things", "x", "--space", "map"], 2, ["no space 'map'; it has: text"]),
+        (["search", "things", "--like", "zzz"], 2, ["no record of 'things' has the key 'zzz'"]),
+        (["search", "thing", "x"], 2, ["no collection 'thing'; it has: things"]),
+        (["get", "things", "zzz"], 2, ["has the key 'zzz'"]),
+        (["get", "things"], 2, ["either keys or --where"]),
+        (["delete", "things"], 2, ["either keys, or --where, or --collection"]),
+        (["update", "things", "a"], 2, ["nothing to change"]),
+        (["update", "things", "a", "--set", "year"], 2, ["FIELD=VALUE"]),
+        (["ingest", "things", "nowhere.csv"], 2, ["there is no file 'nowhere.csv'"]),
+        (["ingest", "things", "*.csv"], 2, ["*.csv"]),
+        (["ingest", "things", "-", "--encoder", "none"], 2, ["made by letters"]),
+        (["ingest", "new", "-", "--encoder", "nonsense"], 2, ["there is no encoder 'nonsense'"]),
+        (["ingest", "bad\nname", "-"], 2, ["only printable"]),
+        (["--store", "pyproject.toml", "collections"], 2, ["there is no store"]),
+        (["export", "things", "out.xml"], 2, ["must end in .parquet or .jsonl"]),
+        (["export", "things", "no/folder/out.jsonl"], 1, ["cannot be written"]),
+        (["import", "things", "nowhere.jsonl"], 2, ["there is no file"]),
+        (["index", "things", "--recipe", "best"], 2, ["there is no recipe 'best'; there are flat, hnsw"]),
+        (["sample", "things", "-n", "0"], 2, ["n is 0"]),
+        (["--database", "mysql://u:secret@h/d", "collections"], 2, ["postgresql+psycopg://"]),
+        (["--database", "postgresql+psycopg://u:secret@127.0.0.1:1/d", "collections"], 1, ["u:***@127.0.0.1:1/d"]),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line_with_its_exit_code(filled, arguments, code, words):
+    done = filled(*arguments)
+    is_one_line_error(done, code, *words)
+    assert done.stdout == ""
+    assert "secret" not in done.stderr
+
+
+def test_a_large_k_gives_what_there_is(filled):
+    assert len(filled("search", "things", "x", "-k", "1000000000", "--format", "ndjson").stdout.splitlines()) == 3
+
+
+def test_a_missing_store_is_not_created_by_looking(run_cli, tmp_path):
+    for command in (
+        ["search", "c", "x"],
+        ["count", "c"],
+        ["collections"],
+        ["stats"],
+        ["get", "c", "k"],
+        ["db", "current"],
+    ):
+        is_one_line_error(run_cli(*command), 2, "there is no store at")
+    assert not (tmp_path / "store").exists()
+
+
+def test_damage_has_an_exit_code_of_its_own(filled, tmp_path):
+    database = tmp_path / "store" / "store.db"
+    data = bytearray(database.read_bytes())
+    for page in range(2, len(data) // 8192):
+        data[page * 8192 : page * 8192 + 4096] = os.urandom(4096)
+    database.write_bytes(data)
+    is_one_line_error(filled("search", "things", "aab"), 4, "store.db is damaged")
+
+
+def test_a_busy_store_has_an_exit_code_of_its_own(filled, tmp_path):
+    with embedstore.open(tmp_path / "store") as store, store.database.write():
+        done = filled("update", "things", "a", "--set", "x=1", "--timeout", "0.2")
+        is_one_line_error(done, 3, f"process {os.getpid()}", "--timeout")
+        assert filled("count", "things").stdout == "3\n"
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(filled, tmp_path):
+    rows = "".join(json.dumps({"id": i, "text": "abc " * 200}) + "\n" for i in range(3000))
+    assert filled("ingest", "many", "-", "--encoder", "letters", stdin=rows).returncode == 0
+    command = f"{sys.executable} -m embedstore --format ndjson get many --where \"_key > '0'\" --limit 3000"
+    environment = {
+        **os.environ,
+        "EMBEDSTORE_STORE": str(tmp_path / "store"),
+        "PYTHONPATH": str(ROOT / "tests" / "plugin"),
+    }
+    done = subprocess.run(
+        ["bash", "-c", f"{command} | head -n 1; echo ${{PIPESTATUS[0]}}"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=True,
+    )
+    assert done.stdout.splitlines()[-1] == "0"
+    assert done.stderr == ""
+
+
+def test_results_go_to_stdout_and_everything_else_to_stderr(run_cli):
+    done = run_cli(
+        "ingest", "c", "-", "--encoder", "letters", "--format", "json", stdin='{"text": "' + "a " * 200 + '"}'
+    )
+    assert json.loads(done.stdout)["truncated"] == 1
+    assert "1 texts are longer than the encoder reads" in done.stderr
+    quiet = run_cli("-q", "ingest", "d", "-", "--encoder", "letters", stdin='{"text": "' + "a " * 200 + '"}')
+    assert quiet.stderr == ""
+
+
+def test_bytes_that_are_no_text_are_refused_with_their_offset(run_cli):
+    done = run_cli("ingest", "c", "-", "--encoder", "letters", stdin=b'{"text": "a"}\n{"text": "\xff"}\n')
+    is_one_line_error(done, 2, "stdin, row 2", "byte offset 24")
+
+
+def test_files_that_break_readers_end_in_one_line(run_cli, data):
+    folder = data / "json_torture"
+    cases = sorted(folder.glob("n_*.json"))[::12] + [folder / "n_structure_100000_opening_arrays.json"]
+    cases += [data / "utf8" / "UTF-8-test.txt", data / "sentence_clf" / "TREC.train.all"]
+    assert len(cases) > 10
+    for path in cases:
+        done = run_cli("ingest", "c", str(path), "--encoder", "letters")
+        is_one_line_error(done, 2)
+    done = run_cli("ingest", "c", str(data / "utf8" / "UTF-8-test.txt"), "--encoder", "letters")
+    is_one_line_error(done, 2, "byte offset 4461")
+
+
+def test_global_options_may_stand_anywhere():
+    assert _hoisted(["search", "c", "q", "--format", "json", "-q"]) == ["--format", "json", "-q", "search", "c", "q"]
+    assert _hoisted(["get", "c", "--store=x", "--", "--format"]) == ["--store=x", "get", "c", "--", "--format"]
+
+
+def test_every_command_has_help_and_its_one_line_is_true(run_cli):
+    listed = run_cli("--help").stdout
+    for name in COMMANDS:
+        assert f"  {name} " in listed
+        assert run_cli(name, "--help").stdout.startswith(f"Usage: embedstore {name}")
+
+
+def test_the_demo_answers_three_queries(run_cli, tmp_path):
+    done = run_cli("demo")
+    assert done.returncode == 0, done.stderr
+    assert [word in done.stdout for word in ("phonograph", "tortilla", "ceviche")] == [True] * 3
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_doctor_knows_what_is_here(filled):
+    done = filled("doctor", "--format", "json")
+    found = {one["what"]: one for one in json.loads(done.stdout)}
+    assert found["FAISS"]["state"] == "ok"
+    assert found["minilm weights"]["state"] == "ok"
+    assert found["SQLite"]["state"] == "ok"
+    assert done.returncode == 0
+
+
+def test_an_export_brings_back_everything(tmp_path):
+    random = np.random.default_rng(0)
+    with embedstore.open(tmp_path / "s") as store:
+        collection = store.collection("c", encoder="letters")
+        collection.add(
+            {"key": f"k{i}", "text": "abc" * (i + 1), "n": i / 3, "t": ["é", None, {"a": 1}]} for i in range(30)
+        )
+        collection.add_space("map", dim=3, metric="euclidean")
+        collection.upsert(
+            {**collection.get(f"k{i}").to_dict(), "vectors": {"map": random.standard_normal(3)}}
+            for i in range(0, 30, 2)
+        )
+        stats = collection.stats()
+        for suffix in ("parquet", "jsonl"):
+            path = str(tmp_path / f"out.{suffix}")
+            assert collection.export(path) == 30
+            copy = store.collection(f"copy-{suffix}")
+            assert copy.import_(path).encoded == 0
+            again = copy.stats()
+            assert again["digest"] == stats["digest"]
+            assert [s["digest"] for s in again["spaces"]] == [s["digest"] for s in stats["spaces"]]
+            assert copy.import_(path).unchanged == 30
+            assert collection.export(path, where="n < 1", vectors=False) == 3
+        (tmp_path / "foreign.jsonl").write_text('{"key": "a", "text": "b"}\n')
+        with pytest.raises(embedstore.InvalidInput, match="not written by export"):
+            collection.import_(str(tmp_path / "foreign.jsonl"))
+        other = store.collection("other", encoder="letters:5")
+        other.add([{"key": "a", "text": "b"}])
+        collection.export(str(tmp_path / "out.parquet"))
+        with pytest.raises(embedstore.EncoderMismatch, match="made by another encoder"):
+            other.import_(str(tmp_path / "out.parquet"))
