@@ -124,13 +124,13 @@ class Preparer:
             raise InvalidRecord(f"a record must be a mapping of fields, not {type(record).__name__}", row=row)
         fields = dict(record)
         key = check_key(fields.pop("key", None), row)
-        content = check_text(fields.pop("text", None), row, required=self._text_required)
+        content = fields.pop("text", None)
+        content_bytes = check_text(content, row, required=self._text_required)
         uri = check_uri(fields.pop("uri", None), row)
         vectors = self._take_vectors(fields, row)
         if content is None and uri is None and not vectors:
             raise InvalidRecord("a record needs a text, a uri or a vector", row=row, field="text")
         metadata = metadata_json(merge_metadata(fields, row), row, batch.kinds)
-        content_bytes = None if content is None else content.encode()
         content_hash = None if content_bytes is None else blake2b(content_bytes, digest_size=HASH_BYTES).digest()
         seen.add(key, row)
         batch.keys.append(key)
@@ -140,14 +140,11 @@ class Preparer:
         batch.content_hashes.append(content_hash)
         batch.row_hashes.append(row_hash(key, batch.modality, content_hash, uri, metadata))
         batch.row_numbers.append(row)
-        for space in batch.vectors:
-            if space not in vectors:
-                batch.vectors[space].append(None)
-        for space, vector in vectors.items():
-            column = batch.vectors.get(space)
-            if column is None:
-                column = batch.vectors[space] = [None] * (len(batch.keys) - 1)
-            column.append(vector)
+        for space, column in batch.vectors.items():
+            column.append(vectors.pop(space, None))
+        for space, vector in vectors.items():  # the first that bring a vector for this space
+            batch.vectors[space] = [None] * (len(batch.keys) - 1)
+            batch.vectors[space].append(vector)
 
     def _take_vectors(self, fields: dict[str, Any], row: int) -> dict[str, FloatVector]:
         given: dict[str, Any] = {}
@@ -234,18 +231,18 @@ def encode_text(text: str, row: int | None, name: str) -> bytes:
     return encoded
 
 
-def check_text(text: Any, row: int | None = None, *, required: bool = True, name: str = "text") -> str | None:
-    """A text as stored; InvalidRecord where it is no string, empty, only white space, or not Unicode text."""
+def check_text(text: Any, row: int | None = None, *, required: bool = True, name: str = "text") -> bytes | None:
+    """A text in UTF-8; InvalidRecord where it is no string, empty, only white space, or not Unicode text."""
     if text is None:
         if required:
             raise InvalidRecord("the text is missing", row=row, field=name)
         return None
     if not isinstance(text, str):
         raise InvalidRecord(f"the text must be a string, not {type(text).__name__}", row=row, field=name)
-    encode_text(text, row, name)
+    encoded = encode_text(text, row, name)
     if not text or text.isspace():
         raise InvalidRecord("the text is empty" + (" but for white space" if text else ""), row=row, field=name)
-    return text
+    return encoded
 
 
 def check_uri(uri: Any, row: int | None) -> str | None:

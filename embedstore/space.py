@@ -59,9 +59,8 @@ class Space:
 
     def encode(self, text: str) -> Vector:
         """The point of a text, by the space's encoder; InvalidInput where it has none."""
-        checked = check_text(text)
-        assert checked is not None  # required
-        return Vector(self, self.store.encoder_of(self._row).encode_query(checked))
+        check_text(text)
+        return Vector(self, self.store.encoder_of(self._row).encode_query(text))
 
     def vector(self, array: Sequence[float] | np.ndarray) -> Vector:
         """A point from numbers (dim,)."""

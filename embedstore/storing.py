@@ -51,6 +51,8 @@ def encode_batch(
         row = catalog.find_collection(transaction, collection)
         assert row is not None  # created before anything is encoded
         spaces = encoder_spaces(catalog.spaces_of(transaction, row.collection_id))
+        if not spaces:
+            return encoded
         needed = {
             name: _needed(transaction, row, space, batch, encoded.vectors.get(name, {}))
             for name, space in spaces.items()
@@ -156,17 +158,14 @@ def _vectors_by_space(batch: Batch, spaces: dict[str, SpaceRow], encoded: Encode
 def _stacked(
     batch: Batch, space: SpaceRow, lines: Sequence[np.ndarray | None], positions: Sequence[int]
 ) -> FloatMatrix:
-    dim = space.dim
+    dim = space.dim if space.dim is not None else len(lines[0]) if lines[0] is not None else 0
     for line, position in zip(lines, positions, strict=True):
-        assert line is not None
-        if dim is None:
-            dim = line.shape[0]
-        if line.shape[0] != dim:
+        if line is None or len(line) != dim:
             raise SpaceMismatch(
                 f"row {batch.row_numbers[position]}, key {batch.keys[position]!r}: the vector has"
-                f" {line.shape[0]} numbers; the space {space.name!r} holds {dim}"
+                f" {0 if line is None else len(line)} numbers; the space {space.name!r} holds {dim}"
             )
-    matrix = np.stack([line for line in lines if line is not None])  # (n, dim)
+    matrix = np.concatenate([line for line in lines if line is not None]).reshape(-1, dim)  # (n, dim)
     rows = [batch.row_numbers[position] for position in positions]
     check_finite(matrix, rows, "vector", nonzero=Metric(space.metric) is Metric.COSINE)
     return matrix

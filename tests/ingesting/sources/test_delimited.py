@@ -92,6 +92,11 @@ def test_the_last_row_of_a_long_file_can_change_a_columns_type(source_of):
     assert [row.fields["b"] for row in source.rows()] == ["8"] * 5000 + ["x"]
 
 
+def test_integers_that_no_float_holds_keep_a_column_from_becoming_numbers_much_later(source_of):
+    source = source_of("a.csv", b"a,b\n" + b"9007199254740993,9007199254740992\n" * 5000 + b"0.5,0.5\n")
+    assert source.column_types() == {"a": "text", "b": "number"}
+
+
 def test_types_override_what_the_cells_say(fields_of):
     types = {"a": "text", "b": "number", "c": "integer", "d": "boolean"}
     assert fields_of("a.csv", b"a,b,c,d\n1,2,007,TRUE\n,,,\n", types=types) == [

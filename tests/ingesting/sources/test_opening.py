@@ -59,7 +59,8 @@ def test_loops_of_links_end_and_linked_folders_are_read_once(tmp_path):
     write(tmp_path, "top/z/a.txt")
     write(tmp_path, "elsewhere/b.txt")
     (tmp_path / "top" / "z" / "loop").symlink_to(tmp_path / "top")
-    (tmp_path / "top" / "again").symlink_to(tmp_path / "top" / "z")
+    for link in ("again", "zz"):  # before and after what they point to
+        (tmp_path / "top" / link).symlink_to(tmp_path / "top" / "z")
     (tmp_path / "top" / "linked").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "top")
     assert keys_of(open_sources([tmp_path / "top"])[0]) == ["linked/b.txt", "z/a.txt"]
