@@ -28,7 +28,7 @@ from embedstore.storage import catalog
 from embedstore.storage.catalog import CollectionRow, SpaceRow
 from embedstore.storage.database import Transaction
 from embedstore.storage.writing import CollectionWriter
-from embedstore.storing import Encoded, commit_batch, refuse_given_vectors
+from embedstore.storing import commit_batch, commit_metadata, commit_missing_vectors, refuse_given_vectors
 from embedstore.vector import Vector
 
 if TYPE_CHECKING:
@@ -103,23 +103,8 @@ class Collection:
             fields.update(fields.pop("metadata", None) or {})
             changes.setdefault(str(key), {}).update(fields)
         with self._store.reading() as transaction:
-            collection = self._row(transaction)
-            ids = record_ids_of(transaction, collection, list(changes))
-            for key in changes:
-                if key not in ids:
-                    self._refuse_key(key)
-            held = records_by_id(transaction, list(ids.values()))
-        return self.upsert(
-            {
-                "key": key, "text": held[ids[key]].content, "uri": held[ids[key]].uri,
-                "metadata": {
-                    name: value
-                    for name, value in {**held[ids[key]].metadata, **fields}.items()
-                    if not (value is None and name in fields)
-                },
-            }
-            for key, fields in changes.items()
-        )  # fmt: skip
+            self._row(transaction)
+        return commit_metadata(self._store.database, self.name, changes)
 
     def _write(self, records: Iterable[Mapping[str, Any]], *, replace_existing: bool) -> WriteReport:
         if isinstance(records, (str, bytes, Mapping)):
@@ -500,10 +485,9 @@ class Collection:
         return report
 
     def _fill(self, preparer: Preparer, page: list[dict[str, Any]]) -> WriteReport:
-        return commit_batch(
-            self._store.database, self.name, preparer.prepare(page), self._store.encoder_of, replace_existing=True,
-            encoded=Encoded(),
-        )  # fmt: skip
+        return commit_missing_vectors(
+            self._store.database, self.name, preparer.prepare(page), self._store.encoder_of
+        )
 
     def index(self, *, space: str | None = None, recipe: str | None = None) -> Space:
         """Bring a space's index up to date with every record, or build it anew by another recipe."""

@@ -58,6 +58,18 @@ class Batch:
     def __len__(self) -> int:
         return len(self.keys)
 
+    def subset(self, positions: Sequence[int]) -> Batch:
+        """The records at these places, as a batch."""
+
+        def at(column: list[Any]) -> list[Any]:
+            return [column[position] for position in positions]
+
+        return Batch(
+            at(self.keys), at(self.contents), at(self.uris), at(self.metadata), at(self.content_hashes),
+            at(self.row_hashes), {space: at(column) for space, column in self.vectors.items()},
+            at(self.row_numbers), self.kinds, self.modality,
+        )  # fmt: skip
+
 
 class KeyMemory(Protocol):
     """Remembers keys; ``add`` raises DuplicateKey for one that it has."""
@@ -361,6 +373,8 @@ def _plain_value(value: Any, row: int | None, path: FieldPath, kinds: FieldKinds
         return None, None
     if isinstance(value, np.generic):
         value = value.item()
+    elif isinstance(value, np.ndarray):
+        value = value.tolist()
     if isinstance(value, bool):
         return value, "boolean"
     if isinstance(value, str):

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from embedstore.errors import InvalidInput, InvalidRecord, SpaceMismatch, SpaceNotFound
-from embedstore.model import FloatMatrix, Metric, WriteReport
-from embedstore.records import Batch, check_finite
+from embedstore.errors import InvalidInput, InvalidRecord, RecordNotFound, SpaceMismatch, SpaceNotFound
+from embedstore.model import FloatMatrix, Metric, Modality, WriteReport
+from embedstore.records import Batch, FieldKinds, check_finite, metadata_json, row_hash, shown
 from embedstore.storage import catalog
 from embedstore.storage.catalog import CollectionRow, SpaceRow
 from embedstore.storage.database import Database, Transaction
-from embedstore.storage.writing import CollectionWriter, Raced, SpaceVectors, find_existing, find_vectors
+from embedstore.storage.writing import (
+    CollectionWriter,
+    MetadataChange,
+    Raced,
+    SpaceVectors,
+    find_existing,
+    find_vectors,
+)
 
 if TYPE_CHECKING:
     from embedstore.encoders import Encoder
 
 _MAX_ATTEMPTS = 10
+_CHUNK = 5000
 
 Encoding = Callable[[SpaceRow], "Encoder"]
 """Gives the encoder of a space."""
@@ -130,6 +138,98 @@ def commit_batch(
         except Raced:
             encoded = encode_batch(database, collection, batch, encoder_of, encoded)
     raise InvalidInput(f"other writers kept changing the records of this batch of {collection!r}; try again")
+
+
+def commit_missing_vectors(database: Database, collection: str, batch: Batch, encoder_of: Encoding) -> WriteReport:
+    """Encode a batch of stored records into the spaces where they lack a vector, and commit those vectors alone.
+
+    Records that another writer changed or deleted meanwhile are passed over: that writer encoded them itself.
+    """
+    encoded = encode_batch(database, collection, batch, encoder_of)
+    with database.write() as transaction:
+        row = catalog.find_collection(transaction, collection)
+        if row is None:
+            raise InvalidInput(f"the collection {collection!r} was deleted by another process")
+        existing = find_existing(transaction, row.collection_id, batch.keys)
+        same = [
+            position
+            for position, key in enumerate(batch.keys)
+            if key in existing and existing[key].row_hash == batch.row_hashes[position]
+        ]
+        kept = Encoded({
+            name: {place: made[position] for place, position in enumerate(same) if position in made}
+            for name, made in encoded.vectors.items()
+        })  # fmt: skip
+        unchanged = batch.subset(same)
+        spaces = catalog.spaces_of(transaction, row.collection_id)
+        writer = CollectionWriter(transaction, row)
+        report = writer.upsert(unchanged, _vectors_by_space(unchanged, spaces, kept))
+        writer.finish()
+    report.encoded, report.truncated = encoded.n_encoded, encoded.n_truncated
+    return report
+
+
+def commit_metadata(
+    database: Database, collection: str, changes: Mapping[str, Mapping[str, Any]], timeout: float | None = None
+) -> WriteReport:
+    """Merge fields into the metadata of records, by key, in one transaction; a field given as None is removed.
+
+    Raises RecordNotFound, with nothing written, for a key that no record has.
+    """
+    with database.write(timeout) as transaction:
+        row = catalog.find_collection(transaction, collection)
+        if row is None:
+            raise InvalidInput(f"the collection {collection!r} does not exist yet; its first write creates it")
+        writer = CollectionWriter(transaction, row)
+        held = _stored_rows(transaction, row, list(changes))
+        kinds: FieldKinds = set()
+        made = []
+        for key, fields in changes.items():
+            if key not in held:
+                raise RecordNotFound(f"no record of {collection!r} has the key {shown(key)}")
+            stored = held[key]
+            merged = {**stored.metadata, **fields}
+            kept = {name: value for name, value in merged.items() if value is not None or name not in fields}
+            metadata = metadata_json(kept, None, kinds)
+            hashed = row_hash(key, stored.modality, stored.content_hash, stored.uri, metadata)
+            if hashed != stored.row_hash:
+                made.append(MetadataChange(stored.record_id, metadata, hashed, stored.row_hash))
+        writer.overwrite_metadata(made)
+        writer.note_fields(kinds)
+        writer.finish()
+    return WriteReport(updated=len(made), unchanged=len(changes) - len(made))
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """What a record's row holds besides its content."""
+
+    record_id: int
+    modality: Modality
+    uri: str | None
+    metadata: dict[str, Any]
+    content_hash: bytes | None
+    row_hash: bytes
+
+
+def _stored_rows(transaction: Transaction, collection: CollectionRow, keys: Sequence[str]) -> dict[str, _Stored]:
+    found: dict[str, _Stored] = {}
+    members = transaction.dialect.members("keys", "text")
+    for start in range(0, len(keys), _CHUNK):
+        rows = transaction.all(
+            "SELECT key, record_id, modality, uri, metadata, content_hash, row_hash FROM records"
+            f" WHERE collection_id = :collection AND key IN {members}",
+            {
+                "collection": collection.collection_id,
+                "keys": transaction.dialect.list_parameter(keys[start : start + _CHUNK]),
+            },
+        )
+        for key, record_id, modality, uri, metadata, content_hash, hashed in rows:
+            found[key] = _Stored(
+                record_id, Modality(modality), uri, transaction.dialect.metadata_out(metadata),
+                None if content_hash is None else bytes(content_hash), bytes(hashed),
+            )  # fmt: skip
+    return found
 
 
 def _vectors_by_space(batch: Batch, spaces: dict[str, SpaceRow], encoded: Encoded) -> dict[str, SpaceVectors]:

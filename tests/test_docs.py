@@ -39,7 +39,7 @@ NOT_RUNNABLE = {
     "make docs         # writes docs/cli.md anew\n"
     "make bench        # the benchmarks, some minutes",
 }
-"""Every ``sh`` block, and every ``text`` block that is no output of a command, by its exact content."""
+"""Every ``sh`` block, by its exact content."""
 
 TEXT_BLOCKS = {
     "library/\n"
@@ -56,7 +56,10 @@ TEXT_BLOCKS = {
     "            hnsw-….faiss  where an index was built\n"
     "            build.lock, build.holder\n"
     "        keywords-1.db     one file a collection, SQLite's FTS5",
+    '[project.entry-points."embedstore.encoders"]\n'
+    'letters = "my_package:LettersEncoder"',
 }
+"""Every ``text`` block outside the generated page, by its exact content."""
 
 
 @dataclass(frozen=True, slots=True)

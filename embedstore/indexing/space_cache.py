@@ -34,6 +34,7 @@ _BUILD_BYTES = 16 << 20
 """A delta larger than this is written to the cache rather than kept in memory."""
 _CHUNK_ROWS = 4096
 _MANIFEST_FORMAT = 1
+_MAX_ATTEMPTS = 3
 
 
 class SpaceCache:
@@ -61,9 +62,12 @@ class SpaceCache:
     def build(
         self, transaction: Transaction, collection: CollectionRow, space: SpaceRow, recipe: Recipe
     ) -> SpaceView:
-        """Write the cache anew from SQL, with the index of ``recipe``; waits for another builder."""
+        """Write the cache anew from SQL, with the index of ``recipe``; waits for another builder.
+
+        Searches go on with the view there is until the new one is written.
+        """
+        self._write_cache(transaction, collection, space, recipe, timeout=600.0)
         with self._guard:
-            self._write_cache(transaction, collection, space, recipe, timeout=600.0)
             self._view = self._caught_up(
                 transaction, collection, space, self._opened(transaction, collection, space)
             )
@@ -93,14 +97,27 @@ class SpaceCache:
 
     def _opened(self, transaction: Transaction, collection: CollectionRow, space: SpaceRow) -> SpaceView:
         """The view that the cache files hold, or an empty one."""
-        try:
-            manifest = cachefile.read_manifest(self._folder)
-            if manifest is not None and self._belongs(transaction, collection, space, manifest):
-                return self._from_manifest(space, manifest)
-        except DamagedCache as error:
-            _LOG.warning("cache damaged, rebuilding from the database: %s", error)
-            cachefile.set_aside(self._folder)
+        for _ in range(_MAX_ATTEMPTS):
+            manifest = None
+            try:
+                manifest = cachefile.read_manifest(self._folder)
+                if manifest is not None and self._belongs(transaction, collection, space, manifest):
+                    return self._from_manifest(space, manifest)
+                break
+            except DamagedCache as error:
+                if self._replaced_meanwhile(manifest):
+                    continue
+                _LOG.warning("cache damaged, rebuilding from the database: %s", error)
+                cachefile.set_aside(self._folder)
+                break
         return _empty_view(space)
+
+    def _replaced_meanwhile(self, manifest: dict[str, Any] | None) -> bool:
+        """Whether another builder published a cache, and removed the files of this one, while it was opened."""
+        try:
+            return manifest is not None and cachefile.read_manifest(self._folder) not in (manifest, None)
+        except DamagedCache:
+            return False
 
     @staticmethod
     def _belongs(
@@ -253,15 +270,25 @@ class SpaceCache:
                     "recipe": recipe.name, "n_vectors": int(seqs.size), "hi_seq": space.last_seq
                 }  # fmt: skip
             elif keep_index:
-                self._keep_index(manifest, files)
+                self._keep_index(transaction, collection, space, manifest, files)
             manifest["files"] = {name: cachefile.file_fields(file) for name, file in files.items()}
             cachefile.write_manifest(self._folder, manifest)
             cachefile.remove_others(self._folder, [file.name for file in files.values()])
 
-    def _keep_index(self, manifest: dict[str, Any], files: dict[str, CacheFile]) -> None:
-        """Carry the published index over into a new manifest."""
-        old = cachefile.read_manifest(self._folder)
-        if old is not None and "index" in old and old["store"] == manifest["store"]:
+    def _keep_index(
+        self,
+        transaction: Transaction,
+        collection: CollectionRow,
+        space: SpaceRow,
+        manifest: dict[str, Any],
+        files: dict[str, CacheFile],
+    ) -> None:
+        """Carry the published index over into a new manifest, where it is of this history."""
+        try:
+            old = cachefile.read_manifest(self._folder)
+        except DamagedCache:
+            return
+        if old is not None and "index" in old and self._belongs(transaction, collection, space, old):
             manifest["index"] = old["index"]
             files["index"] = CacheFile(**old["files"]["index"])
             files["index_labels"] = CacheFile(**old["files"]["index_labels"])

@@ -30,7 +30,8 @@ class IngestOptions:
     """The options of ``Collection.ingest``.
 
     text: the field that holds the text; several names, in a list or joined by commas, are joined by a blank.
-    Joined fields stay in the metadata too. key, vector: the fields of the key and of a vector computed elsewhere. metadata: the fields to keep (None: every
+    Joined fields stay in the metadata too.
+    key, vector: the fields of the key and of a vector computed elsewhere. metadata: the fields to keep (None: every
     other one). types: by CSV column, 'text', 'integer', 'number' or 'boolean' instead of what is inferred.
     chunk: cut texts into pieces of at most so many tokens, which overlap by ``chunk_overlap``.
     prune: delete records whose keys the input no longer holds. on_error: 'abort' or 'skip'; rejects: a file that takes

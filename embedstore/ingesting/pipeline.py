@@ -19,7 +19,14 @@ from embedstore.errors import EmbedstoreError, InvalidInput, InvalidRecord
 from embedstore.ingesting.chunks import ChunkCutter, drop_stale_chunks
 from embedstore.ingesting.job import IngestJob
 from embedstore.ingesting.keys import SeenKeys
-from embedstore.ingesting.options import FieldMap, IngestOptions, Progress, choose_fields
+from embedstore.ingesting.options import (
+    KEY_FIELDS,
+    TEXT_FIELDS,
+    FieldMap,
+    IngestOptions,
+    Progress,
+    choose_fields,
+)
 from embedstore.ingesting.progress import ProgressLine
 from embedstore.ingesting.rejects import Rejects
 from embedstore.ingesting.sources import Source, open_sources
@@ -65,7 +72,12 @@ def ingest(collection: Collection, *given: Any, **options: Any) -> WriteReport:
         raise InvalidInput(f"ingest does not know such an option: {error}") from None
     if not given:
         raise InvalidInput("nothing to ingest: give at least one file, folder, table or iterable")
-    sources = open_sources(given, stdin=chosen.stdin, types=chosen.types)
+    sources = open_sources(given, stdin=chosen.stdin, types=chosen.types, keep_text=_text_columns(chosen))
+    for source in sources:
+        left_out = getattr(source, "left_out", ())
+        if left_out:
+            _LOG.warning("%s: only its texts are read; name these files to bring them in: %s", source.name,
+                         ", ".join(map(str, left_out)))  # fmt: skip
     progress = ProgressLine.of(chosen.progress)
     try:
         with Rejects(chosen.rejects) as rejects:
@@ -123,7 +135,7 @@ class _Ingest:
         """The meaning of a source's fields; None where that is only known from its first row."""
         columns = source.columns()
         if columns is None and source.rereadable:
-            first = next(iter(source.rows()), None)
+            first = next(iter(source.rows(on_error=None if self._options.on_error == "abort" else _pass_over)), None)
             columns = None if first is None else list(first.fields)
         if columns is None:
             return None
@@ -290,6 +302,16 @@ class _Ingest:
             self._collection.refresh()
         except EmbedstoreError as error:  # everything is committed; the caches catch up at the next search
             _LOG.warning("the records are stored, but a cache was not brought up to date: %s", error)
+
+
+def _pass_over(_: InvalidRecord) -> None:
+    """A bad row met while only the names of the fields are looked for; the reading proper reports it."""
+
+
+def _text_columns(options: IngestOptions) -> list[str]:
+    """CSV columns that are text whatever they look like: keys and texts."""
+    asked = options.text.split(",") if isinstance(options.text, str) else list(options.text or ())
+    return [*KEY_FIELDS, *TEXT_FIELDS, *(name.strip() for name in asked), *([options.key] if options.key else [])]
 
 
 def _labels(sources: Sequence[Source]) -> dict[int, str]:

@@ -58,24 +58,30 @@ class KeywordCache:
         match = " OR ".join('"' + term.replace('"', "") + '"' for term in terms)
         with self._guard:
             try:
-                connection = self._caught_up(transaction, collection)
-                rows = connection.execute(
-                    "SELECT rowid, -rank FROM words WHERE words MATCH ? ORDER BY rank, rowid LIMIT ?", (match, limit)
-                ).fetchall()
+                return self._ranked(transaction, collection, match, limit)
             except sqlite3.DatabaseError as error:
                 if _is_full(error):
                     raise StorageFailed(f"the keyword index {self._path} has no room to grow: {error}") from error
                 self._rebuild()
-                connection = self._caught_up(transaction, collection)
-                rows = connection.execute(
-                    "SELECT rowid, -rank FROM words WHERE words MATCH ? ORDER BY rank, rowid LIMIT ?", (match, limit)
-                ).fetchall()
+                return self._ranked(transaction, collection, match, limit)
+
+    def _ranked(self, transaction: Transaction, collection: CollectionRow, match: str, limit: int) -> Scored:
+        connection = self._caught_up(transaction, collection)
+        try:
+            rows = connection.execute(
+                "SELECT rowid, -rank FROM words WHERE words MATCH ? ORDER BY rank, rowid LIMIT ?", (match, limit)
+            ).fetchall()
+        finally:
+            if connection is not self._connection:
+                connection.close()  # an index of its own, for a snapshot older than the file
         return [(int(record_id), float(score)) for record_id, score in rows]
 
     def catch_up(self, transaction: Transaction, collection: CollectionRow) -> None:
         """Index what was committed since the last time."""
         with self._guard:
-            self._caught_up(transaction, collection)
+            connection = self._caught_up(transaction, collection)
+            if connection is not self._connection:
+                connection.close()
 
     def close(self) -> None:
         """Close the file."""

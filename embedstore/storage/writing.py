@@ -15,7 +15,7 @@ import numpy as np
 
 from embedstore.errors import DuplicateKey
 from embedstore.model import FloatMatrix, WriteReport
-from embedstore.records import Batch, shown, vector_hash
+from embedstore.records import Batch, FieldKinds, shown, vector_hash
 from embedstore.storage import catalog
 from embedstore.storage.catalog import CollectionRow, SpaceRow
 from embedstore.storage.database import Row, Transaction
@@ -87,6 +87,16 @@ def find_vectors(
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class MetadataChange:
+    """New metadata for a record, as canonical JSON, with its row hash before and after."""
+
+    record_id: int
+    metadata: bytes
+    row_hash: bytes
+    old_row_hash: bytes
+
+
 class CollectionWriter:
     """Changes one collection within one write transaction; ``finish`` seals what was changed."""
 
@@ -138,7 +148,7 @@ class CollectionWriter:
                 revectored |= self._write_vectors(
                     space, batch, record_ids, existing, given, must_have=name in encoded_spaces
                 )
-        catalog.add_field_kinds(self._tx, self._collection.collection_id, batch.kinds)
+        self.note_fields(batch.kinds)
         report = WriteReport(added=len(batch) - len(existing))
         updated = changed | {position for position in revectored if batch.keys[position] in existing}
         report.updated = len(updated)
@@ -266,6 +276,30 @@ class CollectionWriter:
             same = found is not None and found.content_hash == batch.content_hashes[position]
             if not same or record_ids[position] not in stored:
                 raise Raced
+
+    def overwrite_metadata(self, changes: Sequence[MetadataChange]) -> None:
+        """Give records other metadata; texts and vectors stay as they are."""
+        if not changes:
+            return
+        self._tx.many(
+            f"UPDATE records SET metadata = CAST(:metadata AS {self._tx.dialect.json_type}), row_hash = :row_hash"
+            " WHERE record_id = :record_id",
+            [
+                {
+                    "metadata": self._tx.dialect.json_text(one.metadata), "row_hash": one.row_hash,
+                    "record_id": one.record_id,
+                }
+                for one in changes
+            ],
+        )  # fmt: skip
+        self._log_changed([one.record_id for one in changes])
+        self._note_records(
+            added=[one.row_hash for one in changes], removed=[one.old_row_hash for one in changes]
+        )
+
+    def note_fields(self, kinds: FieldKinds) -> None:
+        """Note the kinds of values that were written."""
+        catalog.add_field_kinds(self._tx, self._collection.collection_id, kinds)
 
     def delete(self, record_ids: Sequence[int]) -> int:
         """Delete records by id, with their vectors in every space; the number deleted."""

@@ -261,3 +261,20 @@ def test_naughty_strings_come_back_as_they_were(any_store, data, tmp_path):
     for text in usable[:120]:
         assert str(usable.index(text)) in {record.key for record in collection.records({"note": text})}
         collection.search(text, mode="text", k=3)
+
+
+def test_texts_and_keys_that_look_like_numbers_stay_text(store, tmp_path):
+    (tmp_path / "n.csv").write_text("id,text,zip,n\n007,1984,02134,1\n1.50,2001,94110,2\n")
+    collection = store.collection("c", encoder="letters")
+    collection.ingest(tmp_path / "n.csv")
+    assert [(r.key, r.content, r.metadata) for r in collection.records()] == [
+        ("007", "1984", {"zip": "02134", "n": 1}),
+        ("1.50", "2001", {"zip": "94110", "n": 2}),
+    ]
+
+
+def test_lists_of_numbers_can_be_metadata(store):
+    collection = store.collection("c", encoder="letters")
+    table = pyarrow.table({"key": ["a"], "text": ["x"], "place": pyarrow.array([[1.5, 2.0]])})
+    collection.ingest(table)
+    assert collection.get("a").metadata == {"place": [1.5, 2.0]}

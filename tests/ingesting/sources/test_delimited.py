@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from embedstore.errors import InvalidInput, InvalidRecord
 from embedstore.ingesting.sources.bytestream import ByteStream
+from embedstore.ingesting.sources.cells import BATCH_ROWS
 from embedstore.ingesting.sources.lines import byte_lines, text_lines
 
 SPECTRUM = (
@@ -93,7 +94,7 @@ def test_the_last_row_of_a_long_file_can_change_a_columns_type(source_of):
 
 
 def test_integers_that_no_float_holds_keep_a_column_from_becoming_numbers_much_later(source_of):
-    source = source_of("a.csv", b"a,b\n" + b"9007199254740993,9007199254740992\n" * 5000 + b"0.5,0.5\n")
+    source = source_of("a.csv", b"a,b\n" + b"9007199254740993,9007199254740992\n" * BATCH_ROWS + b"0.5,0.5\n")
     assert source.column_types() == {"a": "text", "b": "number"}
 
 
