@@ -44,12 +44,13 @@ def write_embedstore(folder: Path, rows: list[dict], batch: int) -> None:
 
 
 def write_sqlite_vec(folder: Path, rows: list[dict], batch: int) -> None:
+    import apsw  # many builds of Python's own sqlite3 cannot load extensions
     import sqlite_vec
 
     folder.mkdir()
-    connection = sqlite3.connect(folder / "vec.db", isolation_level=None)
+    connection = apsw.Connection(str(folder / "vec.db"))
     connection.enable_load_extension(True)
-    sqlite_vec.load(connection)
+    connection.load_extension(sqlite_vec.loadable_path())
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("CREATE TABLE records (id INTEGER PRIMARY KEY, key TEXT UNIQUE, text TEXT, metadata TEXT)")
@@ -93,7 +94,7 @@ def _metadata(row: dict) -> dict:
 
 WRITERS: dict[str, tuple[str, Callable[[Path, list[dict], int], None]]] = {
     "embedstore": ("embedstore", write_embedstore),
-    "sqlite-vec": ("sqlite_vec", write_sqlite_vec),
+    "sqlite-vec": ("apsw", write_sqlite_vec),
     "lancedb": ("lancedb", write_lancedb),
 }
 
@@ -129,8 +130,9 @@ COLD = {
         "assert len(h) == 10 and h[0].record.content and h[0].record.metadata\n"
     ),
     "sqlite-vec": (
-        "import sys, sqlite3, sqlite_vec, numpy as np\n"
-        "c = sqlite3.connect(sys.argv[1] + '/vec.db'); c.enable_load_extension(True); sqlite_vec.load(c)\n"
+        "import sys, apsw, sqlite_vec, numpy as np\n"
+        "c = apsw.Connection(sys.argv[1] + '/vec.db'); c.enable_load_extension(True)\n"
+        "c.load_extension(sqlite_vec.loadable_path())\n"
         "q = np.load(sys.argv[2]).tobytes()\n"
         "r = c.execute('SELECT r.key, r.text, r.metadata, v.distance FROM vectors v JOIN records r ON r.id = v.rowid"
         " WHERE v.embedding MATCH ? AND k = 10 ORDER BY v.distance', (q,)).fetchall()\n"

@@ -168,8 +168,8 @@ class Session:
         test.globs = self._variables
         report: list[str] = []
         runner = doctest.DocTestRunner(TolerantChecker(), optionflags=DOCTEST_OPTIONS)
-        runner.run(test, out=report.append, clear_globs=False)
-        assert runner.summarize(verbose=False).failed == 0, "".join(report)
+        failed = runner.run(test, out=report.append, clear_globs=False).failed
+        assert not failed, "".join(report)
 
     def _run_commands(self, block: Block, content: str) -> None:
         for command, expected in commands_of(content):

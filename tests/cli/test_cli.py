@@ -9,9 +9,9 @@ import sys
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
 import embedstore
-from conftest import ROOT
 from embedstore.cli.main import COMMANDS, _hoisted
 
 ROWS = [
