@@ -8,6 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export EMBEDSTORE_CACHE := $(CURDIR)/.cache
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_NO_CACHE_DIR := 1
 
 .PHONY: all demo test lint types docs bench clean
 

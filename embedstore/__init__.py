@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         StoreNotFound,
         UnknownField,
         UnsupportedFormat,
+        WrongDimension,
     )
     from embedstore.model import Hit, Hits, Metric, Modality, Mode, Record, WriteReport
     from embedstore.space import Space
@@ -73,6 +74,7 @@ __all__ = [
     "UnsupportedFormat",
     "Vector",
     "WriteReport",
+    "WrongDimension",
     "__version__",
     "open",
 ]

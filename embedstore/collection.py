@@ -28,7 +28,13 @@ from embedstore.storage import catalog
 from embedstore.storage.catalog import CollectionRow, SpaceRow
 from embedstore.storage.database import Transaction
 from embedstore.storage.writing import CollectionWriter
-from embedstore.storing import commit_batch, commit_metadata, commit_missing_vectors, refuse_given_vectors
+from embedstore.storing import (
+    VectorChecker,
+    commit_batch,
+    commit_metadata,
+    commit_missing_vectors,
+    refuse_given_vectors,
+)
 from embedstore.vector import Vector
 
 if TYPE_CHECKING:
@@ -45,11 +51,11 @@ SearchQuery = str | Vector | np.ndarray | Sequence[float]
 
 @dataclass(frozen=True, slots=True)
 class CollectionDefaults:
-    """How a collection is made when its first write creates it. ``encoder`` None means the default one."""
+    """How a collection is made when its first write creates it. None means the default: minilm, cosine, flat."""
 
     encoder: str | None
-    metric: Metric
-    recipe: str
+    metric: Metric | None
+    recipe: str | None
     dim: int | None
 
 
@@ -68,11 +74,11 @@ class Collection:
         return self.count()
 
     def __contains__(self, key: object) -> bool:
-        if not isinstance(key, str) or not self._store.exists():
+        if not isinstance(key, (str, int)) or not self._store.exists():
             return False
         with self._store.reading() as transaction:
             row = catalog.find_collection(transaction, self.name)
-            return row is not None and bool(record_ids_of(transaction, row, [key]))
+            return row is not None and bool(record_ids_of(transaction, row, _as_keys([key])))
 
     # ---- writing
 
@@ -97,6 +103,8 @@ class Collection:
         for row, record in enumerate(records, start=1):
             fields = dict(record)
             key = fields.pop("key", None)
+            if key is None:
+                raise InvalidRecord("the key is missing; say which record to change", row=row, field="key")
             for name in ("text", "vector", "vectors", "uri"):
                 if name in fields:
                     raise InvalidRecord("update changes metadata only; use upsert", row=row, field=name)
@@ -134,6 +142,10 @@ class Collection:
             required = encoder != "none"
         return Preparer(vector_space=default, text_required=required, on_error=on_error)
 
+    def vector_checker(self) -> VectorChecker:
+        """What checks the vectors that records bring."""
+        return VectorChecker(self._space_rows(), self._defaults.metric or Metric.COSINE)
+
     def create(self) -> None:
         """Create the collection with its first space, where it does not exist yet."""
         store = self._store
@@ -141,9 +153,9 @@ class Collection:
             with store.reading() as transaction:
                 if catalog.find_collection(transaction, self.name) is not None:
                     return
-        from embedstore.indexing.recipes import find_recipe
+        from embedstore.indexing.recipes import DEFAULT_RECIPE, find_recipe
 
-        recipe = find_recipe(self._defaults.recipe)
+        recipe = find_recipe(self._defaults.recipe or DEFAULT_RECIPE)
         name = self._defaults.encoder or DEFAULT_ENCODER
         encoder = None if name == "none" else store.load_encoder(name)
         space_name = "vector" if encoder is None else "text"
@@ -154,7 +166,8 @@ class Collection:
             row = catalog.create_collection(transaction, self.name, space_name)
             catalog.create_space(
                 transaction, row.collection_id, space_name,
-                dim=self._defaults.dim if encoder is None else encoder.spec.dim, metric=self._defaults.metric.value,
+                dim=self._defaults.dim if encoder is None else encoder.spec.dim, 
+                metric=(self._defaults.metric or Metric.COSINE).value,
                 encoder="" if encoder is None else encoder.spec.to_json(),
                 fingerprint="" if encoder is None else encoder.spec.fingerprint, recipe=recipe.name,
             )  # fmt: skip
@@ -173,7 +186,7 @@ class Collection:
             if tree is not None:
                 ids = record_ids_where(transaction, collection, tree)
             else:
-                ids = list(record_ids_of(transaction, collection, list(keys or ())).values())
+                ids = list(record_ids_of(transaction, collection, _as_keys(keys or ())).values())
             n_deleted = writer.delete(ids)
             writer.finish()
         return n_deleted
@@ -204,8 +217,9 @@ class Collection:
 
     def get_many(self, keys: Sequence[str]) -> list[Record]:
         """The records with those keys, in that order; unknown keys are passed over."""
+        keys = _as_keys(keys)
         with self._store.reading() as transaction:
-            ids = record_ids_of(transaction, self._row(transaction), list(keys))
+            ids = record_ids_of(transaction, self._row(transaction), keys)
             held = records_by_id(transaction, list(ids.values()))
         return [held[ids[key]] for key in dict.fromkeys(keys) if key in ids]
 
@@ -222,6 +236,8 @@ class Collection:
 
     def records(self, where: Where | None = None, *, limit: int | None = None) -> Iterator[Record]:
         """The records, all or under a filter, in the order in which they were first added; one snapshot."""
+        if limit is not None and limit < 1:
+            raise InvalidInput(f"limit is {limit}; it must be at least 1")
         with self._store.reading() as transaction:
             collection = self._row(transaction)
             tree = None if where is None else checked_where(transaction, collection, where)
@@ -303,8 +319,10 @@ class Collection:
             raise InvalidInput("the query is empty; give a text, a vector, or keys to be like")
         if chosen is not Mode.VECTOR and words is None:
             raise InvalidInput(f"mode {chosen.value!r} needs a query text")
-        if chosen is Mode.TEXT and (like or unlike or mmr is not None):
-            raise InvalidInput("like, unlike and mmr work on vectors; use mode 'vector' or 'hybrid'")
+        if chosen is not Mode.VECTOR and mmr is not None:
+            raise InvalidInput(f"mmr works on vectors; use mode 'vector' rather than {chosen.value!r}")
+        if chosen is Mode.TEXT and (like or unlike):
+            raise InvalidInput("like and unlike work on vectors; use mode 'vector' or 'hybrid'")
         if not self._store.exists():
             return _no_hits()
         encoded = self._encode_query(query, chosen, space)
@@ -405,7 +423,7 @@ class Collection:
         vector = _mean_direction(near, row.dim, cosine) - _mean_direction(far, row.dim, cosine)
         if cosine and not np.any(vector):
             raise InvalidInput("like and unlike cancel each other out; there is no direction left to search in")
-        ids = record_ids_of(transaction, collection, [*like, *unlike])
+        ids = record_ids_of(transaction, collection, _as_keys([*like, *unlike]))
         return vector.astype(np.float32), tuple(ids.values())
 
     def _checked_query(self, row: SpaceRow, query: FloatVector | Vector) -> FloatVector:
@@ -450,9 +468,10 @@ class Collection:
         Vectors computed elsewhere are given as ``vectors={name: array}`` in a record.
         """
         from embedstore.indexing.recipes import find_recipe
-        from embedstore.names import check_collection_name
+        from embedstore.names import check_collection_name, check_dim
 
         check_collection_name(name)
+        check_dim(dim)
         self.create()
         made = self._store.load_encoder(encoder)
         chosen = choose(Metric, metric, "metric")
@@ -601,7 +620,8 @@ class Collection:
         self, transaction: Transaction, collection: CollectionRow, keys: Sequence[str], space: str | None
     ) -> FloatMatrix:
         row = self._space_row(transaction, collection, space)
-        ids = record_ids_of(transaction, collection, list(keys))
+        keys = _as_keys(keys)
+        ids = record_ids_of(transaction, collection, keys)
         held = vectors_of(transaction, row.space_id, list(ids.values()))
         for key in keys:
             if key not in ids:
@@ -614,6 +634,11 @@ class Collection:
 
     def _refuse_key(self, key: str) -> NoReturn:
         raise RecordNotFound(f"no record of {self.name!r} has the key {shown(str(key))}")
+
+
+def _as_keys(keys: Iterable[Any]) -> list[str]:
+    """Keys as they are stored: integers are written as decimals."""
+    return [str(key) if isinstance(key, int) and not isinstance(key, bool) else key for key in keys]
 
 
 def _no_hits() -> Hits:

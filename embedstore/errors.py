@@ -5,7 +5,8 @@
     EmbedstoreError
     ├── InvalidInput (ValueError)            what was given cannot be used        exit 2
     │   ├── InvalidRecord                    one record or row of an input
-    │   ├── DuplicateKey                     ``add`` of a key that exists, or twice in one input
+    │   │   ├── DuplicateKey                 ``add`` of a key that exists, or twice in one input
+    │   │   └── WrongDimension               a vector's dimension is not its space's (also SpaceMismatch)
     │   ├── SpaceMismatch                    a vector of another dimension or space
     │   ├── EncoderMismatch                  a space was made by another encoder
     │   ├── InvalidFilter                    a ``where`` that cannot be understood
@@ -73,6 +74,10 @@ class DuplicateKey(InvalidRecord):
 
 class SpaceMismatch(InvalidInput):
     """A vector does not belong to the space it met."""
+
+
+class WrongDimension(InvalidRecord, SpaceMismatch):
+    """A record brings a vector of another dimension than its space's."""
 
 
 class EncoderMismatch(InvalidInput):

@@ -152,6 +152,7 @@ def import_collection(collection: Collection, path: str) -> WriteReport:
     else:
         raise InvalidInput(f"{path} must end in .parquet or .jsonl; other files are read by ingest")
     header, spaces = _checked_header(header, path)
+    _check_encoder(collection, header, spaces)
     _prepare_spaces(collection, spaces, str(header["default_space"]))
     preparer = collection.preparer()
     report = WriteReport()
@@ -175,17 +176,37 @@ def _checked_header(header: dict[str, Any] | None, path: str) -> tuple[dict[str,
     return header, list(header["spaces"])
 
 
+def _check_encoder(collection: Collection, header: dict[str, Any], spaces: list[dict[str, Any]]) -> None:
+    """Hold the encoder that the collection was asked for against that of the file."""
+    asked = collection.defaults.encoder
+    first = next((one for one in spaces if one["name"] == header["default_space"]), None)
+    if asked is None or first is None:
+        return
+    made_by = json.loads(first["encoder"])["name"] if first["encoder"] else "none"
+    if asked != made_by:
+        raise EncoderMismatch(
+            f"the file's vectors were made by {made_by!r}, and the collection {collection.name!r} was asked for with"
+            f" {asked!r}; leave the encoder out, or import into another collection"
+        )
+
+
 def _prepare_spaces(collection: Collection, spaces: list[dict[str, Any]], default_space: str) -> None:
     """Make the spaces that the file describes, or hold those there are against them."""
     store = collection.store
     store.ensure()
     with store.database.write() as transaction:
         row = catalog.find_collection(transaction, collection.name)
+        new = row is None
         if row is None:
             row = catalog.create_collection(transaction, collection.name, default_space)
         held = catalog.spaces_of(transaction, row.collection_id)
         for fields in spaces:
             name = str(fields["name"])
+            if name not in held and not new:
+                raise InvalidInput(
+                    f"the file has a space {name!r}, which {collection.name!r} has not (it has {', '.join(held)});"
+                    " import into a new collection, or add the space first"
+                )
             if name not in held:
                 Metric(fields["metric"])
                 catalog.create_space(

@@ -1,10 +1,11 @@
-"""Names of collections and spaces: what they may be."""
+"""Names of collections and spaces, and dimensions: what they may be."""
 
 from __future__ import annotations
 
 from embedstore.errors import InvalidInput
 
 MAX_NAME_BYTES = 200
+MAX_DIM = 65_536
 
 
 def check_collection_name(name: str) -> None:
@@ -20,3 +21,9 @@ def check_collection_name(name: str) -> None:
             f"the name {ascii(name[:60])} cannot be used: names have 1 to {MAX_NAME_BYTES} bytes, only printable"
             " characters, and no blanks at their ends"
         )
+
+
+def check_dim(dim: int | None) -> None:
+    """InvalidInput for a dimension that is no whole number from 1 to 65,536."""
+    if dim is not None and (isinstance(dim, bool) or not isinstance(dim, int) or not 1 <= dim <= MAX_DIM):
+        raise InvalidInput(f"dim is {dim!r}; it must be a whole number from 1 to {MAX_DIM:,}")

@@ -31,8 +31,29 @@ _SCALARS = {str: "text", int: "integer", float: "real", bool: "boolean"}
 _NUMBERS = ("integer", "real")
 
 FieldPath = tuple[str, ...]
-FieldKinds = set[tuple[FieldPath, str]]
-"""Pairs of a metadata path and the kind of value seen there: integer, real, text, boolean or list."""
+
+
+class FieldKinds(set[tuple[FieldPath, str]]):
+    """Pairs of a metadata path and the kind of value seen there: integer, real, text, boolean or list.
+
+    ``known`` holds the pairs of paths of one name with the name bare, since that is quicker to look up.
+    """
+
+    __slots__ = ("known",)
+
+    def __init__(self, pairs: Iterable[tuple[FieldPath, str]] = ()) -> None:
+        super().__init__()
+        self.known: set[tuple[str, str]] = set()
+        for pair in pairs:
+            self.add(pair)
+
+    def add(self, pair: tuple[FieldPath, str]) -> None:
+        """Note a pair."""
+        super().add(pair)
+        path, kind = pair
+        if len(path) == 1:
+            self.known.add((path[0], kind))
+
 
 
 @dataclass(slots=True)
@@ -52,7 +73,7 @@ class Batch:
     row_hashes: list[bytes] = field(default_factory=list)
     vectors: dict[str, list[FloatVector | None]] = field(default_factory=dict)
     row_numbers: list[int] = field(default_factory=list)
-    kinds: FieldKinds = field(default_factory=set)
+    kinds: FieldKinds = field(default_factory=FieldKinds)
     modality: Modality = Modality.TEXT
 
     def __len__(self) -> int:
@@ -132,7 +153,7 @@ class Preparer:
         return batch
 
     def _append(self, batch: Batch, seen: KeyMemory, row: int, record: Mapping[str, Any]) -> None:
-        if not isinstance(record, Mapping):
+        if type(record) is not dict and not isinstance(record, Mapping):  # asking the abstract class takes long
             raise InvalidRecord(f"a record must be a mapping of fields, not {type(record).__name__}", row=row)
         fields = dict(record)
         key = check_key(fields.pop("key", None), row)
@@ -314,6 +335,8 @@ def merge_metadata(fields: dict[str, Any], row: int | None) -> dict[str, Any]:
     nested = fields.pop("metadata", None)
     if nested is None:
         return fields
+    if not fields and type(nested) is dict:
+        return nested
     if not isinstance(nested, Mapping):
         raise InvalidRecord(f"must be a mapping of fields, not {type(nested).__name__}", row=row, field="metadata")
     for name in nested:
@@ -335,19 +358,18 @@ def metadata_json(metadata: Mapping[str, Any], row: int | None, kinds: FieldKind
     plain: dict[str, Any] = {}
     for name, value in metadata.items():
         kind = _SCALARS.get(type(value))
-        if kind is None or (kind in _NUMBERS and not -(2**53) <= value <= 2**53):
+        if kind == "text":
+            if not value.isascii() or "\0" in value:
+                encode_text(value, row, str(name))
+        elif kind == "boolean":
+            pass
+        elif kind is None or not -(2**53) <= value <= 2**53:  # neither for NaN nor for what is to be looked at closer
             if value is None:
-                check_name(name, row)
-                plain[name] = None
+                plain[check_name(name, row)] = None
                 continue
             value, kind = _plain_value(value, row, (check_name(name, row),), kinds)
-        elif kind == "text" and not (value.isascii() and "\0" not in value):
-            encode_text(value, row, str(name))
-        if kind is not None:
-            path = (name,)
-            if (path, kind) not in kinds:
-                check_name(name, row)
-                kinds.add((path, kind))
+        if kind is not None and (name, kind) not in kinds.known:
+            kinds.add(((check_name(name, row),), kind))
         plain[name] = value
     return orjson.dumps(plain, option=_JSON_OPTIONS)
 
@@ -400,7 +422,7 @@ def _plain_value(value: Any, row: int | None, path: FieldPath, kinds: FieldKinds
         return inner, None
     if isinstance(value, (list, tuple, set, frozenset)):
         items = sorted(value, key=repr) if isinstance(value, (set, frozenset)) else value
-        listed: FieldKinds = set()  # what lists hold is not addressable by a path
+        listed = FieldKinds()  # what lists hold is not addressable by a path
         return [_plain_value(item, row, (*path, "[]"), listed)[0] for item in items], "list"
     raise InvalidRecord(
         f"holds {type(value).__name__}; metadata holds text, numbers, booleans, null, lists and objects",

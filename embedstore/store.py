@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embedstore.collection import Collection, CollectionDefaults
-from embedstore.errors import CollectionNotFound, EncoderMismatch, InvalidInput, NotAStore, StoreNotFound
+from embedstore.errors import CollectionNotFound, EncoderMismatch, InvalidInput, NotAStore, SpaceMismatch, StoreNotFound
 from embedstore.model import Metric, choose
-from embedstore.names import check_collection_name
+from embedstore.names import check_collection_name, check_dim
 from embedstore.searching.search import CollectionSearch
 from embedstore.storage import catalog
 from embedstore.storage.database import Database, Transaction
@@ -81,22 +81,24 @@ class Store:
         name: str,
         *,
         encoder: str | None = None,
-        metric: str = "cosine",
-        recipe: str = "flat",
+        metric: str | None = None,
+        recipe: str | None = None,
         dim: int | None = None,
     ) -> Collection:
         """The collection called ``name``; it is created by its first write.
 
         encoder: what makes its vectors: 'minilm' (the default), 'none' for vectors computed elsewhere, 'st:NAME',
         'hf:NAME@layer=-2,pool=mean' or a model folder. Raises EncoderMismatch for a collection made by another.
-        metric: 'cosine', 'dot' or 'euclidean'; recipe: the name of an index recipe; dim: the dimension of vectors
-        computed elsewhere (else the first vector fixes it). They matter only when the collection is created.
+        metric: 'cosine' (the default), 'dot' or 'euclidean'; recipe: the name of an index recipe ('flat'); dim: the
+        dimension of vectors computed elsewhere (else the first vector fixes it). Another metric or dimension than an
+        existing collection has is an error; a recipe is changed by ``index``.
         """
         check_collection_name(name)
-        defaults = CollectionDefaults(encoder, choose(Metric, metric, "metric"), recipe, dim)
-        collection = Collection(self, name, defaults)
-        if encoder is not None and self.exists():
-            self._check_encoder(name, encoder)
+        check_dim(dim)
+        chosen = None if metric is None else choose(Metric, metric, "metric")
+        collection = Collection(self, name, CollectionDefaults(encoder, chosen, recipe, dim))
+        if (encoder, metric, dim) != (None, None, None) and self.exists():
+            self._check_existing(name, encoder, chosen, dim)
         return collection
 
     def existing_collection(self, name: str) -> Collection:
@@ -202,12 +204,20 @@ class Store:
                 encoder = self._encoders.setdefault(encoder.spec.fingerprint, encoder)
         return encoder
 
-    def _check_encoder(self, name: str, asked: str) -> None:
+    def _check_existing(self, name: str, encoder: str | None, metric: Metric | None, dim: int | None) -> None:
         with self.reading() as transaction:
             row = catalog.find_collection(transaction, name)
             if row is None:
                 return
             space = catalog.spaces_of(transaction, row.collection_id)[row.default_space]
+        if metric is not None and metric.value != space.metric:
+            raise InvalidInput(f"the collection {name!r} compares by {space.metric!r}, not by {metric.value!r}")
+        if dim is not None and space.dim not in (None, dim):
+            raise SpaceMismatch(f"the space {space.name!r} of {name!r} holds vectors of {space.dim} numbers, not {dim}")
+        if encoder is not None:
+            self._check_encoder(name, space, encoder)
+
+    def _check_encoder(self, name: str, space: SpaceRow, asked: str) -> None:
         if not space.encoder:
             if asked != "none":
                 raise EncoderMismatch(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from embedstore.errors import InvalidInput, InvalidRecord, RecordNotFound, SpaceMismatch, SpaceNotFound
+from embedstore.errors import InvalidInput, InvalidRecord, RecordNotFound, SpaceNotFound, WrongDimension
 from embedstore.model import FloatMatrix, Metric, Modality, WriteReport
 from embedstore.records import Batch, FieldKinds, check_finite, metadata_json, row_hash, shown
 from embedstore.storage import catalog
@@ -182,7 +182,7 @@ def commit_metadata(
             raise InvalidInput(f"the collection {collection!r} does not exist yet; its first write creates it")
         writer = CollectionWriter(transaction, row)
         held = _stored_rows(transaction, row, list(changes))
-        kinds: FieldKinds = set()
+        kinds = FieldKinds()
         made = []
         for key, fields in changes.items():
             if key not in held:
@@ -258,17 +258,84 @@ def _vectors_by_space(batch: Batch, spaces: dict[str, SpaceRow], encoded: Encode
 def _stacked(
     batch: Batch, space: SpaceRow, lines: Sequence[np.ndarray | None], positions: Sequence[int]
 ) -> FloatMatrix:
-    dim = space.dim if space.dim is not None else len(lines[0]) if lines[0] is not None else 0
+    checker = VectorChecker({space.name: space})
+    dim = checker.dim_of(space.name, lines)
     for line, position in zip(lines, positions, strict=True):
         if line is None or len(line) != dim:
-            raise SpaceMismatch(
-                f"row {batch.row_numbers[position]}, key {batch.keys[position]!r}: the vector has"
-                f" {0 if line is None else len(line)} numbers; the space {space.name!r} holds {dim}"
-            )
+            raise checker.wrong_dimension(space.name, line, batch.row_numbers[position])
     matrix = np.concatenate([line for line in lines if line is not None]).reshape(-1, dim)  # (n, dim)
     rows = [batch.row_numbers[position] for position in positions]
     check_finite(matrix, rows, "vector", nonzero=Metric(space.metric) is Metric.COSINE)
     return matrix
+
+
+class VectorChecker:
+    """Checks the vectors that records bring, batch after batch; the first vector of a new space fixes its dimension."""
+
+    def __init__(self, spaces: Mapping[str, SpaceRow], new_metric: Metric = Metric.COSINE) -> None:
+        self._spaces = spaces
+        self._new_metric = new_metric
+        self._dims: dict[str, int] = {name: space.dim for name, space in spaces.items() if space.dim is not None}
+
+    def check(
+        self, batch: Batch, on_error: Callable[[InvalidRecord, Mapping[str, Any]], None] | None = None
+    ) -> Batch:
+        """The batch, if its vectors are right; else raises InvalidRecord, or leaves records out and tells why."""
+        bad: dict[int, InvalidRecord] = {}
+        for name, lines in batch.vectors.items():
+            if self._all_right(name, lines):
+                continue
+            for position in range(len(batch)):
+                fault = self._fault(name, lines[position], batch.row_numbers[position])
+                if fault is not None:
+                    bad.setdefault(position, fault)
+        if not bad:
+            return batch
+        if on_error is None:
+            raise bad[min(bad)]
+        for position in sorted(bad):
+            on_error(bad[position], {"key": batch.keys[position], "text": batch.contents[position]})
+        return batch.subset([position for position in range(len(batch)) if position not in bad])
+
+    def _all_right(self, name: str, lines: Sequence[np.ndarray | None]) -> bool:
+        """Whether nothing is wrong with any of these vectors, asked at once since that is the common case."""
+        held = [line for line in lines if line is not None]
+        dim = self.dim_of(name, held)
+        if any(len(line) != dim for line in held):
+            return False
+        try:
+            check_finite(np.concatenate(held or [np.empty(0)]).reshape(-1, max(dim, 1)), [0] * len(held), name,
+                         nonzero=self._metric(name) is Metric.COSINE)  # fmt: skip
+        except InvalidRecord:
+            return False
+        return True
+
+    def _metric(self, name: str) -> Metric:
+        return Metric(self._spaces[name].metric) if name in self._spaces else self._new_metric
+
+    def _fault(self, name: str, line: np.ndarray | None, row: int) -> InvalidRecord | None:
+        if line is None:
+            return None
+        if len(line) != self.dim_of(name, [line]):
+            return self.wrong_dimension(name, line, row)
+        try:
+            check_finite(line[None, :], [row], "vector", nonzero=self._metric(name) is Metric.COSINE)
+        except InvalidRecord as error:
+            return error
+        return None
+
+    def dim_of(self, name: str, lines: Sequence[np.ndarray | None]) -> int:
+        """The dimension of a space; where it is not known yet, the first vector's."""
+        if name not in self._dims:
+            self._dims[name] = next((len(line) for line in lines if line is not None), 0)
+        return self._dims[name]
+
+    def wrong_dimension(self, name: str, line: np.ndarray | None, row: int) -> WrongDimension:
+        """The error for a vector of another dimension than its space's."""
+        n_numbers = 0 if line is None else len(line)
+        return WrongDimension(
+            f"the vector has {n_numbers} numbers; the space {name!r} holds {self._dims[name]}", row=row, field="vector"
+        )
 
 
 def refuse_given_vectors(batch: Batch, spaces: dict[str, SpaceRow]) -> None:

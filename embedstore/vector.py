@@ -21,6 +21,8 @@ class Vector:
     that went into an expression; ``nearest`` leaves them out.
     """
 
+    __array_ufunc__ = None  # so that NumPy's scalars leave arithmetic to this class
+
     def __init__(self, space: Space, array: FloatVector, sources: frozenset[str] = frozenset()) -> None:
         self.space = space
         self.array: FloatVector = np.ascontiguousarray(array, dtype=np.float32)

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import embedstore
@@ -21,15 +20,11 @@ os.environ.setdefault("EMBEDSTORE_CACHE", str(ROOT / ".cache"))
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
-def data_folder() -> Path | None:
-    """The folder of real data sets, or None."""
-    folder = Path(os.environ.get("EMBEDSTORE_DATA") or ROOT.parent / "shared" / "data")
-    return folder if folder.is_dir() else None
-
-
 @pytest.fixture(scope="session")
 def data() -> Path:
     """The folder of real data sets; the test is skipped where it is absent."""
+    from shared import data_folder
+
     folder = data_folder()
     if folder is None:
         pytest.skip("no folder of data sets (../shared/data, or EMBEDSTORE_DATA)")
@@ -109,13 +104,3 @@ def run_cli(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         )
 
     return run
-
-
-def brute_force(matrix: np.ndarray, query: np.ndarray, metric: str) -> np.ndarray:
-    """The score of every row against a query, in float64, by the definition of the metric."""
-    rows, one = matrix.astype(np.float64), query.astype(np.float64)
-    if metric == "cosine":
-        return rows @ one / (np.linalg.norm(rows, axis=1) * np.linalg.norm(one))
-    if metric == "dot":
-        return rows @ one
-    return -np.linalg.norm(rows - one, axis=1)

@@ -193,7 +193,7 @@ def test_a_record_that_cannot_be_stored_is_refused_with_its_row_and_field(store,
         ([1.0, float("nan")], InvalidRecord, r"row 2, field 'vector': number 1 of the vector is nan"),
         ([float("-inf"), 1.0], InvalidRecord, "number 0 of the vector is -inf"),
         ([0.0, 0.0], InvalidRecord, "all zeros"),
-        ([1.0, 2.0, 3.0], SpaceMismatch, "row 2.*has 3 numbers; the space 'vector' holds 2"),
+        ([1.0, 2.0, 3.0], SpaceMismatch, "row 2, field 'vector': the vector has 3 numbers; the space 'vector' holds 2"),
         ([], InvalidRecord, "one row of numbers"),
         ([[1.0, 2.0]], InvalidRecord, "shape"),
         ("text", InvalidRecord, "list of numbers"),
@@ -321,3 +321,34 @@ def test_scan_gives_typed_columns(any_store):
     }  # fmt: skip
     with pytest.raises(InvalidInput, match="no column 'nope'"):
         list(collection.scan(columns=["nope"]))
+
+
+def test_integer_keys_are_written_and_read_as_decimals(any_store):
+    collection = any_store.collection("things", encoder="none")
+    collection.add([{"key": 5, "vector": [1.0, 0.0], "x": 1}, {"key": 6, "vector": [1.0, 1.0]}])
+    assert collection.get(5).key == collection.get("5").key == "5"
+    assert 5 in collection
+    assert collection.search(like=[5], k=1).keys == ["6"]
+    assert collection.update([{"key": 5, "x": 2}]).updated == 1
+    assert collection.delete([5]) == 1
+
+
+def test_another_metric_or_dimension_than_a_collection_has_is_an_error(store):
+    store.collection("things", encoder="none", dim=2).add([{"key": "a", "vector": [1.0, 2.0]}])
+    with pytest.raises(InvalidInput, match="compares by 'cosine', not by 'dot'"):
+        store.collection("things", metric="dot")
+    with pytest.raises(SpaceMismatch, match="vectors of 2 numbers, not 3"):
+        store.collection("things", dim=3)
+    for dim in (0, -3, 1.5, True):
+        with pytest.raises(InvalidInput, match="dim is"):
+            store.collection("others", encoder="none", dim=dim)
+
+
+def test_an_update_does_not_undo_what_another_writer_did_meanwhile(store):
+    collection = store.collection("things", encoder="letters")
+    collection.add([{"key": "a", "text": "aaa", "x": 1}])
+    with embedstore.open(store.path) as other:
+        other.collection("things").upsert([{"key": "a", "text": "bbb", "x": 1, "y": 2}])
+    collection.update([{"key": "a", "z": 3}])
+    assert collection.get("a").content == "bbb"
+    assert collection.get("a").metadata == {"x": 1, "y": 2, "z": 3}

@@ -7,7 +7,7 @@ import tomllib
 import zipfile
 
 import pytest
-from conftest import ROOT
+from shared import ROOT
 
 LAYERS = [
     ["version", "errors"],

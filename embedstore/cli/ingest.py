@@ -15,8 +15,8 @@ from embedstore.cli.state import State, pass_state
 @click.option("--encoder", metavar="NAME",
               help="What makes the vectors of a new collection: minilm (the default), none, st:NAME,"
               " hf:NAME@layer=-2,pool=mean, or a model's folder.")
-@click.option("--metric", type=click.Choice(["cosine", "dot", "euclidean"]), default="cosine", show_default=True,
-              help="How vectors of a new collection are compared.")
+@click.option("--metric", type=click.Choice(["cosine", "dot", "euclidean"]),
+              help="How vectors of a new collection are compared; else cosine.")
 @click.option("--text", metavar="FIELD", help="The field with the text; several, joined by commas, are put together.")
 @click.option("--vector", metavar="FIELD", help="The field with a vector computed elsewhere (encoder none).")
 @click.option("--key", metavar="FIELD", help="The field with the key; else key, id or _id, else file and row number.")
@@ -26,6 +26,8 @@ from embedstore.cli.state import State, pass_state
 @click.option("--chunk", type=int, metavar="N", help="Cut texts into pieces of at most N tokens, a record each.")
 @click.option("--chunk-overlap", type=int, default=0, metavar="N", help="Tokens that neighbouring pieces share.")
 @click.option("--prune", is_flag=True, help="Afterwards delete the records that the input does not hold.")
+@click.option("--refresh/--no-refresh", default=True,
+              help="Bring the caches up to date at the end, or leave that to the next search.")
 @click.option("--on-error", type=click.Choice(["abort", "skip"]), default="abort", show_default=True,
               help="What to do about a row that cannot be stored.")
 @click.option("--rejects", metavar="FILE", help="Where skipped rows go, as JSON lines with the reason of each.")
@@ -33,7 +35,7 @@ from embedstore.cli.state import State, pass_state
 def ingest_command(state: State, /, collection: str, sources: tuple[str, ...], **options: Any) -> None:
     """Bring SOURCE into COLLECTION: files, folders, globs, or - for JSON lines on standard input.
 
-    CSV, TSV, JSON, JSON lines, Parquet and Arrow (each also .gz or .zst), text and Markdown. Rows are upserted by
+    CSV, TSV, JSON and JSON lines (each also .gz or .zst), Parquet, Arrow, text and Markdown. Rows are upserted by
     key: run again, it adds only what changed. Interrupted and run again, it goes on where it was.
 
     \b

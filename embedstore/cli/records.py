@@ -9,7 +9,7 @@ from embedstore.cli.state import State, pass_state
 
 @click.command("get")
 @click.argument("collection")
-@click.argument("keys", nargs=-1, metavar="KEY...")
+@click.argument("keys", nargs=-1, metavar="[KEY]...")
 @click.option("--where", metavar="EXPR", help="The records for which this holds, instead of keys.")
 @click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True,
               help="At most so many, with --where.")
@@ -62,7 +62,7 @@ def _assignment(text: str) -> tuple[str, object]:
 
 @click.command("delete")
 @click.argument("collection")
-@click.argument("keys", nargs=-1, metavar="KEY...")
+@click.argument("keys", nargs=-1, metavar="[KEY]...")
 @click.option("--where", metavar="EXPR", help="The records for which this holds, instead of keys.")
 @click.option("--collection", "whole", is_flag=True, help="The collection itself, with everything in it.")
 @click.option("--dry-run", is_flag=True, help="Only say how many records it would be.")

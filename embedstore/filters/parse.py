@@ -80,7 +80,9 @@ def _parse_text(text: str) -> Node:
         ended = getattr(getattr(error, "token", None), "type", "") == "$END"
         place = len(text) if position is None or ended else position
         where = "ends too early" if ended else f"cannot be read at character {place + 1}"
-        raise InvalidFilter(f"the filter {where}: {_around(text, place)}") from None
+        quoted = getattr(getattr(error, "token", None), "type", "") == "QUOTED_NAME"
+        hint = "; text stands in single quotes, names in double quotes" if quoted else ""
+        raise InvalidFilter(f"the filter {where}: {_around(text, place)}{hint}") from None
 
 
 def _around(text: str, position: int) -> str:
@@ -180,7 +182,7 @@ def _unquote(token: str) -> str:
 
 
 def _number(text: str) -> int | float:
-    if text.lstrip("+-").isdigit() and len(text) < 19:
+    if text.lstrip("+-").isdigit() and -(2**63) <= int(text[:40]) < 2**63:
         return int(text)
     value = float(text)
     if not math.isfinite(value):

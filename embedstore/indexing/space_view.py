@@ -117,7 +117,7 @@ class SpaceView:
         best = top_k(raw, k)
         scores = raw[best]
         if self.metric is Metric.EUCLIDEAN:
-            scores = -np.sqrt(-scores)
+            scores = np.float32(0) - np.sqrt(-scores)  # not -0.0 for equal vectors
         return (best if rows is None else rows[best]), scores
 
     def rows_of_records(self, record_ids: Sequence[int]) -> IntVector:

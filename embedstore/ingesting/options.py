@@ -35,7 +35,8 @@ class IngestOptions:
     other one). types: by CSV column, 'text', 'integer', 'number' or 'boolean' instead of what is inferred.
     chunk: cut texts into pieces of at most so many tokens, which overlap by ``chunk_overlap``.
     prune: delete records whose keys the input no longer holds. on_error: 'abort' or 'skip'; rejects: a file that takes
-    the rows that were skipped, as JSON lines. progress: True for a line on stderr, or a function that is called.
+    the rows that were skipped, as JSON lines. refresh: bring the caches up to date at the end rather than at the next
+    search. progress: True for a line on stderr, or a function that is called.
     """
 
     text: str | Sequence[str] | None = None
@@ -49,6 +50,7 @@ class IngestOptions:
     on_error: str = "abort"
     rejects: str | None = None
     progress: bool | Callable[[Progress], None] = False
+    refresh: bool = True
     stdin: Any = None
 
     def __post_init__(self) -> None:
@@ -66,48 +68,42 @@ class IngestOptions:
 
 @dataclass(frozen=True, slots=True)
 class FieldMap:
-    """Which fields of an input's rows make up a record. ``key`` None: the source's name and row number do."""
+    """Which fields of an input's rows make up a record. ``key`` None: the source's name and row number do.
+
+    ``metadata`` None: every field that is not ``used`` for something else.
+    """
 
     key: str | None
     text: tuple[str, ...]
     vector: str | None
     metadata: tuple[str, ...] | None
+    used: frozenset[str | None]
 
     def record(self, label: str, number: int, fields: Mapping[str, Any]) -> dict[str, Any]:
         """A row as a record; ``label`` stands for its source in a key made from the row number."""
         made: dict[str, Any] = {}
-        made["key"] = f"{label}:{number}" if self.key is None else fields.get(self.key)
-        if self.key is not None and made["key"] is None:
-            made["key"] = ""  # refused as an empty key, rather than given a random one
-        if self.text:
-            made["text"] = self._text(fields)
+        if self.key is None:
+            made["key"] = f"{label}:{number}"
+        else:
+            key = fields.get(self.key)
+            made["key"] = "" if key is None else key  # refused as empty, rather than given a random one
+        if len(self.text) == 1:
+            made["text"] = fields.get(self.text[0])
+        elif self.text:
+            strings = [part for part in map(fields.get, self.text) if isinstance(part, str) and part]
+            made["text"] = " ".join(strings) if strings else None
         if self.vector is not None:
             made["vector"] = fields.get(self.vector)
-        if fields.get("uri") is not None and self.metadata is None and isinstance(fields["uri"], str):
-            made["uri"] = fields["uri"]
-        made["metadata"] = self._metadata(fields)
-        return made
-
-    def _text(self, fields: Mapping[str, Any]) -> Any:
-        if len(self.text) == 1:
-            return fields.get(self.text[0])
-        parts = [fields.get(name) for name in self.text]
-        strings = [part for part in parts if isinstance(part, str) and part]
-        return " ".join(strings) if strings else None
-
-    def _metadata(self, fields: Mapping[str, Any]) -> dict[str, Any]:
         if self.metadata is not None:
-            return {name: fields[name] for name in self.metadata if fields.get(name) is not None}
-        # One text field becomes the content and nothing else; of several, each keeps its own meaning.
-        used = {self.key, self.vector, *(self.text if len(self.text) == 1 else ())}
-        kept = {
-            name: value for name, value in fields.items() if value is not None and name not in used and name != "uri"
-        }
-        nested = kept.get("metadata")
-        if isinstance(nested, Mapping):  # a record as embedstore prints it
-            kept.pop("metadata")
-            kept = {**nested, **kept}
-        return kept
+            made["metadata"] = {name: fields[name] for name in self.metadata if fields.get(name) is not None}
+            return made
+        kept = {name: value for name, value in fields.items() if value is not None and name not in self.used}
+        if isinstance(kept.get("uri"), str):
+            made["uri"] = kept.pop("uri")
+        if isinstance(kept.get("metadata"), Mapping):  # a record as embedstore prints it
+            kept = {**kept.pop("metadata"), **kept}
+        made["metadata"] = kept
+        return made
 
 
 def choose_fields(options: IngestOptions, columns: Sequence[str], source: str, *, encoded: bool) -> FieldMap:
@@ -137,7 +133,9 @@ def choose_fields(options: IngestOptions, columns: Sequence[str], source: str, *
             raise InvalidInput(
                 f"{source} has no field {name!r}, which was named for {what}; its fields are {', '.join(columns)}"
             )
-    return FieldMap(key, tuple(text), vector, None if options.metadata is None else tuple(options.metadata))
+    # One text field becomes the content and nothing else; of several, each keeps its own meaning.
+    used = frozenset({key, vector, *(text if len(text) == 1 else ())})
+    return FieldMap(key, tuple(text), vector, None if options.metadata is None else tuple(options.metadata), used)
 
 
 def _text_fields(asked: str | Sequence[str] | None, columns: Sequence[str]) -> list[str]:

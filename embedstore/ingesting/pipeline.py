@@ -6,6 +6,7 @@ is one commit: an interrupted ingest that is run again finds what is there and g
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import queue
@@ -33,7 +34,7 @@ from embedstore.ingesting.sources import Source, open_sources
 from embedstore.model import WriteReport
 from embedstore.records import Batch
 from embedstore.storage.database import Transaction
-from embedstore.storing import Encoded, commit_batch, encode_batch
+from embedstore.storing import Encoded, VectorChecker, commit_batch, encode_batch
 
 if TYPE_CHECKING:
     from embedstore.collection import Collection
@@ -55,6 +56,10 @@ class _Work:
     encoded: Encoded | None = None
 
 
+_Placed = tuple[int, dict[str, Any], int]
+"""A record with its row number, and how much of its source was read when it was."""
+
+
 class _Stopped(Exception):
     """Another part of the pipeline failed; this one ends without a word."""
 
@@ -62,7 +67,7 @@ class _Stopped(Exception):
 def ingest(collection: Collection, *given: Any, **options: Any) -> WriteReport:
     """Upsert everything that ``given`` holds; the keyword arguments are the fields of ``IngestOptions``.
 
-    given: paths of files (CSV, TSV, JSON, JSON lines, Parquet, Arrow, each also .gz or .zst; text, Markdown), folders,
+    given: paths of files (CSV, TSV, JSON, JSON lines, each also .gz or .zst; Parquet, Arrow, text, Markdown), folders,
     glob patterns, '-' for JSON lines on stdin, DataFrames, Arrow tables, or iterables of mappings. Inputs that can be
     read twice are checked whole before anything is written; InvalidRecord then leaves the collection as it was.
     """
@@ -104,6 +109,7 @@ class _Ingest:
         self._progress = progress
         self._report = WriteReport()
         self._keys = SeenKeys()
+        self._pieces = SeenKeys()
         self._stop = threading.Event()
         self._failure: BaseException | None = None
         self._labels = _labels(sources)
@@ -111,8 +117,7 @@ class _Ingest:
     def run(self) -> WriteReport:
         """Check, write, prune, and bring the caches up to date."""
         collection, options = self._collection, self._options
-        encoded = bool(collection.encoded_space_names())
-        maps = [self._field_map(source, encoded) for source in self._sources]
+        maps = [self._field_map(source, self._has_encoder) for source in self._sources]
         if options.on_error == "abort":
             for source, fields in zip(self._sources, maps, strict=True):
                 if source.rereadable and fields is not None:
@@ -126,7 +131,8 @@ class _Ingest:
         if options.prune:
             self._prune()
         job.finish()
-        self._refresh()
+        if options.refresh:
+            self._refresh()
         return self._report
 
     # ---- reading
@@ -141,56 +147,67 @@ class _Ingest:
             return None
         return choose_fields(self._options, columns, source.name, encoded=encoded)
 
-    def _records(
-        self, source: Source, fields: FieldMap | None, phase: str
-    ) -> Iterator[tuple[int, dict[str, Any], Progress]]:
-        encoded = bool(self._collection.encoded_space_names())
+    def _records(self, source: Source, fields: FieldMap | None) -> Iterator[_Placed]:
+        """The source's rows as records, each with its row number and how much of the source was read."""
         on_error = None if self._options.on_error == "abort" else self._reader_error(source)
+        label = self._labels[id(source)]
         for row in source.rows(on_error=on_error):
             if fields is None:
-                fields = choose_fields(self._options, list(row.fields), source.name, encoded=encoded)
-            made = fields.record(self._labels[id(source)], row.number, row.fields)
-            yield row.number, made, Progress(phase, source.name, row.position, source.total, source.unit, row.number)
+                fields = choose_fields(self._options, list(row.fields), source.name, encoded=self._has_encoder)
+            yield row.number, fields.record(label, row.number, row.fields), row.position
+
+    @staticmethod
+    def _progress_at(source: Source, phase: str, number: int, position: int) -> Progress:
+        return Progress(phase, source.name, position, source.total, source.unit, number)
 
     def _check(self, source: Source, fields: FieldMap) -> None:
         """Read a whole source once without writing, so that what is wrong with it is known before."""
         preparer = self._collection.preparer()
-        records = self._records(source, fields, "checking")
+        checker = self._collection.vector_checker()
+        records = self._records(source, fields)
         while chunk := list(islice(records, _CHECKED_ROWS)):
             with _naming(source):
-                preparer.prepare_numbered(((number, record) for number, record, _ in chunk), self._keys)
-            self._progress.show(chunk[-1][2])
+                checker.check(preparer.prepare_numbered(((number, record) for number, record, _ in chunk), self._keys))
+            self._progress.show(self._progress_at(source, "checking", chunk[-1][0], chunk[-1][2]))
 
     def _batches(self, source: Source, fields: FieldMap | None, cutter: ChunkCutter | None) -> Iterator[_Work]:
         """The source's records in checked batches, bounded in rows and in characters."""
-        pending: list[tuple[int, dict[str, Any]]] = []
+        pending: list[_Placed] = []
         n_characters = 0
-        progress = None
-        for number, record, progress in self._records(source, fields, "writing"):
-            pending.append((number, record))
-            n_characters += len(record.get("text") or "") if isinstance(record.get("text"), str) else 0
-            if len(pending) >= _MAX_ROWS or (n_characters >= _MAX_CHARACTERS and self._has_encoder):
-                yield self._prepared(source, pending, cutter, progress)
+        bounded = self._has_encoder
+        for placed in self._records(source, fields):
+            pending.append(placed)
+            if bounded:
+                text = placed[1].get("text")
+                n_characters += len(text) if isinstance(text, str) else 0
+            if len(pending) >= _MAX_ROWS or n_characters >= _MAX_CHARACTERS:
+                yield self._prepared(source, pending, cutter)
                 pending, n_characters = [], 0
-        if pending and progress is not None:
-            yield self._prepared(source, pending, cutter, progress)
+        if pending:
+            yield self._prepared(source, pending, cutter)
 
-    @property
+    @functools.cached_property
+    def _checker(self) -> VectorChecker:
+        return self._collection.vector_checker()
+
+    @functools.cached_property
     def _has_encoder(self) -> bool:
         return bool(self._collection.encoded_space_names())
 
-    def _prepared(
-        self, source: Source, pending: list[tuple[int, dict[str, Any]]], cutter: ChunkCutter | None, progress: Progress
-    ) -> _Work:
+    def _prepared(self, source: Source, pending: list[_Placed], cutter: ChunkCutter | None) -> _Work:
         on_error = None if self._options.on_error == "abort" else self._record_error(source)
-        preparer = self._collection.preparer(on_error)
         with _naming(source):
-            batch = preparer.prepare_numbered(pending, self._keys)
-        parents: list[str] = []
-        if cutter is not None:
-            with _naming(source):
+            batch = self._collection.preparer(on_error).prepare_numbered(
+                ((number, record) for number, record, _ in pending), self._keys
+            )
+            batch = self._checker.check(batch, on_error)
+            parents: list[str] = []
+            if cutter is not None:
                 batch, parents = cutter.cut(batch, self._collection.preparer())
-        return _Work(batch, parents, progress)
+                for key, row in zip(batch.keys, batch.row_numbers, strict=True):
+                    self._pieces.add(key, row)
+        number, _, position = pending[-1]
+        return _Work(batch, parents, self._progress_at(source, "writing", number, position))
 
     def _record_error(self, source: Source) -> Callable[[InvalidRecord, Mapping[str, Any]], None]:
         def note(error: InvalidRecord, record: Mapping[str, Any]) -> None:
@@ -209,6 +226,13 @@ class _Ingest:
     # ---- the three parts
 
     def _write_all(self, maps: list[FieldMap | None], cutter: ChunkCutter | None, job: IngestJob) -> None:
+        if not self._has_encoder:
+            # Nothing to overlap: reading and writing both need the interpreter, and two threads only pass it back and
+            # forth (measured: a fifth slower than one after the other).
+            for source, fields in zip(self._sources, maps, strict=True):
+                for batch in self._batches(source, fields, cutter):
+                    self._commit_one(job, batch)
+            return
         to_encode: queue.Queue[_Work | None] = queue.Queue(_QUEUED)
         to_commit: queue.Queue[_Work | None] = queue.Queue(_QUEUED)
         threads = [
@@ -256,18 +280,20 @@ class _Ingest:
 
     def _commit(self, job: IngestJob, to_commit: queue.Queue[_Work | None]) -> None:
         while (work := self._take(to_commit)) is not None:
+            self._commit_one(job, work)
 
-            def also(transaction: Transaction, work: _Work = work) -> None:
-                job.note(transaction, work.progress.source, work.progress.n_rows)
-                if work.parents:
-                    drop_stale_chunks(transaction, self._collection.name, work.batch, work.parents)
+    def _commit_one(self, job: IngestJob, work: _Work) -> None:
+        def also(transaction: Transaction) -> None:
+            job.note(transaction, work.progress.source, work.progress.n_rows)
+            if work.parents:
+                drop_stale_chunks(transaction, self._collection.name, work.batch, work.parents)
 
-            if len(work.batch):
-                self._report += commit_batch(
-                    self._collection.store.database, self._collection.name, work.batch,
-                    self._collection.store.encoder_of, replace_existing=True, encoded=work.encoded, also=also,
-                )  # fmt: skip
-            self._progress.show(work.progress, self._report)
+        if len(work.batch):
+            self._report += commit_batch(
+                self._collection.store.database, self._collection.name, work.batch,
+                self._collection.store.encoder_of, replace_existing=True, encoded=work.encoded, also=also,
+            )  # fmt: skip
+        self._progress.show(work.progress, self._report)
 
     def _put(self, target: queue.Queue[_Work | None], work: _Work | None) -> None:
         while True:
@@ -292,9 +318,10 @@ class _Ingest:
 
     def _prune(self) -> None:
         """Delete the records that the input does not hold."""
-        if not len(self._keys):
+        kept = self._keys if self._options.chunk is None else self._pieces
+        if not len(kept):
             raise InvalidInput("the input has no rows, so prune would delete every record; delete them by a filter")
-        gone = [record.key for record in self._collection.records() if not self._keys.holds(record.key)]
+        gone = [record.key for record in self._collection.records() if not kept.holds(record.key)]
         self._report.deleted += self._collection.delete(gone) if gone else 0
 
     def _refresh(self) -> None:

@@ -289,7 +289,7 @@ def _hits_of(
     missing = [record_id for record_id, _ in pairs if record_id not in records]
     if missing:
         raise StoreDamaged(
-            f"{len(missing)} vectors have no record in the database; run: embedstore verify"
+            f"{len(missing)} vectors have no record in the database, which is damaged; keep a copy and restore a backup"
         )
     hits = [
         Hit(records[record_id], float(score), rank)

@@ -133,7 +133,7 @@ def field_kinds(transaction: Transaction, collection_id: int) -> FieldKinds:
     rows = transaction.all(
         "SELECT path, kind FROM fields WHERE collection_id = :collection", {"collection": collection_id}
     )
-    return {(tuple(json.loads(path)), kind) for path, kind in rows}
+    return FieldKinds((tuple(json.loads(path)), kind) for path, kind in rows)
 
 
 def add_field_kinds(transaction: Transaction, collection_id: int, kinds: FieldKinds) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 Row = tuple[Any, ...]
@@ -33,6 +34,18 @@ class Dialect(Protocol):
         """What the metadata column gives back, as a dictionary."""
 
 
+@dataclass(frozen=True, slots=True)
+class VectorRows:
+    """Vectors of one space with consecutive ids: each has ``n_bytes`` in ``vecs`` and 16 in ``row_hashes``."""
+
+    first_vector_id: int
+    space_id: int
+    record_ids: Sequence[int]
+    row_hashes: bytes
+    vecs: bytes
+    n_bytes: int
+
+
 class Transaction(Protocol):
     """One open transaction."""
 
@@ -54,6 +67,9 @@ class Transaction(Protocol):
 
     def many(self, sql: str, parameters: Sequence[Parameters]) -> None:
         """Execute a statement once for each set of parameters."""
+
+    def insert_vectors(self, vectors: VectorRows) -> None:
+        """Insert rows of ``vectors``."""
 
     def insert(self, table: str, columns: Sequence[str], rows: Iterable[Row]) -> None:
         """Insert ``rows``, tuples in the order of ``columns``."""

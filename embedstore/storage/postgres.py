@@ -21,7 +21,7 @@ from embedstore.errors import (
     StoreLocked,
 )
 from embedstore.optional import require
-from embedstore.storage.database import Parameters, Row, Transaction
+from embedstore.storage.database import Parameters, Row, Transaction, VectorRows
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine, TextClause
@@ -86,6 +86,19 @@ class PostgresTransaction:
     def many(self, sql: str, parameters: Sequence[Parameters]) -> None:
         if parameters:
             self._connection.execute(_text(sql), list(parameters))
+
+    def insert_vectors(self, vectors: VectorRows) -> None:
+        n_bytes = vectors.n_bytes
+        self.insert(
+            "vectors", ("vector_id", "space_id", "record_id", "row_hash", "vec"),
+            (
+                (
+                    vectors.first_vector_id + i, vectors.space_id, record_id,
+                    vectors.row_hashes[16 * i : 16 * i + 16], vectors.vecs[n_bytes * i : n_bytes * (i + 1)],
+                )
+                for i, record_id in enumerate(vectors.record_ids)
+            ),
+        )  # fmt: skip
 
     def insert(self, table: str, columns: Sequence[str], rows: Iterable[Row]) -> None:
         driver = self._connection.connection.driver_connection

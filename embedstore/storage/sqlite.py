@@ -25,7 +25,7 @@ from embedstore.errors import (
     StoreDamaged,
     StoreLocked,
 )
-from embedstore.storage.database import Parameters, Row, Transaction
+from embedstore.storage.database import Parameters, Row, Transaction, VectorRows
 from embedstore.storage.files import make_private, sync_folder
 from embedstore.storage.layout import APPLICATION, DATABASE_NAME, LOCK_NAME
 from embedstore.storage.locks import ProcessLock
@@ -76,6 +76,20 @@ class SQLiteTransaction:
 
     def many(self, sql: str, parameters: Sequence[Parameters]) -> None:
         self._connection.executemany(sql, parameters)
+
+    def insert_vectors(self, vectors: VectorRows) -> None:
+        # One statement cuts the rows out of one blob: half the time of a statement a row, and without the
+        # interpreter's lock, so that another thread can prepare the next batch meanwhile.
+        self._connection.execute(
+            "INSERT INTO vectors (vector_id, space_id, record_id, row_hash, vec)"
+            " SELECT :first + row.key, :space, row.value, substr(:row_hashes, 1 + 16 * row.key, 16),"
+            " substr(:vecs, 1 + :n_bytes * row.key, :n_bytes) FROM json_each(:records) AS row",
+            {
+                "first": vectors.first_vector_id, "space": vectors.space_id, "n_bytes": vectors.n_bytes,
+                "row_hashes": vectors.row_hashes, "vecs": vectors.vecs,
+                "records": orjson.dumps(vectors.record_ids).decode(),
+            },
+        )  # fmt: skip
 
     def insert(self, table: str, columns: Sequence[str], rows: Iterable[Row]) -> None:
         marks = ",".join("?" * len(columns))

@@ -7,7 +7,7 @@ that are updated or deleted, and vectors that die, are noted in two logs by whic
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,13 +18,12 @@ from embedstore.model import FloatMatrix, WriteReport
 from embedstore.records import Batch, FieldKinds, shown, vector_hash
 from embedstore.storage import catalog
 from embedstore.storage.catalog import CollectionRow, SpaceRow
-from embedstore.storage.database import Row, Transaction
+from embedstore.storage.database import Row, Transaction, VectorRows
 from embedstore.storage.layout import ID_SHIFT
 
 _RECORD_COLUMNS = (
     "record_id", "collection_id", "key", "modality", "content", "uri", "metadata", "content_hash", "row_hash",
 )  # fmt: skip
-_VECTOR_COLUMNS = ("vector_id", "space_id", "record_id", "row_hash", "vec")
 _CHUNK = 5000
 
 
@@ -162,7 +161,7 @@ class CollectionWriter:
         json_text = self._tx.dialect.json_text
         if not existing:
             record_ids = list(range(first, first + len(batch)))
-            fresh: Iterable[int] = range(len(batch))
+            fresh: Sequence[int] = range(len(batch))
         else:
             fresh = [position for position, key in enumerate(batch.keys) if key not in existing]
             new_ids = iter(range(first, first + len(batch)))
@@ -228,35 +227,37 @@ class CollectionWriter:
             self._check_covered(batch, existing, record_ids, stored, set(positions))
         if given is None or not len(positions):
             return set()
-        dim = given.matrix.shape[1]
-        n_bytes = dim * 4
-        packed = memoryview(np.ascontiguousarray(given.matrix, dtype="<f4").tobytes())
-        base = space.space_id * ID_SHIFT
-        seq = space.last_seq
-        rows: list[Row] = []
-        dead: list[tuple[int, bytes]] = []
-        fresh: set[int] = set()
-        for line, position in enumerate(positions):
-            vec = packed[line * n_bytes : (line + 1) * n_bytes]
-            hashed = vector_hash(batch.keys[position], vec)
-            old = stored.get(record_ids[position]) if stored else None
-            if old is not None:
-                if old[1] == hashed:
-                    continue
-                dead.append(old)
-            seq += 1
-            rows.append((base + seq, space.space_id, record_ids[position], hashed, vec))
-            fresh.add(position)
-        self._kill_vectors(space, dead)
-        if rows:
-            self._tx.insert("vectors", _VECTOR_COLUMNS, rows)
-            space = self._spaces[space.name]
-            self._spaces[space.name] = replace(
-                space, dim=dim, last_seq=seq, n_live=space.n_live + len(rows),
-                digest=shift_digest(space.digest, added=[row[3] for row in rows]),
-            )  # fmt: skip
-            self._touched = True
-        return fresh
+        packed = np.ascontiguousarray(given.matrix, dtype="<f4")
+        n_bytes = packed.shape[1] * 4
+        view = packed.data.cast("B")
+        keys = batch.keys
+        hashes = [
+            vector_hash(keys[position], view[line * n_bytes : (line + 1) * n_bytes])
+            for line, position in enumerate(positions)
+        ]
+        lines: Sequence[int] = range(len(positions))
+        if stored:
+            held = [stored.get(record_ids[position]) for position in positions]
+            lines = [line for line, old in enumerate(held) if old is None or old[1] != hashes[line]]
+            self._kill_vectors(space, [old for line in lines if (old := held[line]) is not None])
+        if not lines:
+            return set()
+        whole = len(lines) == len(positions)
+        new_hashes = hashes if whole else [hashes[line] for line in lines]
+        self._tx.insert_vectors(
+            VectorRows(
+                space.space_id * ID_SHIFT + space.last_seq + 1, space.space_id,
+                [record_ids[positions[line]] for line in lines], b"".join(new_hashes),
+                (packed if whole else packed[list(lines)]).tobytes(), n_bytes,
+            )
+        )  # fmt: skip
+        space = self._spaces[space.name]
+        self._spaces[space.name] = replace(
+            space, dim=packed.shape[1], last_seq=space.last_seq + len(lines), n_live=space.n_live + len(lines),
+            digest=shift_digest(space.digest, added=new_hashes),
+        )  # fmt: skip
+        self._touched = True
+        return {positions[line] for line in lines}
 
     @staticmethod
     def _check_covered(

@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from shared import ROOT
 
 import embedstore
 from embedstore.cli.main import COMMANDS, _hoisted

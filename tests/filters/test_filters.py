@@ -217,6 +217,8 @@ def test_integers_beyond_the_reach_of_floats_are_told_apart(any_store):
     collection.add({"key": str(i), "vector": [1.0, 1.0], "n": 2**53 + i} for i in range(4))
     assert keys_where(collection, {"n": 2**53 + 1}) == {"1"}
     assert keys_where(collection, {"n": {"$gt": 2**53 + 1}}) == {"2", "3"}
+    assert keys_where(collection, f"n = {2**53 + 1}") == {"1"}
+    assert parse_where("n = 1445078208190291973") == Comparison(Field(("n",)), Operator.EQ, 1445078208190291973)
 
 
 # ---- any filter, any metadata: SQL and columns against Python

@@ -220,7 +220,7 @@ def test_an_interrupted_ingest_goes_on_where_it_was(tmp_path, run_cli, word, cod
     store = tmp_path / "store"
     environment = {**os.environ, "PYTHONPATH": os.path.join(os.path.dirname(__file__), "..", "plugin")}
     with subprocess.Popen(
-        [sys.executable, "-m", "embedstore", "--store", str(store), "ingest", "c", "rows.jsonl", "--encoder", "letters"],
+        [sys.executable, "-m", "embedstore", "--store", str(store), "ingest", "c", "rows.jsonl", "--encoder=letters"],
         cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     ) as process:  # fmt: skip
         deadline = time.monotonic() + 60
@@ -278,3 +278,27 @@ def test_lists_of_numbers_can_be_metadata(store):
     table = pyarrow.table({"key": ["a"], "text": ["x"], "place": pyarrow.array([[1.5, 2.0]])})
     collection.ingest(table)
     assert collection.get("a").metadata == {"place": [1.5, 2.0]}
+
+
+def test_prune_keeps_the_pieces_of_texts_that_are_still_there(store):
+    collection = store.collection("c", encoder="letters")
+    text = " ".join(f"word{i}" for i in range(40))
+    rows = [{"id": "a", "text": text}, {"id": "b", "text": text}]
+    n = collection.ingest(rows, chunk=10).added
+    report = collection.ingest(rows, chunk=10, prune=True)
+    assert (report.unchanged, report.deleted) == (n, 0)
+    report = collection.ingest(rows[:1], chunk=10, prune=True)
+    assert (report.unchanged, report.deleted) == (n // 2, n // 2)
+
+
+@pytest.mark.parametrize("bad", [[1.0, float("nan")], [1.0, 2.0, 3.0], [0.0, 0.0]])
+def test_a_bad_vector_far_into_an_input_is_found_before_anything_is_written(store, bad, tmp_path):
+    rows = [{"key": str(i), "vector": [1.0, float(i)]} for i in range(6000)]
+    rows[5500]["vector"] = bad
+    collection = store.collection("c", encoder="none")
+    with pytest.raises(InvalidRecord, match="list, row 5501, field 'vector'"):
+        collection.ingest(rows)
+    assert len(collection) == 0
+    report = collection.ingest(rows, on_error="skip", rejects=str(tmp_path / "rejects"))
+    assert (report.added, report.failed) == (5999, 1)
+    assert json.loads((tmp_path / "rejects").read_text())["row"] == 5501

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import brute_force
+from shared import brute_force
 
 import embedstore
 from embedstore import InvalidInput, SpaceMismatch, SpaceNotFound
@@ -305,6 +305,7 @@ def test_vectors_know_their_space_and_arithmetic_is_right(store):
     text = collection.space("text")
     v = text["a"] - text.encode("c") + 2 * text.encode("bb") / 4
     np.testing.assert_array_equal(np.asarray(v), [3, 1, -1, 0, 0, 0.5])
+    np.testing.assert_array_equal((np.float32(2) * v).array, [6, 2, -2, 0, 0, 1])
     assert (text["a"] + text["b"]).nearest(5).keys == ["ab"]
     assert (text["a"] + text["b"]).nearest(5, include_sources=True).keys[0] == "ab"
     np.testing.assert_allclose(text["a"].lerp(text["b"], 0.25).array, [2.25, 0.75, 0, 0, 0, 1])
