@@ -1,0 +1,20 @@
+"""Runs every benchmark, one after the other, and writes docs/benchmarks.md."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+SCRIPTS = ("startup.py", "store_speed.py", "ingest_text.py", "scifact.py", "table.py")
+
+
+def main() -> None:
+    for name in SCRIPTS:
+        print(f"==> {name}", flush=True)
+        subprocess.run([sys.executable, HERE / name], check=True, cwd=HERE)
+
+
+if __name__ == "__main__":
+    main()

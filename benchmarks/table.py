@@ -1,0 +1,56 @@
+"""Writes docs/benchmarks.md from the results that are there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+PAGE = HERE.parent / "docs" / "benchmarks.md"
+TITLES = {
+    "startup": "From process start to its end",
+    "store_writing": "Durable writing: 60,000 records with text, four metadata fields and a vector of 384 numbers",
+    "store_cold": "A new process to its first ten hits, 60,000 vectors, vector given",
+    "store_searching": "Queries over 60,000 vectors, top 10 with text and metadata",
+    "ingest_text": "Ingest of scientific abstracts with minilm",
+    "scifact": "SciFact (BEIR): 5,183 abstracts, 809 queries, through the command line",
+}
+
+
+def flat(figures: Any, path: tuple[str, ...] = ()) -> list[tuple[str, str]]:
+    """Nested figures as rows of a name and a value."""
+    if isinstance(figures, dict):
+        return [row for name, value in figures.items() for row in flat(value, (*path, name.replace("_", " ")))]
+    if isinstance(figures, list):
+        return []
+    value = f"{figures:,}" if isinstance(figures, int) else str(figures)
+    return [(", ".join(path), value)]
+
+
+def page() -> str:
+    """The whole page."""
+    parts = [
+        "# Benchmarks\n",
+        "Written by `benchmarks/table.py` from `benchmarks/results/`. The machines are shared: the ratios are the"
+        " figures, each taken within one run, interleaved, as medians. `make bench` measures them anew.\n",
+    ]
+    for name, title in TITLES.items():
+        path = HERE / "results" / f"{name}.json"
+        if not path.exists():
+            continue
+        result = json.loads(path.read_text())
+        machine = result["machine"]
+        versions = ", ".join(f"{package} {version}" for package, version in machine["versions"].items())
+        script = "store_speed.py " + name.removeprefix("store_") if name.startswith("store_") else f"{name}.py"
+        parts.append(f"## {title}\n")
+        parts.append(f"`benchmarks/{script}`; {machine['cpu']}, {machine['cores']} cores, {machine['date']}; {versions}\n")
+        parts.append("| figure | value |\n|---|---|")
+        parts += [f"| {label} | {value} |" for label, value in flat(result["figures"])]
+        parts.append("")
+    return "\n".join(parts).rstrip() + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())
+    print(f"wrote {PAGE.name}")
