@@ -21,7 +21,7 @@ from embedstore.reading import (
     stream_records,
     vectors_of,
 )
-from embedstore.records import Preparer, check_vector, shown
+from embedstore.records import Preparer, check_length, check_vector, encode_text, shown
 from embedstore.searching.search import Query
 from embedstore.space import Space
 from embedstore.storage import catalog
@@ -101,6 +101,8 @@ class Collection:
         """
         changes: dict[str, dict[str, Any]] = {}
         for row, record in enumerate(records, start=1):
+            if not isinstance(record, Mapping) or not isinstance(record.get("metadata") or {}, Mapping):
+                raise InvalidRecord("a change must be a mapping of fields, as its metadata must be", row=row)
             fields = dict(record)
             key = fields.pop("key", None)
             if key is None:
@@ -109,7 +111,7 @@ class Collection:
                 if name in fields:
                     raise InvalidRecord("update changes metadata only; use upsert", row=row, field=name)
             fields.update(fields.pop("metadata", None) or {})
-            changes.setdefault(str(key), {}).update(fields)
+            changes.setdefault(_as_keys([key])[0], {}).update(fields)
         with self._store.reading() as transaction:
             self._row(transaction)
         return commit_metadata(self._store.database, self.name, changes)
@@ -135,7 +137,7 @@ class Collection:
         spaces = self._space_rows()
         if spaces:
             default = self._default_space_name()
-            required = any(space.encoder for space in spaces.values())
+            required = bool(spaces[default].encoder)
         else:
             encoder = self._defaults.encoder or DEFAULT_ENCODER
             default = "vector" if encoder == "none" else "text"
@@ -195,6 +197,7 @@ class Collection:
         """Delete the collection itself; the number of records that it held."""
         with self._store.database.write() as transaction:
             collection = self._row(transaction)
+            CollectionWriter(transaction, collection)  # waits for a writer that is at it
             mine = {"collection": collection.collection_id}
             spaces = catalog.spaces_of(transaction, collection.collection_id)
             for space in spaces.values():
@@ -428,7 +431,7 @@ class Collection:
 
     def _checked_query(self, row: SpaceRow, query: FloatVector | Vector) -> FloatVector:
         if isinstance(query, Vector):
-            if query.space_id != row.space_id:
+            if query.space_id != row.space_id or query.space.store is not self._store:
                 raise SpaceMismatch(
                     f"the vector belongs to the space {query.space_name!r}; it cannot be compared with"
                     f" '{self.name}/{row.name}'"
@@ -445,6 +448,7 @@ class Collection:
             raise InvalidInput("the query vector holds NaN or infinity; every number must be finite")
         if Metric(row.metric) is Metric.COSINE and not np.any(vector):
             raise InvalidInput("the query vector is all zeros, which has no direction to compare by cosine")
+        check_length(float(np.linalg.norm(vector.astype(np.float64))), None, "query")
         return vector
 
     # ---- spaces
@@ -492,9 +496,11 @@ class Collection:
     def fill_spaces(self) -> WriteReport:
         """Encode every record that lacks a vector in a space with an encoder; goes on where it was interrupted."""
         report = WriteReport()
-        preparer = self.preparer()
+        preparer = Preparer(vector_space=self._default_space_name(), text_required=False)
         page: list[dict[str, Any]] = []
         for record in self.records():
+            if record.content is None:
+                continue
             page.append({"key": record.key, "text": record.content, "uri": record.uri, "metadata": record.metadata})
             if len(page) == _PAGE:
                 report += self._fill(preparer, page)
@@ -638,7 +644,16 @@ class Collection:
 
 def _as_keys(keys: Iterable[Any]) -> list[str]:
     """Keys as they are stored: integers are written as decimals."""
-    return [str(key) if isinstance(key, int) and not isinstance(key, bool) else key for key in keys]
+    found = []
+    for key in keys:
+        if isinstance(key, str):
+            encode_text(key, None, "key")
+            found.append(key)
+        elif isinstance(key, int) and not isinstance(key, bool):
+            found.append(str(key))
+        else:
+            raise InvalidInput(f"a key is a string or an integer, not {type(key).__name__}")
+    return found
 
 
 def _no_hits() -> Hits:

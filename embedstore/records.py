@@ -23,6 +23,7 @@ from embedstore.model import FloatVector, Modality
 MAX_KEY_BYTES = 512
 MAX_NAME_BYTES = 255
 MAX_DEPTH = 32
+MIN_LENGTH, MAX_LENGTH = 1e-18, 1e18
 HASH_BYTES = 16
 RESERVED = frozenset({"key", "text", "vector", "vectors", "uri", "metadata"})
 
@@ -147,10 +148,14 @@ class Preparer:
             try:
                 self._append(batch, memory, row, record)
             except InvalidRecord as error:
-                if self._on_error is None:
-                    raise
-                self._on_error(error, record if isinstance(record, Mapping) else {})
+                self.refuse(error, record if isinstance(record, Mapping) else {})
         return batch
+
+    def refuse(self, error: InvalidRecord, record: Mapping[str, Any]) -> None:
+        """Raise an error, or hand it with its record to whoever asked to be told instead."""
+        if self._on_error is None:
+            raise error
+        self._on_error(error, record)
 
     def _append(self, batch: Batch, seen: KeyMemory, row: int, record: Mapping[str, Any]) -> None:
         if type(record) is not dict and not isinstance(record, Mapping):  # asking the abstract class takes long
@@ -307,7 +312,7 @@ def check_finite(matrix: np.ndarray, row_numbers: Sequence[int | None], name: st
     """Refuse a row of ``matrix`` (n, dim) that holds NaN or infinity, or only zeros where ``nonzero``."""
     with np.errstate(over="ignore", invalid="ignore"):
         squared = np.einsum("ij,ij->i", matrix, matrix)  # one pass: NaN and infinity survive a sum of squares
-    suspects = np.flatnonzero(~np.isfinite(squared) | (squared == 0))
+    suspects = np.flatnonzero(~((squared > MIN_LENGTH**2) & (squared < MAX_LENGTH**2)))  # NaN among them
     for position in suspects.tolist():
         line = matrix[position]
         bad = np.flatnonzero(~np.isfinite(line))
@@ -321,13 +326,16 @@ def check_finite(matrix: np.ndarray, row_numbers: Sequence[int | None], name: st
                 "the vector is all zeros, which has no direction; use metric='dot' or 'euclidean' for such vectors",
                 row=row_numbers[position], field=name,
             )  # fmt: skip
-        if nonzero or not math.isfinite(float(np.linalg.norm(line.astype(np.float64)))):
-            norm = float(np.linalg.norm(line.astype(np.float64)))
-            if not 1e-18 < norm < 1e18:
-                raise InvalidRecord(
-                    f"the vector's length is {norm:.3g}; lengths must lie between 1e-18 and 1e18",
-                    row=row_numbers[position], field=name,
-                )  # fmt: skip
+        check_length(float(np.linalg.norm(line.astype(np.float64))), row_numbers[position], name)
+
+
+def check_length(length: float, row: int | None, name: str) -> None:
+    """Refuse a vector whose length would make its scores overflow or vanish in float32."""
+    if length and not MIN_LENGTH < length < MAX_LENGTH:
+        raise InvalidRecord(
+            f"the vector's length is {length:.3g}; lengths must lie between {MIN_LENGTH:g} and {MAX_LENGTH:g}",
+            row=row, field=name,
+        )  # fmt: skip
 
 
 def merge_metadata(fields: dict[str, Any], row: int | None) -> dict[str, Any]:

@@ -38,8 +38,22 @@ class Encoded:
     """What was computed for one batch: vectors by space and place, and how many texts were cut short."""
 
     vectors: dict[str, dict[int, np.ndarray]] = field(default_factory=dict)
+    fingerprints: dict[str, tuple[int, str]] = field(default_factory=dict)
     n_encoded: int = 0
     n_truncated: int = 0
+
+    def drop_others(self, spaces: Mapping[str, SpaceRow]) -> None:
+        """Forget vectors of spaces that were made anew meanwhile, perhaps by another encoder; raises Raced."""
+        others = [
+            name
+            for name, made_for in self.fingerprints.items()
+            if name not in spaces or made_for != (spaces[name].space_id, spaces[name].fingerprint)
+        ]
+        for name in others:
+            self.vectors.pop(name, None)
+            self.fingerprints.pop(name)
+        if others:
+            raise Raced
 
 
 def encoder_spaces(spaces: dict[str, SpaceRow]) -> dict[str, SpaceRow]:
@@ -75,6 +89,7 @@ def encode_batch(
         result = encoder_of(spaces[name]).encode(texts)
         line_of = {content_hash: line for line, content_hash in enumerate(first_with)}
         made = encoded.vectors.setdefault(name, {})
+        encoded.fingerprints[name] = (spaces[name].space_id, spaces[name].fingerprint)
         for position in positions:
             made[position] = result.vectors[line_of[batch.content_hashes[position]]]
         encoded.n_encoded += len(texts)
@@ -124,9 +139,10 @@ def commit_batch(
                 row = catalog.find_collection(transaction, collection)
                 if row is None:
                     raise InvalidInput(f"the collection {collection!r} was deleted by another process")
-                spaces = catalog.spaces_of(transaction, row.collection_id)
-                vectors = _vectors_by_space(batch, spaces, encoded)
                 writer = CollectionWriter(transaction, row)
+                spaces = writer.spaces  # as they are under the lock: the dimension, and by whom they were made
+                encoded.drop_others(spaces)
+                vectors = _vectors_by_space(batch, spaces, encoded)
                 report = writer.upsert(
                     batch, vectors, encoded_spaces=frozenset(encoder_spaces(spaces)), replace_existing=replace_existing
                 )
@@ -150,6 +166,7 @@ def commit_missing_vectors(database: Database, collection: str, batch: Batch, en
         row = catalog.find_collection(transaction, collection)
         if row is None:
             raise InvalidInput(f"the collection {collection!r} was deleted by another process")
+        writer = CollectionWriter(transaction, row)
         existing = find_existing(transaction, row.collection_id, batch.keys)
         same = [
             position
@@ -159,11 +176,10 @@ def commit_missing_vectors(database: Database, collection: str, batch: Batch, en
         kept = Encoded({
             name: {place: made[position] for place, position in enumerate(same) if position in made}
             for name, made in encoded.vectors.items()
-        })  # fmt: skip
+        }, encoded.fingerprints)  # fmt: skip
         unchanged = batch.subset(same)
-        spaces = catalog.spaces_of(transaction, row.collection_id)
-        writer = CollectionWriter(transaction, row)
-        report = writer.upsert(unchanged, _vectors_by_space(unchanged, spaces, kept))
+        kept.drop_others(writer.spaces)
+        report = writer.upsert(unchanged, _vectors_by_space(unchanged, writer.spaces, kept))
         writer.finish()
     report.encoded, report.truncated = encoded.n_encoded, encoded.n_truncated
     return report

@@ -58,6 +58,7 @@ def _parse_text(text: str) -> Node:
 
     if not text.strip():
         raise InvalidFilter("the filter is empty; write a condition such as: year >= 2015")
+    _unicode(text)
     if len(text) > MAX_CHARACTERS:
         raise InvalidFilter(f"the filter has {len(text):,} characters; at most {MAX_CHARACTERS:,} are read")
     try:
@@ -226,6 +227,7 @@ def _from_mapping(where: Mapping[str, Any], depth: int) -> Node:
 
 def dictionary_field(name: str) -> Field:
     """A dictionary's field name: dots lead into nested objects; in double quotes the name is taken as it is."""
+    _unicode(name)
     if len(name) > 2 and name[0] == name[-1] == '"':
         return Field((name[1:-1].replace('""', '"'),))
     path = tuple(name.split("."))
@@ -299,7 +301,11 @@ def _scalar(field: Field, value: Any) -> Scalar:
     item = getattr(value, "item", None)
     if item is not None and getattr(value, "ndim", None) == 0:  # a NumPy scalar
         value = item()
-    if isinstance(value, (bool, int, str)):
+    if isinstance(value, str):
+        return _unicode(value)
+    if isinstance(value, int):
+        if not -(2**63) <= value < 2**63:
+            raise InvalidFilter(f"{field} is compared with {value}, which does not fit in 64 bits")
         return value
     if isinstance(value, float) and math.isfinite(value):
         return value
@@ -308,6 +314,14 @@ def _scalar(field: Field, value: Any) -> Scalar:
     if hasattr(value, "isoformat"):
         return str(value.isoformat())
     raise InvalidFilter(f"{field} is compared with {type(value).__name__}; a filter compares text, numbers, booleans")
+
+
+def _unicode(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InvalidFilter(f"the filter holds a lone surrogate, which is no text: {ascii(text[:60])}") from None
+    return text
 
 
 def _text(field: Field, value: Any) -> str:

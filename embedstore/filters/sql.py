@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+import orjson
+
 from embedstore.filters.tree import (
     And,
     Comparison,
@@ -49,7 +51,9 @@ class _Parameters:
 class _Spelling(Protocol):
     """How a dialect reaches into the metadata."""
 
+    def bound(self, value: Scalar) -> Any: ...
     def compare(self, field: Field, kind: str, operator: str, value: str) -> str: ...
+    def among(self, field: Field, kind: str, values: list[Scalar]) -> str: ...
     def exists(self, field: Field) -> str: ...
     def contains_text(self, field: Field, value: str) -> str: ...
     def contains_element(self, field: Field, value: Scalar) -> str: ...
@@ -82,8 +86,7 @@ def _leaf(leaf: Leaf, spelling: _Spelling, parameters: _Parameters) -> str:
     if isinstance(leaf, In):
         if not leaf.values:
             return "1 = 0"
-        parts = [f"(({_compare(leaf.field, '=', value, spelling, parameters)}) IS TRUE)" for value in leaf.values]
-        return _joined(parts, " OR ")
+        return _among(leaf.field, leaf.values, spelling)
     if isinstance(leaf, Exists):
         return spelling.exists(leaf.field)
     if isinstance(leaf, Contains):
@@ -95,6 +98,17 @@ def _leaf(leaf: Leaf, spelling: _Spelling, parameters: _Parameters) -> str:
     return spelling.like(leaf.field, leaf.pattern)
 
 
+def _among(field: Field, values: tuple[Scalar, ...], spelling: _Spelling) -> str:
+    """The field equals one of the values: one bound list for each kind of them."""
+    tests = []
+    for kind in ("text", "number", "boolean"):
+        found = [value for value in values if kind_of(value) == kind]
+        if not found or (field.builtin and kind != "text"):
+            continue
+        tests.append(f"(({spelling.among(field, kind, found)}) IS TRUE)")
+    return _joined(tests, " OR ") if tests else "1 = 0"
+
+
 def _compare(
     field: Field, operator: str, value: Scalar, spelling: _Spelling, parameters: _Parameters
 ) -> str:
@@ -103,8 +117,7 @@ def _compare(
         if kind != "text":
             return "1 = 0"
         return spelling.equals_builtin(_BUILTIN_COLUMNS[field.path[0]], operator, parameters.add(value))
-    bound = ("true" if value else "false") if kind == "boolean" else value
-    return spelling.compare(field, kind, operator, parameters.add(bound))
+    return spelling.compare(field, kind, operator, parameters.add(spelling.bound(value)))
 
 
 class _SQLite:
@@ -132,7 +145,7 @@ class _SQLite:
         joins = []
         for depth, name in enumerate(field.path):
             joins.append((f"json_each({source}) AS j{depth}", f"j{depth}.key = {self._parameters.add(name)}"))
-            source = f"j{depth}.value"
+            source = f"CASE WHEN j{depth}.type = 'object' THEN j{depth}.value ELSE '{{}}' END"
         tables = ", ".join(table for table, _ in joins)
         tests = " AND ".join(test for _, test in joins)
         last = f"j{len(joins) - 1}"
@@ -141,11 +154,24 @@ class _SQLite:
             f"(SELECT {last}.value FROM {tables} WHERE {tests})",
         )
 
+    def bound(self, value: Scalar) -> Any:
+        return str(value).lower() if isinstance(value, bool) else value
+
     def compare(self, field: Field, kind: str, operator: str, value: str) -> str:
         type_, extracted = self._type_and_value(field)
         if kind == "boolean":
             return f"{type_} IN ('true', 'false') AND {type_} {operator} {value}"
         return f"{type_} {self._TYPES[kind]} AND {extracted} {operator} {value}"
+
+    def among(self, field: Field, kind: str, values: list[Scalar]) -> str:
+        words = [str(value).lower() for value in values] if kind == "boolean" else values
+        members = f"(SELECT value FROM json_each({self._parameters.add(orjson.dumps(words).decode())}))"
+        if field.builtin:
+            return f"{_BUILTIN_COLUMNS[field.path[0]]} IN {members}"
+        type_, extracted = self._type_and_value(field)
+        if kind == "boolean":
+            return f"{type_} IN {members}"
+        return f"{type_} {self._TYPES[kind]} AND {extracted} IN {members}"
 
     def exists(self, field: Field) -> str:
         if field.builtin:
@@ -196,6 +222,19 @@ class _Postgres:
     def _text(self, field: Field) -> str:
         return f"(r.metadata #>> CAST({self._parameters.add(list(field.path))} AS text[]))"
 
+    def bound(self, value: Scalar) -> Any:
+        return _postgres_text(value)
+
+    def among(self, field: Field, kind: str, values: list[Scalar]) -> str:
+        words = [_postgres_text(value) for value in values]
+        array = f"CAST({self._parameters.add(words)} AS text[])"
+        if field.builtin:
+            return f"{_BUILTIN_COLUMNS[field.path[0]]} = ANY({array})"
+        name = {"text": "string"}.get(kind, kind)
+        text = self._text(field)
+        test = f"CAST({text} AS numeric) = ANY(CAST({array} AS numeric[]))" if kind == "number" else f"{text} = ANY({array})"
+        return f"CASE WHEN json_typeof({self._json(field)}) = '{name}' THEN {test} ELSE false END"
+
     def compare(self, field: Field, kind: str, operator: str, value: str) -> str:
         typed = {
             "boolean": f"{self._text(field)} {operator} CAST({value} AS text)",
@@ -223,7 +262,7 @@ class _Postgres:
             return "1 = 0"
         kind = kind_of(value)
         whole = f"CASE WHEN json_typeof({self._json(field)}) = 'array' THEN {self._json(field)} ELSE '[]' END"
-        bound = self._parameters.add(("true" if value else "false") if kind == "boolean" else value)
+        bound = self._parameters.add(_postgres_text(value))
         text = "(e.item #>> '{}')"
         test = {
             "boolean": f"json_typeof(e.item) = 'boolean' AND {text} = CAST({bound} AS text)",
@@ -241,3 +280,10 @@ class _Postgres:
 
     def equals_builtin(self, column: str, operator: str, value: str) -> str:
         return f'{column} COLLATE "C" {operator} CAST({value} AS text)'
+
+
+def _postgres_text(value: Scalar) -> str:
+    """A value as text that PostgreSQL casts without a loss: a float8 would keep only fifteen digits as numeric."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return value if isinstance(value, str) else repr(value)

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from embedstore.errors import InvalidInput
-from embedstore.records import Batch, Preparer
+from embedstore.errors import InvalidInput, InvalidRecord
+from embedstore.records import MAX_KEY_BYTES, Batch, Preparer, shown
 from embedstore.storage import catalog
 from embedstore.storage.database import Transaction
 from embedstore.storage.writing import CollectionWriter
@@ -16,6 +16,27 @@ if TYPE_CHECKING:
     from embedstore.collection import Collection
 
 CHUNK_FIELDS = ("chunk_of", "chunk", "chunk_start", "chunk_end")
+_NUMBER_BYTES = 9  # of "#" and the number of a piece
+
+
+def check_parents(batch: Batch) -> None:
+    """Refuse texts whose pieces could not be stored: keys without room for a number, fields that pieces have."""
+    for position, key in enumerate(batch.keys):
+        fault = _parent_fault(key, batch.metadata[position], batch.row_numbers[position])
+        if fault is not None:
+            raise fault
+
+
+def _parent_fault(key: str, metadata: bytes, row: int) -> InvalidRecord | None:
+    if len(key.encode()) > MAX_KEY_BYTES - _NUMBER_BYTES:
+        return InvalidRecord(
+            f"the key {shown(key)} has no room for the number of a piece; with chunk, keys have at most"
+            f" {MAX_KEY_BYTES - _NUMBER_BYTES} bytes", row=row, field="key",
+        )  # fmt: skip
+    taken = [name for name in CHUNK_FIELDS if name in orjson.loads(metadata)]
+    if taken:
+        return InvalidRecord("is a field that every piece of a text has; rename it", row=row, field=taken[0])
+    return None
 
 
 class ChunkCutter:
@@ -39,6 +60,10 @@ class ChunkCutter:
 
         pieces = []
         for position, key in enumerate(batch.keys):
+            fault = _parent_fault(key, batch.metadata[position], batch.row_numbers[position])
+            if fault is not None:
+                preparer.refuse(fault, {"key": key, "text": batch.contents[position]})
+                continue
             text = batch.contents[position] or ""
             metadata = orjson.loads(batch.metadata[position])
             for number, chunk in enumerate(

@@ -17,7 +17,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from embedstore.errors import EmbedstoreError, InvalidInput, InvalidRecord
-from embedstore.ingesting.chunks import ChunkCutter, drop_stale_chunks
+from embedstore.ingesting.chunks import ChunkCutter, check_parents, drop_stale_chunks
 from embedstore.ingesting.job import IngestJob
 from embedstore.ingesting.keys import SeenKeys
 from embedstore.ingesting.options import (
@@ -85,7 +85,7 @@ def ingest(collection: Collection, *given: Any, **options: Any) -> WriteReport:
                          ", ".join(map(str, left_out)))  # fmt: skip
     progress = ProgressLine.of(chosen.progress)
     try:
-        with Rejects(chosen.rejects) as rejects:
+        with Rejects(chosen.rejects, [source.name for source in sources]) as rejects:
             return _Ingest(collection, chosen, sources, rejects, progress).run()
     finally:
         progress.close()
@@ -167,7 +167,10 @@ class _Ingest:
         records = self._records(source, fields)
         while chunk := list(islice(records, _CHECKED_ROWS)):
             with _naming(source):
-                checker.check(preparer.prepare_numbered(((number, record) for number, record, _ in chunk), self._keys))
+                batch = preparer.prepare_numbered(((number, record) for number, record, _ in chunk), self._keys)
+                checker.check(batch)
+                if self._options.chunk is not None:
+                    check_parents(batch)
             self._progress.show(self._progress_at(source, "checking", chunk[-1][0], chunk[-1][2]))
 
     def _batches(self, source: Source, fields: FieldMap | None, cutter: ChunkCutter | None) -> Iterator[_Work]:
@@ -203,7 +206,7 @@ class _Ingest:
             batch = self._checker.check(batch, on_error)
             parents: list[str] = []
             if cutter is not None:
-                batch, parents = cutter.cut(batch, self._collection.preparer())
+                batch, parents = cutter.cut(batch, self._collection.preparer(on_error))
                 for key, row in zip(batch.keys, batch.row_numbers, strict=True):
                     self._pieces.add(key, row)
         number, _, position = pending[-1]

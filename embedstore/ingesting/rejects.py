@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
 import orjson
 
-from embedstore.errors import InvalidRecord, StorageFailed
+from embedstore.errors import InvalidInput, InvalidRecord, StorageFailed
 
 
 class Rejects:
     """The rejects file; without a path, rows are only counted. Made anew at each run."""
 
-    def __init__(self, path: str | None) -> None:
+    def __init__(self, path: str | None, sources: Sequence[str] = ()) -> None:
+        for source in sources:
+            if path is not None and _same_file(path, source):
+                raise InvalidInput(f"the rejects file {path!r} is the input itself; give it another name")
         self._path = path
         self._file: BinaryIO | None = None
 
@@ -40,6 +44,13 @@ class Rejects:
             "record": {str(name): _plain(value) for name, value in record.items()},
         }  # fmt: skip
         self._file.write(orjson.dumps(line, default=str, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS))
+
+
+def _same_file(path: str, other: str) -> bool:
+    try:
+        return os.path.samefile(path, other)
+    except (OSError, ValueError):
+        return False
 
 
 def _plain(value: Any) -> Any:

@@ -6,7 +6,6 @@ answer exactly (lists, integers beyond 2**53, the record's own fields) is asked 
 
 from __future__ import annotations
 
-import re
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -107,7 +106,7 @@ class Columns:
         self.record_ids = record_ids
         self._collection_id = collection.collection_id
         self._columns: dict[Field, _Column | None] = {}
-        self._masks: OrderedDict[Node, BoolVector] = OrderedDict()
+        self._masks: OrderedDict[str, BoolVector] = OrderedDict()
 
     @staticmethod
     def load(transaction: Transaction, collection: CollectionRow) -> Columns:
@@ -168,11 +167,12 @@ class Columns:
 
     def matching(self, transaction: Transaction, collection: CollectionRow, root: Node) -> BoolVector:
         """Which records, in the order of ``record_ids``, the filter holds for."""
-        mask = self._masks.get(root)
+        asked = repr(root)  # the nodes themselves would take 1 and True for the same
+        mask = self._masks.get(asked)
         if mask is None:
             mask = self._evaluate(transaction, collection, root)
             mask.setflags(write=False)
-            self._masks[root] = mask
+            self._masks[asked] = mask
             while len(self._masks) > _MAX_MASKS:
                 self._masks.popitem(last=False)
         return mask
@@ -211,10 +211,8 @@ def _leaf_mask(column: _Column, leaf: Leaf) -> BoolVector | None:
         there: BoolVector = column.kinds != 0
         return there
     if isinstance(leaf, Like):
-        pattern = re.compile(
-            "".join({"%": ".*", "_": "."}.get(c, re.escape(c)) for c in leaf.pattern), re.DOTALL
-        )
-        return column.texts_where(lambda text: pattern.fullmatch(text) is not None)
+        parts = leaf.pattern.split("%")
+        return column.texts_where(lambda text: _is_like(text, parts))
     if isinstance(leaf, Contains):
         if np.any(column.kinds == _OTHER):
             return None
@@ -230,6 +228,29 @@ def _leaf_mask(column: _Column, leaf: Leaf) -> BoolVector | None:
     if leaf.operator is Operator.NE:
         return np.logical_not(column.compare(Operator.EQ, leaf.value))
     return column.compare(leaf.operator, leaf.value)
+
+
+def _is_like(text: str, parts: Sequence[str]) -> bool:
+    """Whether the parts, with anything between them, make up the text; taking each as early as it fits is enough."""
+    if len(parts) == 1:
+        return len(text) == len(parts[0]) and _fits(text, 0, parts[0])
+    first, *middle, last = parts
+    if len(text) < len(first) + len(last) or not _fits(text, 0, first) or not _fits(text, len(text) - len(last), last):
+        return False
+    place, stop = len(first), len(text) - len(last)
+    for part in middle:
+        while place + len(part) <= stop and not _fits(text, place, part):
+            place += 1
+        if place + len(part) > stop:
+            return False
+        place += len(part)
+    return True
+
+
+def _fits(text: str, place: int, part: str) -> bool:
+    if "_" not in part:
+        return text.startswith(part, place)
+    return all(one in ("_", text[place + i]) for i, one in enumerate(part))
 
 
 def _is_exact(value: Scalar) -> bool:

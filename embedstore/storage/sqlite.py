@@ -149,6 +149,8 @@ class SQLiteDatabase:
             sync_folder(self._folder)
             sync_folder(self._folder.parent)
             with self._committing() as transaction:
+                if transaction.one("SELECT 1 FROM sqlite_master") is not None:
+                    raise NotAStore(f"{self._path} is the database of another program; give a new or an empty folder")
                 create_tables(transaction)
                 fill(transaction)
                 transaction.run(f"PRAGMA application_id = {APPLICATION}")

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from embedstore.errors import DuplicateKey
+from embedstore.errors import CollectionNotFound, DuplicateKey
 from embedstore.model import FloatMatrix, WriteReport
 from embedstore.records import Batch, FieldKinds, shown, vector_hash
 from embedstore.storage import catalog
@@ -107,11 +107,17 @@ class CollectionWriter:
             {"collection": collection.collection_id},
         )
         fresh = catalog.find_collection(transaction, collection.name)
-        assert fresh is not None
+        if fresh is None or fresh.collection_id != collection.collection_id:
+            raise CollectionNotFound(f"the collection {collection.name!r} was deleted by another process")
         self._collection = fresh
         self._change = fresh.last_change + 1
         self._spaces = catalog.spaces_of(transaction, fresh.collection_id)
         self._touched = False
+
+    @property
+    def spaces(self) -> dict[str, SpaceRow]:
+        """The collection's spaces by name, as they are under the lock."""
+        return dict(self._spaces)
 
     def upsert(
         self,
