@@ -44,7 +44,8 @@ def page() -> str:
         versions = ", ".join(f"{package} {version}" for package, version in machine["versions"].items())
         script = "store_speed.py " + name.removeprefix("store_") if name.startswith("store_") else f"{name}.py"
         parts.append(f"## {title}\n")
-        parts.append(f"`benchmarks/{script}`; {machine['cpu']}, {machine['cores']} cores, {machine['date']}; {versions}\n")
+        where = f"{machine['cpu']}, {machine['cores']} cores, {machine['date']}"
+        parts.append(f"`benchmarks/{script}`; {where}; {versions}\n")
         parts.append("| figure | value |\n|---|---|")
         parts += [f"| {label} | {value} |" for label, value in flat(result["figures"])]
         parts.append("")

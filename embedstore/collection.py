@@ -163,6 +163,7 @@ class Collection:
         space_name = "vector" if encoder is None else "text"
         store.ensure()
         with store.database.write() as transaction:
+            transaction.alone()
             if catalog.find_collection(transaction, self.name) is not None:
                 return
             row = catalog.create_collection(transaction, self.name, space_name)
@@ -481,6 +482,7 @@ class Collection:
         chosen = choose(Metric, metric, "metric")
         recipe_name = find_recipe(recipe).name
         with self._store.database.write() as transaction:
+            transaction.alone()
             collection = self._row(transaction)
             if name in catalog.spaces_of(transaction, collection.collection_id):
                 raise InvalidInput(f"the collection {self.name!r} has a space {name!r} already")

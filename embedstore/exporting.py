@@ -17,15 +17,19 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 import orjson
 
-from embedstore.errors import EncoderMismatch, InvalidInput, StorageFailed
+from embedstore.encoders import EncoderSpec
+from embedstore.errors import EmbedstoreError, EncoderMismatch, InvalidInput, StorageFailed
 from embedstore.filters import Node
 from embedstore.filters.parse import Where
-from embedstore.model import Metric, WriteReport
+from embedstore.indexing.recipes import find_recipe
+from embedstore.model import Metric, WriteReport, choose
+from embedstore.names import check_collection_name, check_dim
 from embedstore.reading import checked_where, stream_records, vectors_of
+from embedstore.records import Preparer
 from embedstore.storage import catalog
 from embedstore.storage.catalog import CollectionRow, SpaceRow
 from embedstore.storage.database import Transaction
-from embedstore.storing import Encoded, commit_batch
+from embedstore.storing import Encoded, VectorChecker, commit_batch
 from embedstore.tables import BATCH_ROWS, scan_batches
 
 if TYPE_CHECKING:
@@ -145,14 +149,13 @@ def import_collection(collection: Collection, path: str) -> WriteReport:
     source = Path(path)
     if not source.is_file():
         raise InvalidInput(f"there is no file {path!r}")
-    if source.suffix == ".parquet":
-        header, records = _read_parquet(source)
-    elif source.suffix == ".jsonl":
-        header, records = _read_json_lines(source)
-    else:
+    if source.suffix not in _SUFFIXES:
         raise InvalidInput(f"{path} must end in .parquet or .jsonl; other files are read by ingest")
+    read = _read_parquet if source.suffix == ".parquet" else _read_json_lines
+    header, records = read(source)
     header, spaces = _checked_header(header, path)
     _check_encoder(collection, header, spaces)
+    _check_records(read(source)[1], spaces, str(header["default_space"]))
     _prepare_spaces(collection, spaces, str(header["default_space"]))
     preparer = collection.preparer()
     report = WriteReport()
@@ -169,11 +172,40 @@ def import_collection(collection: Collection, path: str) -> WriteReport:
 
 
 def _checked_header(header: dict[str, Any] | None, path: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    if header is None or not isinstance(header.get("spaces"), list):
+    if not isinstance(header, dict) or not isinstance(header.get("spaces"), list):
         raise InvalidInput(f"{path} was not written by export; bring it in with ingest")
     if header.get("format") != _FORMAT:
         raise InvalidInput(f"{path} has export format {header.get('format')}; this release reads {_FORMAT}")
+    try:
+        for fields in header["spaces"]:
+            check_collection_name(fields["name"])
+            check_dim(fields["dim"])
+            choose(Metric, fields["metric"], "metric")
+            find_recipe(fields["recipe"])
+            found = EncoderSpec.from_json(fields["encoder"]).fingerprint if fields["encoder"] else ""
+            if found != fields["fingerprint"]:
+                raise InvalidInput("an encoder and its fingerprint do not belong together")
+        if header["default_space"] not in [fields["name"] for fields in header["spaces"]]:
+            raise InvalidInput("the default space is not among the spaces")
+    except (KeyError, TypeError, EmbedstoreError) as error:
+        raise InvalidInput(f"{path}: what it says of its spaces cannot be used ({error})") from None
     return header, list(header["spaces"])
+
+
+def _check_records(records: Iterator[dict[str, Any]], spaces: list[dict[str, Any]], default_space: str) -> None:
+    """Read a file through once, so that what is wrong with it is known before anything is written."""
+    preparer = Preparer(vector_space=default_space, text_required=False)
+    described = {
+        str(one["name"]): SpaceRow(
+            0, 0, str(one["name"]), one["dim"], str(one["metric"]), "float32", "", "", "", 0, 0, catalog.EMPTY_DIGEST
+        )
+        for one in spaces
+    }
+    checker = VectorChecker(described)
+    row = 1
+    while chunk := list(islice(records, BATCH_ROWS)):
+        checker.check(preparer.prepare(chunk, first_row=row))
+        row += len(chunk)
 
 
 def _check_encoder(collection: Collection, header: dict[str, Any], spaces: list[dict[str, Any]]) -> None:
@@ -195,6 +227,7 @@ def _prepare_spaces(collection: Collection, spaces: list[dict[str, Any]], defaul
     store = collection.store
     store.ensure()
     with store.database.write() as transaction:
+        transaction.alone()
         row = catalog.find_collection(transaction, collection.name)
         new = row is None
         if row is None:
@@ -268,9 +301,12 @@ def _read_json_lines(path: Path) -> tuple[dict[str, Any] | None, Iterator[dict[s
             lines.readline()
             for number, line in enumerate(lines, start=2):
                 try:
-                    yield orjson.loads(line)
+                    record = orjson.loads(line)
                 except orjson.JSONDecodeError as error:
                     raise InvalidInput(f"{path}, line {number}: {error}") from None
+                if not isinstance(record, dict):
+                    raise InvalidInput(f"{path}, line {number}: a record must be an object")
+                yield record
 
     return header, records()
 

@@ -81,7 +81,7 @@ class LazyGroup(click.Group):
               " the folder then holds only caches.")
 @click.option("--format", "format_", type=click.Choice(["table", "json", "ndjson", "csv"]), default="table",
               show_default=True, help="How results are printed.")
-@click.option("--timeout", type=click.FloatRange(min=0), default=10.0, show_default=True, metavar="SECONDS",
+@click.option("--timeout", type=click.FloatRange(0, 86_400), default=10.0, show_default=True, metavar="SECONDS",
               help="How long to wait for another process that is writing.")
 @click.option("--allow-download", is_flag=True, help="Allow encoder weights to be fetched from the Hugging Face hub.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress and no notes, only results and errors.")

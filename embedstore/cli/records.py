@@ -11,7 +11,7 @@ from embedstore.cli.state import State, pass_state
 @click.argument("collection")
 @click.argument("keys", nargs=-1, metavar="[KEY]...")
 @click.option("--where", metavar="EXPR", help="The records for which this holds, instead of keys.")
-@click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True,
+@click.option("--limit", type=click.IntRange(1, 2**31), default=100, show_default=True,
               help="At most so many, with --where.")
 @pass_state
 def get_command(state: State, collection: str, keys: tuple[str, ...], where: str | None, limit: int) -> None:

@@ -232,7 +232,9 @@ class _Postgres:
             return f"{_BUILTIN_COLUMNS[field.path[0]]} = ANY({array})"
         name = {"text": "string"}.get(kind, kind)
         text = self._text(field)
-        test = f"CAST({text} AS numeric) = ANY(CAST({array} AS numeric[]))" if kind == "number" else f"{text} = ANY({array})"
+        test = f"{text} = ANY({array})"
+        if kind == "number":
+            test = f"CAST({text} AS numeric) = ANY(CAST({array} AS numeric[]))"
         return f"CASE WHEN json_typeof({self._json(field)}) = '{name}' THEN {test} ELSE false END"
 
     def compare(self, field: Field, kind: str, operator: str, value: str) -> str:

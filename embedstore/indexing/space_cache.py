@@ -7,6 +7,7 @@ came after it are read as a delta, so every view holds exactly what was committe
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -44,11 +45,14 @@ class SpaceCache:
         self._folder = folder
         self._guard = threading.Lock()
         self._view: SpaceView | None = None
+        self._opened_mark: tuple[int, int] | None = None
 
     def view(self, transaction: Transaction, collection: CollectionRow, space: SpaceRow) -> SpaceView:
         """The space as the transaction sees it. ``space.dim`` must be known."""
         with self._guard:
             view = self._view
+            if view is not None and not self._serves(view, space):
+                view = None  # the recipe was changed, or an index for it was built, here or by another process
             if view is not None and view.change == collection.last_change:
                 return view
             if view is None or view.change > collection.last_change or view.change < collection.log_floor:
@@ -58,6 +62,20 @@ class SpaceCache:
             if self._view is None or view.change >= self._view.change:
                 self._view = view
             return view
+
+    def _serves(self, view: SpaceView, space: SpaceRow) -> bool:
+        """Whether a view is searched by the space's recipe, as far as the cache files allow."""
+        used = "" if view.approximate is None else view.approximate.recipe
+        wanted = "" if find_recipe(space.recipe).exact else space.recipe
+        return used == wanted or (wanted != "" and self._manifest_mark() == self._opened_mark)
+
+    def _manifest_mark(self) -> tuple[int, int] | None:
+        """What tells one published manifest from another without reading it."""
+        try:
+            status = os.stat(self._folder / cachefile.MANIFEST_NAME)
+        except OSError:
+            return None
+        return status.st_ino, status.st_mtime_ns
 
     def build(
         self, transaction: Transaction, collection: CollectionRow, space: SpaceRow, recipe: Recipe
@@ -97,6 +115,7 @@ class SpaceCache:
 
     def _opened(self, transaction: Transaction, collection: CollectionRow, space: SpaceRow) -> SpaceView:
         """The view that the cache files hold, or an empty one."""
+        self._opened_mark = self._manifest_mark()
         for _ in range(_MAX_ATTEMPTS):
             manifest = None
             try:
@@ -149,7 +168,7 @@ class SpaceCache:
             seqs=labels[0], record_ids=labels[1], alive=None, n_alive=n_rows,
         )  # fmt: skip
         index = manifest.get("index")
-        if index is None or find_recipe(space.recipe).exact:
+        if index is None or index["recipe"] != space.recipe or find_recipe(space.recipe).exact:
             return view
         opened = open_faiss(
             self._folder, files["index"], find_recipe(index["recipe"]), view.metric, space.dim, index["n_vectors"]
@@ -188,8 +207,8 @@ class SpaceCache:
         """``view`` with every commit that the transaction sees and the view lacks."""
         if view.change == collection.last_change:
             return view
-        n_new = space.n_live - view.n_alive if view.last_seq < space.last_seq else 0
-        if max(n_new, 0) * view.dim * 4 > _BUILD_BYTES:
+        n_uncached = space.last_seq - view.last_seq + view.delta.shape[0]
+        if view.last_seq < space.last_seq and n_uncached * view.dim * 4 > _BUILD_BYTES:
             keep = None if view.approximate is None else view.approximate.recipe
             if self._try_write(transaction, collection, space, keep):
                 view = self._opened(transaction, collection, space)

@@ -118,8 +118,8 @@ def choose_fields(options: IngestOptions, columns: Sequence[str], source: str, *
         vector = _first(VECTOR_FIELDS, columns)
     if encoded and vector is not None:
         raise InvalidInput(
-            f"{source}: a vector field ({vector}) was named, but this collection's vectors are made by its encoder; keep"
-            " vectors computed elsewhere in a collection with encoder 'none'"
+            f"{source}: a vector field ({vector}) was named, but this collection's vectors are made by its encoder;"
+            " keep vectors computed elsewhere in a collection with encoder 'none'"
         )
     text = _text_fields(options.text, columns)
     if not text and encoded:

@@ -41,7 +41,9 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger("embedstore")
 _MAX_ROWS = 5000
-_MAX_CHARACTERS = 400_000
+_MAX_CHARACTERS = 16_000_000
+_ENCODED_CHARACTERS = 400_000  # some ten seconds of encoding
+_PATIENCE = 1.0
 _CHECKED_ROWS = 1000
 _QUEUED = 2
 
@@ -177,13 +179,12 @@ class _Ingest:
         """The source's records in checked batches, bounded in rows and in characters."""
         pending: list[_Placed] = []
         n_characters = 0
-        bounded = self._has_encoder
+        most = _ENCODED_CHARACTERS if self._has_encoder else _MAX_CHARACTERS
         for placed in self._records(source, fields):
             pending.append(placed)
-            if bounded:
-                text = placed[1].get("text")
-                n_characters += len(text) if isinstance(text, str) else 0
-            if len(pending) >= _MAX_ROWS or n_characters >= _MAX_CHARACTERS:
+            text = placed[1].get("text")
+            n_characters += len(text) if isinstance(text, str) else 0
+            if len(pending) >= _MAX_ROWS or n_characters >= most:
                 yield self._prepared(source, pending, cutter)
                 pending, n_characters = [], 0
         if pending:
@@ -259,8 +260,10 @@ class _Ingest:
             self._stop.set()
             raise
         finally:
-            for thread in threads:
-                thread.join()
+            reading, committing = threads
+            committing.join()
+            # After a failure the reader may wait for standard input that never comes; it ends with the process.
+            reading.join(_PATIENCE if self._stop.is_set() else None)
         if self._failure is not None:
             raise self._failure
 

@@ -13,7 +13,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from embedstore.errors import StorageFailed
+from embedstore.errors import StorageFailed, StoreLocked
 from embedstore.storage.catalog import CollectionRow, store_uuid
 from embedstore.storage.database import Transaction
 from embedstore.storage.files import make_private
@@ -23,6 +23,7 @@ _WORD = re.compile(r"\w+", re.UNICODE)
 _PHRASE = re.compile(r'"([^"]*)"')
 _VERSION = "1"
 _CHUNK = 2000
+_MAX_ATTEMPTS = 3
 _WORDS = (
     "CREATE VIRTUAL TABLE IF NOT EXISTS words USING fts5("
     "content, tokenize='porter unicode61 remove_diacritics 2')"
@@ -60,28 +61,46 @@ class KeywordCache:
             try:
                 return self._ranked(transaction, collection, match, limit)
             except sqlite3.DatabaseError as error:
-                if _is_full(error):
-                    raise StorageFailed(f"the keyword index {self._path} has no room to grow: {error}") from error
-                self._rebuild()
+                self._refuse_or_rebuild(error)
                 return self._ranked(transaction, collection, match, limit)
 
+    def _refuse_or_rebuild(self, error: sqlite3.DatabaseError) -> None:
+        """Raise what rebuilding cannot mend; set a damaged file aside."""
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
+        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            raise StoreLocked(
+                f"another process is bringing the keyword index {self._path} up to date; try again when it is done"
+            ) from error
+        if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
+            raise StorageFailed(f"the keyword index {self._path} cannot be written: {error}") from error
+        self._rebuild()
+
     def _ranked(self, transaction: Transaction, collection: CollectionRow, match: str, limit: int) -> Scored:
-        connection = self._caught_up(transaction, collection)
+        """The answer at exactly the transaction's commit: from the file, or from an index made for it alone."""
+        for _ in range(_MAX_ATTEMPTS):
+            connection = self._caught_up(transaction, collection)
+            if connection is None:
+                break
+            connection.execute("BEGIN")  # one snapshot for the state and the words
+            try:
+                if _state(connection).get("change") == collection.last_change:
+                    return _best(connection, match, limit)
+            finally:
+                connection.execute("COMMIT")
+        private = self._private(transaction, collection)
         try:
-            rows = connection.execute(
-                "SELECT rowid, -rank FROM words WHERE words MATCH ? ORDER BY rank, rowid LIMIT ?", (match, limit)
-            ).fetchall()
+            return _best(private, match, limit)
         finally:
-            if connection is not self._connection:
-                connection.close()  # an index of its own, for a snapshot older than the file
-        return [(int(record_id), float(score)) for record_id, score in rows]
+            private.close()
 
     def catch_up(self, transaction: Transaction, collection: CollectionRow) -> None:
         """Index what was committed since the last time."""
         with self._guard:
-            connection = self._caught_up(transaction, collection)
-            if connection is not self._connection:
-                connection.close()
+            try:
+                self._caught_up(transaction, collection)
+            except sqlite3.DatabaseError as error:
+                self._refuse_or_rebuild(error)
+                self._caught_up(transaction, collection)
 
     def close(self) -> None:
         """Close the file."""
@@ -90,7 +109,8 @@ class KeywordCache:
                 self._connection.close()
             self._connection = None
 
-    def _caught_up(self, transaction: Transaction, collection: CollectionRow) -> sqlite3.Connection:
+    def _caught_up(self, transaction: Transaction, collection: CollectionRow) -> sqlite3.Connection | None:
+        """The file at the transaction's commit or later; None where it is ahead by another reader's work."""
         connection = self._open()
         uuid = store_uuid(transaction)
         state = _state(connection)
@@ -105,9 +125,8 @@ class KeywordCache:
             )
             if not usable:
                 if state.get("change", -1) > collection.last_change and state.get("store") == uuid:
-                    # Another reader is ahead of this snapshot; keep its work and answer from a private index.
-                    connection.execute("ROLLBACK")
-                    return self._private(transaction, collection)
+                    connection.execute("ROLLBACK")  # keep the work of whoever sees a later commit
+                    return None
                 _empty(connection)
                 state = {"change": 0, "last_record": id_range(collection.collection_id)[0]}
             self._apply(connection, transaction, collection, state)
@@ -198,8 +217,10 @@ class KeywordCache:
     @staticmethod
     def _private(transaction: Transaction, collection: CollectionRow) -> sqlite3.Connection:
         connection = _connect(":memory:")
+        connection.execute("BEGIN")
         state = {"change": 0, "last_record": id_range(collection.collection_id)[0]}
         KeywordCache._apply(connection, transaction, collection, state)
+        connection.execute("COMMIT")
         return connection
 
 
@@ -243,8 +264,11 @@ def _empty(connection: sqlite3.Connection) -> None:
     connection.execute(_WORDS)
 
 
-def _is_full(error: sqlite3.Error) -> bool:
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
+def _best(connection: sqlite3.Connection, match: str, limit: int) -> Scored:
+    rows = connection.execute(
+        "SELECT rowid, -rank FROM words WHERE words MATCH ? ORDER BY rank, rowid LIMIT ?", (match, limit)
+    ).fetchall()
+    return [(int(record_id), float(score)) for record_id, score in rows]
 
 
 def postgres_search(transaction: Transaction, collection: CollectionRow, text: str, limit: int) -> Scored:

@@ -25,8 +25,8 @@ from embedstore.searching.ranking import maximal_marginal_relevance, reciprocal_
 from embedstore.storage.catalog import CollectionRow, SpaceRow
 from embedstore.storage.database import Transaction
 
-_FUSED_CANDIDATES = 100
-_MMR_CANDIDATES = 50
+_FUSED_POOL = 100
+_MMR_POOL = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,14 +118,15 @@ class CollectionSearch:
         if query.mode is Mode.HYBRID:
             return self._hybrid_hits(transaction, collection, view, prepared, allowed, query)
         wanted = query.offset + query.k
+        found = nearest(view, prepared, wanted if query.mmr is None else max(_MMR_POOL, wanted), allowed)
         if query.mmr is not None:
-            found = nearest(view, prepared, max(_MMR_CANDIDATES, 5 * wanted), allowed)
-            order = maximal_marginal_relevance(view.gather(found.rows), found.scores, wanted, query.mmr)
+            # The pool is the same for every page, so that pages follow each other; what lies beyond keeps its rank.
+            pool = found.rows[:_MMR_POOL]
+            order = maximal_marginal_relevance(view.gather(pool), found.scores[:_MMR_POOL], len(pool), query.mmr)
+            order += range(len(pool), len(found.rows))
             found = Found(
                 found.rows[order], found.scores[order], found.exact, f"{found.plan}; diversified", found.details
             )
-        else:
-            found = nearest(view, prepared, wanted, allowed)
         page = slice(query.offset, wanted)
         pairs = list(zip(view.record_ids[found.rows[page]].tolist(), found.scores[page].tolist(), strict=True))
         return self._hits(transaction, pairs, query.offset, found.exact, found.plan, found.details)
@@ -185,14 +186,22 @@ class CollectionSearch:
         query: Query,
     ) -> Hits:
         wanted = query.offset + query.k
-        n_candidates = max(_FUSED_CANDIDATES, 2 * wanted)
-        found = nearest(view, prepared, n_candidates, allowed)
-        by_vector = view.record_ids[found.rows].tolist()
-        by_words = self._keyword_pairs(transaction, collection, query, n_candidates)
-        fused = reciprocal_rank_fusion([by_vector, [record_id for record_id, _ in by_words]])
+        fused: dict[int, float] = {}
+        n_pool = _FUSED_POOL
+        while True:
+            # Pools grow by fixed steps, and a larger one only adds behind the smaller, so that pages follow each other.
+            found = nearest(view, prepared, n_pool, allowed)
+            by_vector = view.record_ids[found.rows].tolist()
+            by_words = self._keyword_pairs(transaction, collection, query, n_pool)
+            ranked = reciprocal_rank_fusion([by_vector, [record_id for record_id, _ in by_words]])
+            fused.update((record_id, score) for record_id, score in ranked if record_id not in fused)
+            if len(fused) >= wanted or max(len(by_vector), len(by_words)) < n_pool:
+                break
+            n_pool *= 10
         plan = f"{found.plan}; {len(by_words):,} keyword matches; fused by reciprocal rank"
         details = {**found.details, "n_keyword_matches": len(by_words), "rrf_constant": 60}
-        return self._hits(transaction, fused[query.offset : wanted], query.offset, found.exact, plan, details)
+        page = list(fused.items())[query.offset : wanted]
+        return self._hits(transaction, page, query.offset, found.exact, plan, details)
 
     def _keyword_hits(self, transaction: Transaction, collection: CollectionRow, query: Query) -> Hits:
         wanted = query.offset + query.k

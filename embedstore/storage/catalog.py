@@ -71,6 +71,7 @@ def find_collection(transaction: Transaction, name: str) -> CollectionRow | None
 
 def _next_id(transaction: Transaction, counter: str) -> int:
     """An id that was never handed out before, so that nothing kept of a deleted owner can be taken for the new."""
+    transaction.alone()
     row = transaction.one(
         "UPDATE store_info SET value = CAST(CAST(value AS INTEGER) + 1 AS TEXT) WHERE name = :counter RETURNING value",
         {"counter": counter},

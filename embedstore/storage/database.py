@@ -68,6 +68,9 @@ class Transaction(Protocol):
     def many(self, sql: str, parameters: Sequence[Parameters]) -> None:
         """Execute a statement once for each set of parameters."""
 
+    def alone(self) -> None:
+        """Wait until no other transaction is creating collections or spaces, and keep others from it."""
+
     def insert_vectors(self, vectors: VectorRows) -> None:
         """Insert rows of ``vectors``."""
 

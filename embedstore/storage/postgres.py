@@ -7,6 +7,7 @@ row; readers see snapshots (REPEATABLE READ).
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine, TextClause
 
 _LOCK_KEY = 0x656D6273  # of the advisory lock under which tables are created
-_COPY_ROWS = 1000
+_IS_STORE = "SELECT 1 FROM pg_tables WHERE tablename = 'store_info' AND schemaname = ANY (current_schemas(false))"
+# Not to_regclass: it answers from a cache that is not refreshed while a transaction waits for a lock.
 
 
 class PostgresDialect:
@@ -87,6 +89,9 @@ class PostgresTransaction:
         if parameters:
             self._connection.execute(_text(sql), list(parameters))
 
+    def alone(self) -> None:
+        self._connection.execute(_text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK_KEY})
+
     def insert_vectors(self, vectors: VectorRows) -> None:
         n_bytes = vectors.n_bytes
         self.insert(
@@ -118,7 +123,9 @@ class PostgresDatabase:
         require("psycopg", "postgres")
         self._lock_timeout = lock_timeout
         self._engine = _engine(url)
-        self._address = self._engine.url.render_as_string(hide_password=True)
+        # Without its query, which may hold a password too.
+        self._address = self._engine.url.set(query={}).render_as_string(hide_password=True)
+        self._pid = os.getpid()
 
     @property
     def address(self) -> str:
@@ -126,7 +133,7 @@ class PostgresDatabase:
 
     def exists(self) -> bool:
         with self.connection() as connection:
-            return connection.execute(_text("SELECT to_regclass('store_info')")).scalar() is not None
+            return connection.execute(_text(_IS_STORE)).scalar() is not None
 
     def create(self, fill: Callable[[Transaction], None]) -> None:
         """Create the tables in one transaction, under a lock that lets one creator in."""
@@ -134,7 +141,7 @@ class PostgresDatabase:
 
         with self.connection() as connection, connection.begin():
             connection.execute(_text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK_KEY})
-            if connection.execute(_text("SELECT to_regclass('store_info')")).scalar() is not None:
+            if connection.execute(_text(_IS_STORE)).scalar() is not None:
                 return
             tables.create_all(connection)
             for statement in FULL_TEXT:
@@ -167,12 +174,16 @@ class PostgresDatabase:
     @contextmanager
     def connection(self) -> Iterator[Connection]:
         """A connection from the pool; the driver's errors become the store's."""
+        import psycopg
         from sqlalchemy.exc import SQLAlchemyError
 
+        if self._pid != os.getpid():  # a forked process must not talk over its parent's sockets
+            self._engine.dispose(close=False)
+            self._pid = os.getpid()
         try:
             with self._engine.connect() as connection:
                 yield connection
-        except SQLAlchemyError as error:
+        except (SQLAlchemyError, psycopg.Error) as error:
             raise self._translation(error) from error
 
     def _translation(self, error: Exception) -> EmbedstoreError:
@@ -184,6 +195,8 @@ class PostgresDatabase:
                 f"{self._address} is being written to by another process; try again when it is done, or give a longer"
                 " --timeout"
             )
+        if state == "23505":
+            return StoreLocked(f"{self._address}: another process was creating the same thing; try again")
         if state in ("53100", "53200"):
             return StorageFull(f"{self._address} has no room left: {line}; nothing of this write was kept")
         return StorageFailed(f"{self._address}: {line}")
@@ -194,7 +207,7 @@ class PostgresDatabase:
 
 FULL_TEXT = (
     "ALTER TABLE records ADD COLUMN words tsvector GENERATED ALWAYS AS"
-    " (to_tsvector('english', left(coalesce(content, ''), 250000))) STORED",
+    " (to_tsvector('english', left(coalesce(content, ''), 100000))) STORED",
     "CREATE INDEX records_by_words ON records USING gin (words)",
 )
 """What PostgreSQL has beside the shared tables; to_tsvector refuses texts above a megabyte of lexemes."""

@@ -77,6 +77,9 @@ class SQLiteTransaction:
     def many(self, sql: str, parameters: Sequence[Parameters]) -> None:
         self._connection.executemany(sql, parameters)
 
+    def alone(self) -> None:
+        pass  # every write transaction is
+
     def insert_vectors(self, vectors: VectorRows) -> None:
         # One statement cuts the rows out of one blob: half the time of a statement a row, and without the
         # interpreter's lock, so that another thread can prepare the next batch meanwhile.
@@ -107,7 +110,7 @@ class SQLiteDatabase:
         self._lock_timeout = lock_timeout
         self._lock: ProcessLock | None = None
         self._guard = threading.Lock()
-        self._readers: list[sqlite3.Connection] = []
+        self._readers: list[_Connection] = []
         self._writer: sqlite3.Connection | None = None
         self._anchor: sqlite3.Connection | None = None
         self._pid = os.getpid()
@@ -178,6 +181,9 @@ class SQLiteDatabase:
                 connection.close()
                 raise
             connection.execute("COMMIT")
+            if not connection.lasting:
+                connection.close()
+                return
             with self._guard:
                 self._readers.append(connection)
 
@@ -244,7 +250,7 @@ class SQLiteDatabase:
                 self._writer.close()
             self._writer = None
 
-    def _take_reader(self) -> sqlite3.Connection:
+    def _take_reader(self) -> _Connection:
         self._forget_after_fork()
         with self._guard:
             if self._readers:
@@ -261,12 +267,21 @@ class SQLiteDatabase:
             self._guard = threading.Lock()
             self._pid = os.getpid()
 
-    def _connect(self, mode: str) -> sqlite3.Connection:
+    def _connect(self, mode: str) -> _Connection:
         """Open the file. Readers open it read-only, so that they never checkpoint, even as the last to close."""
         address = f"file:{quote(str(self._path.absolute()))}?mode={mode}"
-        if mode == "ro" and not _may_write(self._folder) and not _has_content(Path(f"{self._path}-wal")):
-            address += "&immutable=1"  # a folder on read-only media, closed cleanly: no log to look into
-        connection = sqlite3.connect(address, uri=True, isolation_level=None, check_same_thread=False, timeout=10.0)
+        connection = _opened(address)
+        if mode == "ro" and not _may_write(self._folder) and not _can_read(connection):
+            # Without the right to write there is no shared memory to read a log by. A store that was closed cleanly has
+            # none; what another user writes from now on is seen by connections that are opened later.
+            connection.close()
+            if _has_content(Path(f"{self._path}-wal")):
+                raise StorageFailed(
+                    f"{self._path} has a log that only a user with the right to write to the folder can read; let one"
+                    " open and close the store"
+                )
+            connection = _opened(f"{address}&immutable=1")
+            connection.lasting = False
         try:
             for name, value in _pragmas(mode).items():
                 connection.execute(f"PRAGMA {name} = {value}").fetchall()
@@ -294,7 +309,27 @@ class SQLiteDatabase:
             connection.close()
 
 
+class _Connection(sqlite3.Connection):
+    """A connection that is kept for the next transaction, unless it is not ``lasting``."""
+
+    lasting = True
+
+
 _abandoned: list[sqlite3.Connection] = []
+
+
+def _opened(address: str) -> _Connection:
+    return sqlite3.connect(
+        address, uri=True, isolation_level=None, check_same_thread=False, timeout=10.0, factory=_Connection
+    )
+
+
+def _can_read(connection: sqlite3.Connection) -> bool:
+    try:
+        connection.execute("SELECT 1 FROM sqlite_master").fetchall()
+    except sqlite3.OperationalError:
+        return False
+    return True
 
 
 def _pragmas(mode: str) -> dict[str, str]:

@@ -109,6 +109,6 @@ def upgrade():
     if op.get_bind().dialect.name == "postgresql":
         op.execute(
             "ALTER TABLE records ADD COLUMN words tsvector GENERATED ALWAYS AS"
-            " (to_tsvector('english', left(coalesce(content, ''), 250000))) STORED"
+            " (to_tsvector('english', left(coalesce(content, ''), 100000))) STORED"
         )
         op.execute("CREATE INDEX records_by_words ON records USING gin (words)")
