@@ -148,6 +148,9 @@ class Preparer:
             try:
                 self._append(batch, memory, row, record)
             except InvalidRecord as error:
+                uri = record.get("uri") if isinstance(record, Mapping) else None
+                if isinstance(uri, str):
+                    error.reason += f" (in {shown(uri, 200)})"
                 self.refuse(error, record if isinstance(record, Mapping) else {})
         return batch
 

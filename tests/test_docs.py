@@ -28,11 +28,11 @@ NOT_RUN = (ROOT / "docs" / "decisions", ROOT / "docs" / "benchmarks.md")
 NOT_RUNNABLE = {
     "make demo    # makes .venv, installs, and answers three queries about a small sample\n"
     "make test    # the same, and runs every test",
-    "pip install 'embedstore[cpu,offline]'",
+    "pip install '.[cpu,offline]'",
     "pip uninstall -y faiss-cpu && pip install --force-reinstall --no-deps faiss-gpu",
-    "pip install -c constraints.txt 'embedstore[cpu,offline]'",
-    "pip install torch --index-url https://download.pytorch.org/whl/cpu\npip install 'embedstore[cpu,offline]'",
-    "pip install 'embedstore[cpu,postgres]'",
+    "pip install -c constraints.txt '.[cpu,offline]'",
+    "pip install torch --index-url https://download.pytorch.org/whl/cpu\npip install '.[cpu,offline]'",
+    "pip install '.[cpu,postgres]'",
     "make              # lint, types and tests\n"
     "make test         # the tests alone; make test PYTEST_ARGS='-k filters' runs some\n"
     "make demo         # what a new user sees\n"

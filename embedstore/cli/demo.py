@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -34,7 +37,7 @@ def _run(state: State, folder: Path) -> None:
 
     with embedstore.open(folder, allow_network=state.allow_download) as store:
         things = store.collection("things")
-        state.note("Ingesting the sample; the first time, the encoder is prepared (some seconds) ...")
+        state.note("Ingesting the sample; if the encoder is new here, it is prepared first (some seconds) ...")
         started = time.perf_counter()
         report = things.ingest(sample_file(), text="text", key="key")
         state.note(f"{report} in {time.perf_counter() - started:.1f} s")
@@ -63,4 +66,14 @@ def _run(state: State, folder: Path) -> None:
             "3. Arithmetic: sushi - Japan + Peru",
             (text.encode("sushi") - text.encode("Japan") + text.encode("Peru")).nearest(3),
         )
-    click.echo("\nNow your own: embedstore ingest notes FOLDER   then: embedstore search notes \"...\"")
+    program = _program()
+    click.echo(f"\nNow your own: {program} ingest notes FOLDER")
+    click.echo(f"        then: {program} search notes \"...\"")
+
+
+def _program() -> str:
+    """How this command is called from here."""
+    called = os.path.abspath(sys.argv[0])
+    if shutil.which("embedstore") == called or not os.access(called, os.X_OK):
+        return "embedstore"
+    return os.path.relpath(called)

@@ -18,8 +18,14 @@ def doctor_command(state: State) -> None:
     from embedstore.cli.output import print_rows
 
     findings = list(_findings(state))
-    print_rows(findings, state.format_)
-    if any(finding["state"] == "missing" for finding in findings):
+    if state.format_ == "table":
+        for one in findings:
+            click.echo(f"{one['what']:<16} {one['state']:<8} {one['found']}")
+            if one["advice"]:
+                click.echo(f"{'':<16} {'':<8} -> {one['advice']}")
+    else:
+        print_rows(findings, state.format_)
+    if any(finding["state"] in ("missing", "bad") for finding in findings):
         raise click.exceptions.Exit(1)
 
 
@@ -94,13 +100,15 @@ def _encoders() -> Iterator[dict[str, Any]]:
 
 
 def _store(state: State) -> dict[str, Any]:
-    from embedstore.errors import EmbedstoreError
+    from embedstore.errors import EmbedstoreError, StoreNotFound
 
     try:
         with state.opened() as store:
             stats = store.stats()
-    except EmbedstoreError as error:
+    except StoreNotFound as error:
         return _finding("store", "none", state.store, str(error))
+    except EmbedstoreError as error:
+        return _finding("store", "bad", state.store, str(error))
     return _finding("store", "ok", f"{stats['store']}: {len(stats['collections'])} collections")
 
 

@@ -65,7 +65,7 @@ def ingest_command(state: State, /, collection: str, sources: tuple[str, ...], *
             state.note(f"skipped: {report.failed - len(report.errors):,} more")
         if report.truncated:
             state.note(
-                f"{report.truncated:,} texts are longer than the encoder reads; only their beginning was encoded"
+                f"{report.truncated:,} text(s) longer than the encoder reads: only their beginning was encoded"
                 " (--chunk N cuts them into pieces)"
             )
         print_mapping({"collection": collection, **report.to_dict(), "records": len(target)}, state.format_)

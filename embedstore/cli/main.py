@@ -144,9 +144,12 @@ def _hoisted(given: Sequence[str]) -> list[str]:
 def _run(given: Sequence[str]) -> int:
     debug = "--debug" in given
     try:
-        cli.main(args=_hoisted(given), prog_name="embedstore", standalone_mode=False)
-    except click.exceptions.Exit as ended:
-        return ended.exit_code
+        ended = cli.main(args=_hoisted(given), prog_name="embedstore", standalone_mode=False)
+        return ended if isinstance(ended, int) else 0  # an Exit comes back as its code
+    except click.exceptions.NoArgsIsHelpError as asked:  # a bare command is a question
+        assert asked.ctx is not None
+        click.echo(asked.ctx.get_help())
+        return 0
     except click.UsageError as error:
         where = error.ctx.command_path if error.ctx is not None else "embedstore"
         message = error.format_message().rstrip(".")
@@ -166,7 +169,6 @@ def _run(given: Sequence[str]) -> int:
         if debug:
             raise
         return _complain(f"{error.filename or 'the system'}: {error.strerror or error}", 1)
-    return 0
 
 
 def _complain(message: str, code: int) -> int:

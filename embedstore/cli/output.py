@@ -38,12 +38,27 @@ def print_mapping(fields: Mapping[str, Any], format_: str) -> None:
     if format_ == "json":
         _write(orjson.dumps(fields, option=_OPTIONS | orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
     elif format_ == "table":
-        flat = _flat(fields)
-        width = max((len(name) for name in flat), default=0)
-        for name, value in flat.items():
-            _write(f"{name:<{width}}  {_cell(value)}\n".encode(errors="backslashreplace"))
+        for line in _lines(_flat(fields), ""):
+            _write(f"{line}\n".encode(errors="backslashreplace"))
     else:
         print_rows([fields], format_)
+
+
+def _lines(fields: Mapping[str, Any], indent: str) -> Iterator[str]:
+    """A line a field; what is nested stands indented below its name."""
+    width = max((len(name) for name in fields), default=0)
+    for name, value in fields.items():
+        if isinstance(value, Mapping) and value:
+            yield f"{indent}{name}"
+            yield from _lines(value, f"{indent}  ")
+        elif isinstance(value, list) and value and all(isinstance(one, Mapping) for one in value):
+            for one in value:
+                yield f"{indent}{name}"
+                yield from _lines(one, f"{indent}  ")
+        elif isinstance(value, list):
+            yield f"{indent}{name:<{width}}  {', '.join(_cell(one) for one in value)}"
+        else:
+            yield f"{indent}{name:<{width}}  {' '.join(_cell(value).split())}"
 
 
 def _write(chunk: bytes) -> None:
@@ -72,7 +87,16 @@ def _cell(value: Any) -> str:
         return f"{value:.6g}"
     if isinstance(value, (dict, list)):
         return orjson.dumps(value, option=_OPTIONS).decode()
-    return str(value)
+    return _harmless(str(value))
+
+
+def _harmless(text: str) -> str:
+    """A text without the characters by which it could steer a terminal; blanks and line ends stay."""
+    if text.isprintable():
+        return text
+    return "".join(
+        one if one.isprintable() or one.isspace() else f"\\x{ord(one):02x}" for one in text if one != "\r"
+    )
 
 
 def _print_csv(rows: Iterable[Mapping[str, Any]]) -> None:

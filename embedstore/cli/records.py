@@ -11,10 +11,9 @@ from embedstore.cli.state import State, pass_state
 @click.argument("collection")
 @click.argument("keys", nargs=-1, metavar="[KEY]...")
 @click.option("--where", metavar="EXPR", help="The records for which this holds, instead of keys.")
-@click.option("--limit", type=click.IntRange(1, 2**31), default=100, show_default=True,
-              help="At most so many, with --where.")
+@click.option("--limit", type=click.IntRange(1, 2**31), help="At most so many, with --where; else all.")
 @pass_state
-def get_command(state: State, collection: str, keys: tuple[str, ...], where: str | None, limit: int) -> None:
+def get_command(state: State, collection: str, keys: tuple[str, ...], where: str | None, limit: int | None) -> None:
     """Print records of COLLECTION by KEY, or by --where."""
     from embedstore.cli.output import print_rows, records_as_rows
 
@@ -83,9 +82,10 @@ def delete_command(
         if whole:
             print_mapping({"deleted": found.drop(), "records": 0}, state.format_)
             return
+        unknown = [key for key in dict.fromkeys(keys) if key not in found]
         n = found.delete(where=where) if where is not None else found.delete(list(keys))
-        if keys and n < len(set(keys)):
-            state.note(f"{len(set(keys)) - n} of the keys had no record")
+        if unknown:
+            state.note(f"no record had the key {', '.join(map(repr, unknown[:5]))}" + (" ..." if unknown[5:] else ""))
         print_mapping({"deleted": n, "records": len(found)}, state.format_)
 
 

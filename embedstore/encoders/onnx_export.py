@@ -241,7 +241,9 @@ def _remove_graph(folder: Path) -> None:
 
 def _export_with_torch(torch_text: TorchText, folder: Path) -> None:
     """Export with torch's exporter, then let onnxruntime fuse what it can."""
-    import onnxruntime
+    from embedstore.encoders.quiet_onnx import load_onnxruntime
+
+    onnxruntime = load_onnxruntime()
     import torch
 
     ids = torch.randint(1, 5, (3, 17), generator=torch.Generator().manual_seed(0))

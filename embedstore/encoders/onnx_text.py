@@ -70,7 +70,9 @@ def available_cores() -> int:
 
 def open_session(graph: Path, *, packed: bool) -> Any:
     """An onnxruntime session on one thread of the CPU."""
-    import onnxruntime
+    from embedstore.encoders.quiet_onnx import load_onnxruntime
+
+    onnxruntime = load_onnxruntime()
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1

@@ -81,7 +81,7 @@ def _parse_text(text: str) -> Node:
         ended = getattr(getattr(error, "token", None), "type", "") == "$END"
         place = len(text) if position is None or ended else position
         where = "ends too early" if ended else f"cannot be read at character {place + 1}"
-        quoted = getattr(getattr(error, "token", None), "type", "") == "QUOTED_NAME"
+        quoted = getattr(getattr(error, "token", None), "type", "") in ("QUOTED_NAME", "NAME")
         hint = "; text stands in single quotes, names in double quotes" if quoted else ""
         raise InvalidFilter(f"the filter {where}: {_around(text, place)}{hint}") from None
 

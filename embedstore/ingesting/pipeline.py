@@ -42,7 +42,8 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger("embedstore")
 _MAX_ROWS = 5000
 _MAX_CHARACTERS = 16_000_000
-_ENCODED_CHARACTERS = 400_000  # some ten seconds of encoding
+_ENCODED_CHARACTERS = 400_000  # some ten seconds of encoding are lost at most, and seen to move
+_ENCODED_ROWS = 1000
 _PATIENCE = 1.0
 _CHECKED_ROWS = 1000
 _QUEUED = 2
@@ -125,6 +126,12 @@ class _Ingest:
                 if source.rereadable and fields is not None:
                     self._check(source, fields)
             self._keys = SeenKeys()
+        for source, fields in zip(self._sources, maps, strict=True):
+            if fields is not None and fields.key is None:
+                _LOG.info(
+                    "%s: no field is named key, id or _id, so keys are made of file and row (%s:1); --key names one",
+                    source.name, self._labels[id(source)],
+                )  # fmt: skip
         collection.create()
         cutter = None if options.chunk is None else ChunkCutter(collection, options.chunk, options.chunk_overlap)
         job = IngestJob(collection, self._sources, options)
@@ -180,11 +187,13 @@ class _Ingest:
         pending: list[_Placed] = []
         n_characters = 0
         most = _ENCODED_CHARACTERS if self._has_encoder else _MAX_CHARACTERS
+        most_rows = _ENCODED_ROWS if self._has_encoder else _MAX_ROWS
+        self._progress.show(self._progress_at(source, "writing", 0, 0))
         for placed in self._records(source, fields):
             pending.append(placed)
             text = placed[1].get("text")
             n_characters += len(text) if isinstance(text, str) else 0
-            if len(pending) >= _MAX_ROWS or n_characters >= most:
+            if len(pending) >= most_rows or n_characters >= most:
                 yield self._prepared(source, pending, cutter)
                 pending, n_characters = [], 0
         if pending:

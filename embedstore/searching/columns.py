@@ -143,6 +143,8 @@ class Columns:
         newer = Columns(collection, merged[order])
         if fresh.size * _RELOAD_FRACTION <= merged.size:
             for field, column in self._columns.items():
+                if column is not None and len(column.texts) > 2 * merged.size + _MAX_MASKS:
+                    continue  # mostly texts that no record has any more: read it again when it is next asked for
                 newer._columns[field] = None if column is None else newer._merge(
                     column, keep, _read_column(transaction, collection, field, fresh), order
                 )  # fmt: skip

@@ -207,7 +207,7 @@ def test_results_go_to_stdout_and_everything_else_to_stderr(run_cli):
         "ingest", "c", "-", "--encoder", "letters", "--format", "json", stdin='{"text": "' + "a " * 200 + '"}'
     )
     assert json.loads(done.stdout)["truncated"] == 1
-    assert "1 texts are longer than the encoder reads" in done.stderr
+    assert "1 text(s) longer than the encoder reads" in done.stderr
     quiet = run_cli("-q", "ingest", "d", "-", "--encoder", "letters", stdin='{"text": "' + "a " * 200 + '"}')
     assert quiet.stderr == ""
 
@@ -291,3 +291,50 @@ def test_an_export_brings_back_everything(tmp_path):
             match="was asked for with 'letters:5'",
         ):
             other.import_(str(tmp_path / "out.parquet"))
+
+
+def test_a_bare_command_prints_its_help(run_cli):
+    for words in ([], ["db"]):
+        done = run_cli(*words)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.startswith("Usage: embedstore")
+
+
+def test_a_text_cannot_steer_the_terminal(run_cli):
+    row = json.dumps({"id": "e", "text": "red \x1b[31mtext\x07 \u202e", "note": "\x1b]0;title\x07"})
+    assert run_cli("ingest", "c", "-", "--encoder", "letters", stdin=row).returncode == 0
+    for command in (["get", "c", "e"], ["search", "c", "text"], ["sample", "c"]):
+        shown = run_cli(*command).stdout
+        assert all(character.isprintable() or character == "\n" for character in shown)
+    exact = json.loads(run_cli("get", "c", "e", "--format", "ndjson").stdout)
+    assert exact["text"] == "red \x1b[31mtext\x07 \u202e"
+
+
+def test_an_empty_file_in_a_folder_is_named(run_cli, tmp_path):
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "good.md").write_text("abc")
+    (tmp_path / "notes" / "empty.txt").write_text("")
+    is_one_line_error(run_cli("ingest", "c", "notes", "--encoder", "letters"), 2, "notes/empty.txt")
+
+
+def test_encoding_leaves_nothing_in_the_home_folder_and_sends_nothing(tmp_path):
+    script = (
+        "from embedstore.encoders import load_encoder\n"
+        "load_encoder('minilm').encode(['hello', 'world'])\n"
+        "load_encoder('minilm').encode_query('hello')\n"
+    )
+    (tmp_path / "home").mkdir()
+    environment = {**os.environ, "HOME": str(tmp_path / "home")}
+    environment.pop("ORT_DISABLE_TELEMETRY", None)
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True)
+    assert [path for path in (tmp_path / "home").rglob("*") if path.is_file()] == []
+
+
+def test_doctor_tells_a_damaged_store_from_none(run_cli, tmp_path):
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "store.db").write_text("garbage " * 2000)
+    done = run_cli("doctor")
+    assert done.returncode == 1
+    assert "bad" in done.stdout
+    assert "-> " in done.stdout
+    assert "not a SQLite database" in done.stdout
