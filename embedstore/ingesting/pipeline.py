@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from embedstore.collection import Collection
 
 _LOG = logging.getLogger("embedstore")
-_MAX_ROWS = 5000
+_MAX_ROWS = 10_000
 _MAX_CHARACTERS = 16_000_000
 _ENCODED_CHARACTERS = 400_000  # some ten seconds of encoding are lost at most, and seen to move
 _ENCODED_ROWS = 1000
@@ -239,13 +239,6 @@ class _Ingest:
     # ---- the three parts
 
     def _write_all(self, maps: list[FieldMap | None], cutter: ChunkCutter | None, job: IngestJob) -> None:
-        if not self._has_encoder:
-            # Nothing to overlap: reading and writing both need the interpreter, and two threads only pass it back and
-            # forth (measured: a fifth slower than one after the other).
-            for source, fields in zip(self._sources, maps, strict=True):
-                for batch in self._batches(source, fields, cutter):
-                    self._commit_one(job, batch)
-            return
         to_encode: queue.Queue[_Work | None] = queue.Queue(_QUEUED)
         to_commit: queue.Queue[_Work | None] = queue.Queue(_QUEUED)
         threads = [

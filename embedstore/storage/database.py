@@ -35,6 +35,22 @@ class Dialect(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class RecordRows:
+    """New records of one collection with consecutive ids.
+
+    rows: key, content, uri and metadata (JSON text) of each. content_hashes: 16 bytes each, of no meaning where a
+    record has no content; row_hashes: 16 bytes each.
+    """
+
+    first_record_id: int
+    collection_id: int
+    modality: str
+    rows: Sequence[tuple[str, str | None, str | None, str]]
+    content_hashes: bytes
+    row_hashes: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class VectorRows:
     """Vectors of one space with consecutive ids: each has ``n_bytes`` in ``vecs`` and 16 in ``row_hashes``."""
 
@@ -70,6 +86,9 @@ class Transaction(Protocol):
 
     def alone(self) -> None:
         """Wait until no other transaction is creating collections or spaces, and keep others from it."""
+
+    def insert_records(self, records: RecordRows) -> None:
+        """Insert rows of ``records``."""
 
     def insert_vectors(self, vectors: VectorRows) -> None:
         """Insert rows of ``vectors``."""

@@ -22,7 +22,7 @@ from embedstore.errors import (
     StoreLocked,
 )
 from embedstore.optional import require
-from embedstore.storage.database import Parameters, Row, Transaction, VectorRows
+from embedstore.storage.database import Parameters, RecordRows, Row, Transaction, VectorRows
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine, TextClause
@@ -91,6 +91,20 @@ class PostgresTransaction:
 
     def alone(self) -> None:
         self._connection.execute(_text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK_KEY})
+
+    def insert_records(self, records: RecordRows) -> None:
+        self.insert(
+            "records",
+            ("record_id", "collection_id", "key", "modality", "content", "uri", "metadata", "content_hash", "row_hash"),
+            (
+                (
+                    records.first_record_id + i, records.collection_id, key, records.modality, content, uri, metadata,
+                    None if content is None else records.content_hashes[16 * i : 16 * i + 16],
+                    records.row_hashes[16 * i : 16 * i + 16],
+                )
+                for i, (key, content, uri, metadata) in enumerate(records.rows)
+            ),
+        )  # fmt: skip
 
     def insert_vectors(self, vectors: VectorRows) -> None:
         n_bytes = vectors.n_bytes

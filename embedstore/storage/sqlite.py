@@ -25,7 +25,7 @@ from embedstore.errors import (
     StoreDamaged,
     StoreLocked,
 )
-from embedstore.storage.database import Parameters, Row, Transaction, VectorRows
+from embedstore.storage.database import Parameters, RecordRows, Row, Transaction, VectorRows
 from embedstore.storage.files import make_private, sync_folder
 from embedstore.storage.layout import APPLICATION, DATABASE_NAME, LOCK_NAME
 from embedstore.storage.locks import ProcessLock
@@ -79,6 +79,22 @@ class SQLiteTransaction:
 
     def alone(self) -> None:
         pass  # every write transaction is
+
+    def insert_records(self, records: RecordRows) -> None:
+        # One statement, as for vectors.
+        self._connection.execute(
+            "INSERT INTO records (record_id, collection_id, key, modality, content, uri, metadata, content_hash,"
+            " row_hash) SELECT :first + row.key, :collection, json_extract(row.value, '$[0]'), :modality,"
+            " json_extract(row.value, '$[1]'), json_extract(row.value, '$[2]'), json_extract(row.value, '$[3]'),"
+            " CASE WHEN json_type(row.value, '$[1]') = 'null' THEN NULL"
+            " ELSE substr(:content_hashes, 1 + 16 * row.key, 16) END,"
+            " substr(:row_hashes, 1 + 16 * row.key, 16) FROM json_each(:rows) AS row",
+            {
+                "first": records.first_record_id, "collection": records.collection_id, "modality": records.modality,
+                "content_hashes": records.content_hashes, "row_hashes": records.row_hashes,
+                "rows": orjson.dumps(records.rows).decode(),
+            },
+        )  # fmt: skip
 
     def insert_vectors(self, vectors: VectorRows) -> None:
         # One statement cuts the rows out of one blob: half the time of a statement a row, and without the

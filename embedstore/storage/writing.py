@@ -18,12 +18,9 @@ from embedstore.model import FloatMatrix, WriteReport
 from embedstore.records import Batch, FieldKinds, shown, vector_hash
 from embedstore.storage import catalog
 from embedstore.storage.catalog import CollectionRow, SpaceRow
-from embedstore.storage.database import Row, Transaction, VectorRows
+from embedstore.storage.database import RecordRows, Transaction, VectorRows
 from embedstore.storage.layout import ID_SHIFT
 
-_RECORD_COLUMNS = (
-    "record_id", "collection_id", "key", "modality", "content", "uri", "metadata", "content_hash", "row_hash",
-)  # fmt: skip
 _CHUNK = 5000
 
 
@@ -164,7 +161,6 @@ class CollectionWriter:
         """Insert the new records and overwrite the changed ones; the record id of each place of the batch."""
         collection_id = self._collection.collection_id
         first = collection_id * ID_SHIFT + self._collection.last_serial + 1
-        json_text = self._tx.dialect.json_text
         if not existing:
             record_ids = list(range(first, first + len(batch)))
             fresh: Sequence[int] = range(len(batch))
@@ -174,17 +170,16 @@ class CollectionWriter:
             record_ids = [
                 existing[key].record_id if key in existing else next(new_ids) for key in batch.keys
             ]
-        modality = batch.modality.value
-        rows: list[Row] = [
-            (
-                record_ids[i], collection_id, batch.keys[i], modality, batch.contents[i], batch.uris[i],
-                json_text(batch.metadata[i]), batch.content_hashes[i], batch.row_hashes[i],
-            )
-            for i in fresh
-        ]  # fmt: skip
-        if rows:
-            self._tx.insert("records", _RECORD_COLUMNS, rows)
-            self._note_records(added=[batch.row_hashes[i] for i in fresh], serials=len(rows))
+        if fresh:
+            hashes = [batch.row_hashes[i] for i in fresh]
+            self._tx.insert_records(
+                RecordRows(
+                    first, collection_id, batch.modality.value,
+                    [(batch.keys[i], batch.contents[i], batch.uris[i], batch.metadata[i].decode()) for i in fresh],
+                    b"".join([batch.content_hashes[i] or bytes(16) for i in fresh]), b"".join(hashes),
+                )
+            )  # fmt: skip
+            self._note_records(added=hashes, serials=len(fresh))
         changed = [
             position
             for position, key in enumerate(batch.keys)
