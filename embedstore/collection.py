@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 DEFAULT_ENCODER = "minilm"
 _PAGE = 2000
+_MODEST = 1e-30
 
 SearchQuery = str | Vector | np.ndarray | Sequence[float]
 
@@ -445,6 +446,8 @@ class Collection:
             raise SpaceMismatch(
                 f"the query has {vector.shape[0]} numbers; the space '{self.name}/{row.name}' holds {row.dim}{made_by}"
             )
+        if _MODEST < float(np.dot(vector, vector)) < 1 / _MODEST:
+            return vector  # finite, not zero, and of a length that can be compared: nothing more to ask
         if not np.all(np.isfinite(vector)):
             raise InvalidInput("the query vector holds NaN or infinity; every number must be finite")
         if Metric(row.metric) is Metric.COSINE and not np.any(vector):

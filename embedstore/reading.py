@@ -17,6 +17,7 @@ from embedstore.storage.layout import id_range
 
 _COLUMNS = "r.record_id, r.key, r.content, r.metadata, r.modality, r.uri"
 _CHUNK = 5000
+_MODALITIES = {one.value: one for one in Modality}
 
 
 def checked_where(transaction: Transaction, collection: CollectionRow, where: Where | Node) -> Node:
@@ -110,7 +111,7 @@ def sample_ids(
 
 def _record(transaction: Transaction, row: tuple[Any, ...]) -> Record:
     _, key, content, metadata, modality, uri = row
-    return Record(key, content, transaction.dialect.metadata_out(metadata), Modality(modality), uri)
+    return Record(key, content, transaction.dialect.metadata_out(metadata), _MODALITIES[modality], uri)
 
 
 def vectors_of(

@@ -6,6 +6,7 @@ A view is immutable: a later commit makes a new view, which shares what has not 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -62,6 +63,10 @@ class SpaceView:
 
     def prepare(self, query: FloatVector) -> FloatVector:
         """A query (dim,) as it is compared."""
+        if self.metric is Metric.COSINE:
+            squared = float(np.dot(query, query))
+            if 1e-30 < squared < 1e30:
+                return query / np.float32(math.sqrt(squared))
         return prepared(query[None, :], self.metric)[0]  # type: ignore[no-any-return]
 
     def gather(self, rows: IntVector) -> FloatMatrix:

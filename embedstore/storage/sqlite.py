@@ -31,7 +31,7 @@ from embedstore.storage.layout import APPLICATION, DATABASE_NAME, LOCK_NAME
 from embedstore.storage.locks import ProcessLock
 
 PAGE_BYTES = 8192
-CHECKPOINT_BYTES = 64 << 20
+CHECKPOINT_BYTES = 128 << 20
 """The log is copied into the database when it has grown past this."""
 
 
