@@ -446,7 +446,9 @@ class Collection:
             raise SpaceMismatch(
                 f"the query has {vector.shape[0]} numbers; the space '{self.name}/{row.name}' holds {row.dim}{made_by}"
             )
-        if _MODEST < float(np.dot(vector, vector)) < 1 / _MODEST:
+        with np.errstate(over="ignore", invalid="ignore"):
+            squared = float(np.dot(vector, vector))
+        if _MODEST < squared < 1 / _MODEST:
             return vector  # finite, not zero, and of a length that can be compared: nothing more to ask
         if not np.all(np.isfinite(vector)):
             raise InvalidInput("the query vector holds NaN or infinity; every number must be finite")
