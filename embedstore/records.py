@@ -29,7 +29,7 @@ RESERVED = frozenset({"key", "text", "vector", "vectors", "uri", "metadata"})
 
 _JSON_OPTIONS = orjson.OPT_SORT_KEYS
 _SCALARS = {str: "text", int: "integer", float: "real", bool: "boolean"}
-_NUMBERS = ("integer", "real")
+_MODALITY_WORDS = {modality: modality.value for modality in Modality}  # quicker than asking the member
 
 FieldPath = tuple[str, ...]
 
@@ -167,11 +167,14 @@ class Preparer:
         key = check_key(fields.pop("key", None), row)
         content = fields.pop("text", None)
         content_bytes = check_text(content, row, required=self._text_required)
-        uri = check_uri(fields.pop("uri", None), row)
-        vectors = self._take_vectors(fields, row)
+        # Calls that have nothing to do for most records are asked about first: this runs once for every record.
+        uri = check_uri(fields.pop("uri"), row) if "uri" in fields else None
+        vectors = self._take_vectors(fields, row) if "vector" in fields or "vectors" in fields else {}
         if content is None and uri is None and not vectors:
             raise InvalidRecord("a record needs a text, a uri or a vector", row=row, field="text")
-        metadata = metadata_json(merge_metadata(fields, row), row, batch.kinds)
+        if "metadata" in fields:
+            fields = merge_metadata(fields, row)
+        metadata = metadata_json(fields, row, batch.kinds)
         content_hash = None if content_bytes is None else blake2b(content_bytes, digest_size=HASH_BYTES).digest()
         seen.add(key, row)
         batch.keys.append(key)
@@ -188,19 +191,16 @@ class Preparer:
             batch.vectors[space].append(vector)
 
     def _take_vectors(self, fields: dict[str, Any], row: int) -> dict[str, FloatVector]:
-        given: dict[str, Any] = {}
-        if "vectors" in fields:
-            by_space = fields.pop("vectors")
-            if not isinstance(by_space, Mapping):
-                raise InvalidRecord("must map names of spaces to vectors", row=row, field="vectors")
-            given.update(by_space)
         single = fields.pop("vector", None)
-        if single is not None:
-            given[self._vector_space] = single
-        return {
-            space: check_vector(value, row, "vector" if space == self._vector_space else f"vectors.{space}")
-            for space, value in given.items()
-        }
+        vectors = {} if single is None else {self._vector_space: check_vector(single, row)}
+        by_space = fields.pop("vectors", None)
+        if by_space is None:
+            return vectors
+        if not isinstance(by_space, Mapping):
+            raise InvalidRecord("must map names of spaces to vectors", row=row, field="vectors")
+        for space, value in by_space.items():
+            vectors.setdefault(space, check_vector(value, row, f"vectors.{space}"))
+        return vectors
 
 
 def row_hash(
@@ -210,10 +210,9 @@ def row_hash(
 
     The content enters by its own hash in hexadecimal, which is empty where there is no content.
     """
-    joined = "\0".join(
-        (key, modality.value, content_hash.hex() if content_hash is not None else "", uri if uri is not None else "")
-    )
-    return blake2b(joined.encode() + b"\0" + metadata, digest_size=HASH_BYTES).digest()
+    content = "" if content_hash is None else content_hash.hex()
+    joined = f"{key}\0{_MODALITY_WORDS[modality]}\0{content}\0{uri or ''}\0"
+    return blake2b(joined.encode() + metadata, digest_size=HASH_BYTES).digest()
 
 
 def vector_hash(key: str, vector_bytes: bytes | memoryview) -> bytes:

@@ -22,6 +22,7 @@ from embedstore.storage.database import RecordRows, Transaction, VectorRows
 from embedstore.storage.layout import ID_SHIFT
 
 _CHUNK = 5000
+_WORTH_A_THREAD = 4000
 
 
 class Raced(Exception):
@@ -137,7 +138,7 @@ class CollectionWriter:
                 f"key {shown(batch.keys[position])} is in the collection already; upsert overwrites",
                 row=batch.row_numbers[position], field="key",
             )  # fmt: skip
-        record_ids = self._write_records(batch, existing)
+        record_ids, hashes = self._write_records_beside_hashing(batch, existing, vectors)
         changed = {
             position
             for position, key in enumerate(batch.keys)
@@ -148,7 +149,7 @@ class CollectionWriter:
             given = vectors.get(name)
             if given is not None or name in encoded_spaces:
                 revectored |= self._write_vectors(
-                    space, batch, record_ids, existing, given, must_have=name in encoded_spaces
+                    space, batch, record_ids, existing, given, hashes.get(name, []), must_have=name in encoded_spaces
                 )
         self.note_fields(batch.kinds)
         report = WriteReport(added=len(batch) - len(existing))
@@ -156,6 +157,21 @@ class CollectionWriter:
         report.updated = len(updated)
         report.unchanged = len(existing) - len(updated)
         return report
+
+    def _write_records_beside_hashing(
+        self, batch: Batch, existing: dict[str, Existing], vectors: dict[str, SpaceVectors]
+    ) -> tuple[list[int], dict[str, list[bytes]]]:
+        """Write the records, and hash the vectors meanwhile: the one statement runs without the interpreter's lock."""
+        n_vectors = sum(len(given.positions) for given in vectors.values())
+        if n_vectors < _WORTH_A_THREAD:
+            hashes = {name: _vector_hashes(batch.keys, given) for name, given in vectors.items()}
+            return self._write_records(batch, existing), hashes
+        from concurrent.futures import ThreadPoolExecutor
+
+        with ThreadPoolExecutor(1) as pool:
+            waiting = {name: pool.submit(_vector_hashes, batch.keys, given) for name, given in vectors.items()}
+            record_ids = self._write_records(batch, existing)
+            return record_ids, {name: one.result() for name, one in waiting.items()}
 
     def _write_records(self, batch: Batch, existing: dict[str, Existing]) -> list[int]:
         """Insert the new records and overwrite the changed ones; the record id of each place of the batch."""
@@ -216,6 +232,7 @@ class CollectionWriter:
         record_ids: list[int],
         existing: dict[str, Existing],
         given: SpaceVectors | None,
+        hashes: list[bytes],
         *,
         must_have: bool,
     ) -> set[int]:
@@ -228,14 +245,8 @@ class CollectionWriter:
             self._check_covered(batch, existing, record_ids, stored, set(positions))
         if given is None or not len(positions):
             return set()
-        packed = np.ascontiguousarray(given.matrix, dtype="<f4")
+        packed = _packed(given)
         n_bytes = packed.shape[1] * 4
-        view = packed.data.cast("B")
-        keys = batch.keys
-        hashes = [
-            vector_hash(keys[position], view[line * n_bytes : (line + 1) * n_bytes])
-            for line, position in enumerate(positions)
-        ]
         lines: Sequence[int] = range(len(positions))
         if stored:
             held = [stored.get(record_ids[position]) for position in positions]
@@ -398,6 +409,22 @@ class CollectionWriter:
             [(one.collection_id, self._change, catalog.new_commit_id())],
         )
         return self._change
+
+
+def _packed(given: SpaceVectors) -> FloatMatrix:
+    """Vectors as they are stored: little-endian float32, one after the other."""
+    return np.ascontiguousarray(given.matrix, dtype="<f4")
+
+
+def _vector_hashes(keys: Sequence[str], given: SpaceVectors) -> list[bytes]:
+    """The row hash of each given vector."""
+    packed = _packed(given)
+    n_bytes = packed.shape[1] * 4
+    view = packed.data.cast("B")
+    return [
+        vector_hash(keys[position], view[line * n_bytes : (line + 1) * n_bytes])
+        for line, position in enumerate(given.positions)
+    ]
 
 
 def shift_digest(digest: bytes, *, added: Sequence[bytes] = (), removed: Sequence[bytes] = ()) -> bytes:
