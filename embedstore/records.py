@@ -25,7 +25,6 @@ MAX_NAME_BYTES = 255
 MAX_DEPTH = 32
 MIN_LENGTH, MAX_LENGTH = 1e-18, 1e18
 HASH_BYTES = 16
-RESERVED = frozenset({"key", "text", "vector", "vectors", "uri", "metadata"})
 
 _JSON_OPTIONS = orjson.OPT_SORT_KEYS
 _SCALARS = {str: "text", int: "integer", float: "real", bool: "boolean"}

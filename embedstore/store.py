@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 from collections.abc import Iterator
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from embedstore.encoders import Encoder
     from embedstore.storage.catalog import SpaceRow
 
-_LOG = logging.getLogger("embedstore")
 DEFAULT_LOCK_TIMEOUT = 10.0
 
 

@@ -54,14 +54,6 @@ class FaissIndex:
             scores = -np.sqrt(np.maximum(scores, 0))
         return positions[0][found], scores
 
-    def search_batch(self, queries: FloatMatrix, k: int, *, effort: int) -> tuple[Any, Any]:
-        """Unfiltered search of many prepared queries (n, dim) at once, on every core: positions and scores (n, k)."""
-        parameters = self._faiss.SearchParametersHNSW(efSearch=max(effort, k))
-        distances, positions = self._index.search(queries, k, params=parameters)
-        if self._metric is Metric.EUCLIDEAN:
-            distances = -np.sqrt(np.maximum(distances, 0))
-        return positions, distances
-
     @property
     def base_effort(self) -> int:
         """The recipe's own efSearch."""

@@ -56,7 +56,7 @@ def nearest(view: SpaceView, query: FloatVector, k: int, allowed: BoolVector | N
     return Found(rows, scores, True, f"exact scan of {view.n_rows:,} vectors{note}", details)
 
 
-# Nanoseconds of one core, fitted to benchmarks/planner_costs.py; only their ratios decide.
+# Nanoseconds of one core, set by hand from the timings in docs/decisions/0005 (60,000 x 384); only ratios decide.
 
 
 def scan_row_cost(dim: int) -> float:

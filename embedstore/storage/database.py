@@ -125,13 +125,3 @@ class Database(Protocol):
 
     def close(self) -> None:
         """Give back connections and locks."""
-
-
-def identifier(name: str) -> str:
-    """``name`` as a quoted SQL identifier."""
-    return '"' + name.replace('"', '""') + '"'
-
-
-def literal(text: str) -> str:
-    """``text`` as a SQL string literal; only for constants of the program."""
-    return "'" + text.replace("'", "''") + "'"
