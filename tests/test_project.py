@@ -11,7 +11,7 @@ from shared import ROOT
 
 LAYERS = [
     ["version", "errors"],
-    ["names", "optional", "shipped"],
+    ["names", "optional", "shipped", "failpoints"],
     ["model"],
     ["records"],
     ["filters"],

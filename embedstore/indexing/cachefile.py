@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from embedstore.failpoints import reach
 from embedstore.storage.files import sync_folder
 
 _PAGE_WORDS = 512
@@ -89,8 +90,10 @@ class CacheWriter:
     def _finish(self) -> None:
         self._put(bytes(self._pending))
         os.fsync(self._descriptor)
+        reach("cache.bytes_synced")
         os.rename(self._temporary, self._path)
         sync_folder(self._path.parent)
+        reach("cache.file_renamed")
         self.written = CacheFile(
             self._path.name, self._n_bytes, self._sha256.hexdigest(), self._pages.hexdigest()
         )
@@ -137,8 +140,10 @@ def write_manifest(folder: Path, fields: dict[str, Any]) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+    reach("cache.manifest_synced")
     os.rename(temporary, folder / MANIFEST_NAME)
     sync_folder(folder)
+    reach("cache.manifest_renamed")
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from embedstore.errors import StorageFailed, StorageFull, StoreLocked
+from embedstore.failpoints import reach
 from embedstore.indexing import cachefile
 from embedstore.indexing.cachefile import CacheFile, CacheWriter, DamagedCache
 from embedstore.indexing.exact import prepared
@@ -272,6 +273,7 @@ class SpaceCache:
             return
         make_private(self._folder)
         with ProcessLock(self._folder / "build.lock").held(timeout):
+            reach("cache.begun")
             exact, labels, seqs = self._write_exact(transaction, space)
             files = {"exact": exact, "labels": labels}
             manifest: dict[str, Any] = {
@@ -284,6 +286,7 @@ class SpaceCache:
                 matrix, _ = self._open_pair(exact, labels, int(seqs.size), space.dim)
                 built = build_index(matrix, recipe, Metric(space.metric))
                 files["index"] = write_faiss(built, self._folder, recipe)
+                reach("cache.index")
                 files["index_labels"] = labels
                 manifest["index"] = {
                     "recipe": recipe.name, "n_vectors": int(seqs.size), "hi_seq": space.last_seq
@@ -293,6 +296,7 @@ class SpaceCache:
             manifest["files"] = {name: cachefile.file_fields(file) for name, file in files.items()}
             cachefile.write_manifest(self._folder, manifest)
             cachefile.remove_others(self._folder, [file.name for file in files.values()])
+            reach("cache.swept")
 
     def _keep_index(
         self,
@@ -319,10 +323,12 @@ class SpaceCache:
                 writer.write(prepared(matrix, Metric(space.metric)).tobytes())
                 seqs.append(chunk_seqs)
                 record_ids.append(chunk_records)
+        reach("cache.exact")
         all_seqs = np.concatenate(seqs)
         with CacheWriter(self._folder, "labels", ".i64") as labels:
             labels.write(all_seqs.astype("<i8").tobytes())
             labels.write(np.concatenate(record_ids).astype("<i8").tobytes())
+        reach("cache.labels")
         assert writer.written is not None and labels.written is not None
         return writer.written, labels.written, all_seqs
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from embedstore.errors import StorageFailed, StoreLocked
+from embedstore.failpoints import reach
 from embedstore.storage.catalog import CollectionRow, store_uuid
 from embedstore.storage.database import Transaction
 from embedstore.storage.files import make_private
@@ -117,6 +118,7 @@ class KeywordCache:
         if state.get("change") == collection.last_change and self._same_history(transaction, collection, state, uuid):
             return connection
         connection.execute("BEGIN IMMEDIATE")
+        reach("keywords.begun")
         try:
             state = _state(connection)  # another process may have been first
             usable = (
@@ -131,7 +133,9 @@ class KeywordCache:
                 state = {"change": 0, "last_record": id_range(collection.collection_id)[0]}
             self._apply(connection, transaction, collection, state)
             _put_state(connection, transaction, collection, uuid)
+            reach("keywords.filled")
             connection.execute("COMMIT")
+            reach("keywords.committed")
         except BaseException:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")

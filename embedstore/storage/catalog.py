@@ -11,6 +11,8 @@ from typing import Any
 
 from embedstore.records import FieldKinds, FieldPath
 from embedstore.storage.database import Row, Transaction
+from embedstore.storage.head import NO_COMMIT
+from embedstore.storage.layout import OLDEST_RELEASE
 
 EMPTY_DIGEST = bytes(16)
 
@@ -164,7 +166,8 @@ def note_store(transaction: Transaction, release: str) -> None:
     """Give a new store its identity."""
     rows = [
         ("uuid", str(uuid.uuid4())), ("created_by", f"embedstore {release}"), ("created_at", now()),
-        ("last_collection_id", "0"), ("last_space_id", "0"),
+        ("last_collection_id", "0"), ("last_space_id", "0"), ("head", NO_COMMIT.to_text()),
+        ("needs", OLDEST_RELEASE),
     ]  # fmt: skip
     transaction.insert("store_info", ["name", "value"], rows)
 

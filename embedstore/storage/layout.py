@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-SCHEMA_REVISION = "0001"
+SCHEMA_REVISION = "0002"
 """The Alembic revision of the tables that this release reads and writes."""
+
+OLDEST_RELEASE = "0.1.0"
+"""The oldest release that can open tables of this revision."""
 
 APPLICATION = 0x656D6273
 """SQLite's ``application_id`` of a store: the letters ``embs``."""

@@ -21,6 +21,7 @@ from embedstore.errors import (
     StorageFull,
     StoreLocked,
 )
+from embedstore.failpoints import reach
 from embedstore.optional import require
 from embedstore.storage.database import Parameters, RecordRows, Row, Transaction, VectorRows
 
@@ -183,7 +184,10 @@ class PostgresDatabase:
                     _text("SELECT set_config('lock_timeout', :wait, true)"),
                     {"wait": f"{max(int(waiting * 1000), 1)}ms"},
                 )
+                reach("write.begun")
                 yield PostgresTransaction(writing)
+                reach("write.finished")
+            reach("write.committed")
 
     @contextmanager
     def connection(self) -> Iterator[Connection]:

@@ -8,8 +8,9 @@ from pathlib import Path
 from embedstore.errors import NotAStore, UnsupportedFormat
 from embedstore.storage.database import Database
 from embedstore.storage.layout import DATABASE_NAME, SCHEMA_REVISION
+from embedstore.version import __version__
 
-KNOWN_REVISIONS = ("0001",)
+KNOWN_REVISIONS = ("0001", "0002")
 """Every revision that there has been, oldest first."""
 
 
@@ -31,9 +32,12 @@ def bring_up_to_date(database: Database, folder: Path) -> None:
     if found == SCHEMA_REVISION:
         return
     if found not in KNOWN_REVISIONS:
+        with database.read() as transaction:
+            row = transaction.one("SELECT value FROM store_info WHERE name = 'needs'")
+        needed = "a newer release of embedstore" if row is None else f"embedstore {row[0]} or newer"
         raise UnsupportedFormat(
-            f"{database.address} has tables of revision {found!r}; this release knows up to {SCHEMA_REVISION!r}."
-            " Use the release that wrote it, or a newer one"
+            f"{database.address} has tables of revision {found!r}; this release, {__version__}, knows up to"
+            f" {SCHEMA_REVISION!r}. Open it with {needed}"
         )
     from embedstore.storage.migrations import upgrade
 

@@ -25,8 +25,10 @@ from embedstore.errors import (
     StoreDamaged,
     StoreLocked,
 )
+from embedstore.failpoints import reach
 from embedstore.storage.database import Parameters, RecordRows, Row, Transaction, VectorRows
 from embedstore.storage.files import make_private, sync_folder
+from embedstore.storage.head import HEAD_NAME, Head, read_head, write_head
 from embedstore.storage.layout import APPLICATION, DATABASE_NAME, LOCK_NAME
 from embedstore.storage.locks import ProcessLock
 
@@ -155,6 +157,7 @@ class SQLiteDatabase:
             make_private(self._folder)
         except OSError as error:
             raise StorageFailed(f"{self._folder} cannot be created: {error.strerror}") from error
+        reach("create.folder")
         with self._writer_lock().held(self._lock_timeout), _translated(self._path):
             if self.exists():
                 return
@@ -165,18 +168,21 @@ class SQLiteDatabase:
                 setup.execute("PRAGMA journal_mode = WAL")
             finally:
                 setup.close()
+            reach("create.file")
             sync_folder(self._folder)
             sync_folder(self._folder.parent)
             with self._committing() as transaction:
                 if transaction.one("SELECT 1 FROM sqlite_master") is not None:
                     raise NotAStore(f"{self._path} is the database of another program; give a new or an empty folder")
                 create_tables(transaction)
+                reach("create.tables")
                 fill(transaction)
                 transaction.run(f"PRAGMA application_id = {APPLICATION}")
+            reach("create.committed")
 
     def _refuse_foreign_folder(self) -> None:
         if self._folder.is_dir():
-            known = {DATABASE_NAME, LOCK_NAME, "writer.holder"}
+            known = {DATABASE_NAME, LOCK_NAME, HEAD_NAME, "writer.holder"}
             others = sorted(name.name for name in self._folder.iterdir() if name.name not in known)
             if others and not self._path.exists():  # else another process is just creating the store
                 raise NotAStore(
@@ -206,8 +212,10 @@ class SQLiteDatabase:
     @contextmanager
     def write(self, timeout: float | None = None) -> Iterator[SQLiteTransaction]:
         waiting = self._lock_timeout if timeout is None else timeout
-        with self._writer_lock().held(waiting), _translated(self._path), self._committing() as transaction:
-            yield transaction
+        with self._writer_lock().held(waiting), _translated(self._path):
+            reach("write.locked")
+            with self._committing() as transaction:
+                yield transaction
 
     @contextmanager
     def exclusive(self) -> Iterator[sqlite3.Connection]:
@@ -225,14 +233,22 @@ class SQLiteDatabase:
         connection = self._take_writer()
         try:
             connection.execute("BEGIN IMMEDIATE")
+            reach("write.begun")
+            changes = connection.total_changes
             yield SQLiteTransaction(connection)
+            head = None if connection.total_changes == changes else _advance_head(connection)
+            reach("write.finished")
             connection.execute("COMMIT")
+            reach("write.committed")
         except BaseException:
             # After a failed COMMIT the outcome is unknown. Closing rolls back what is not committed, and the next
             # connection reads what the file really holds.
             self._drop_writer()
             raise
         self._wrote = True
+        if head is not None:
+            write_head(self._folder, head)
+            reach("write.head")
         self._checkpoint_if_grown(connection)
 
     def _checkpoint_if_grown(self, connection: sqlite3.Connection) -> None:
@@ -241,8 +257,10 @@ class SQLiteDatabase:
         except OSError:
             return
         if grown:
+            reach("checkpoint.begun")
             with suppress(sqlite3.Error):  # the commit stands whether or not the log could be copied
                 connection.execute("PRAGMA wal_checkpoint(RESTART)")
+            reach("checkpoint.done")
 
     def _writer_lock(self) -> ProcessLock:
         with self._guard:
@@ -309,6 +327,26 @@ class SQLiteDatabase:
             raise
         return connection
 
+    def lost_commits(self) -> str | None:
+        """What is wrong, where the database lacks a commit that was acknowledged in this folder; else None."""
+        noted = read_head(self._folder)  # before the database: it is written after the commit
+        if noted is None:
+            return None
+        with self.read() as transaction:
+            row = transaction.one("SELECT value FROM store_info WHERE name = 'head'")
+        try:
+            held = Head.from_text(str(row[0])) if row is not None else noted
+        except ValueError:
+            return f"{self._path} does not say which commit is its newest"
+        if held.number < noted.number:
+            return (
+                f"{self._path} ends with commit {held.number:,} of the store, but commit {noted.number:,} was"
+                " acknowledged: its log (store.db-wal) was lost or damaged, or another database was put in its place"
+            )
+        if held.number == noted.number and held.name != noted.name:
+            return f"{self._path} is of another history than the commit that {HEAD_NAME} notes beside it"
+        return None
+
     def close(self) -> None:
         """Close every connection; after writing, copy the log into the database and empty it, if nobody writes."""
         if self._pid != os.getpid():
@@ -317,6 +355,7 @@ class SQLiteDatabase:
             with suppress(EmbedstoreError, sqlite3.Error), self._writer_lock().held(0):
                 self._writer.execute("PRAGMA busy_timeout = 0")
                 self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                reach("close.checkpointed")
         self._drop_writer()
         with self._guard:
             idle = [*self._readers, *([self._anchor] if self._anchor is not None else [])]
@@ -332,6 +371,16 @@ class _Connection(sqlite3.Connection):
 
 
 _abandoned: list[sqlite3.Connection] = []
+
+
+def _advance_head(connection: sqlite3.Connection) -> Head | None:
+    """Give the commit in hand the store's next number; the head that it makes. None in tables of revision 0001."""
+    row = connection.execute("SELECT value FROM store_info WHERE name = 'head'").fetchone()
+    if row is None:
+        return None
+    head = Head.from_text(row[0]).next()
+    connection.execute("UPDATE store_info SET value = ? WHERE name = 'head'", (head.to_text(),))
+    return head
 
 
 def _opened(address: str) -> _Connection:

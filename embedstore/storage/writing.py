@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from embedstore.errors import CollectionNotFound, DuplicateKey
+from embedstore.failpoints import reach
 from embedstore.model import FloatMatrix, WriteReport
 from embedstore.records import Batch, FieldKinds, shown, vector_hash
 from embedstore.storage import catalog
@@ -139,6 +140,7 @@ class CollectionWriter:
                 row=batch.row_numbers[position], field="key",
             )  # fmt: skip
         record_ids, hashes = self._write_records_beside_hashing(batch, existing, vectors)
+        reach("write.records")
         changed = {
             position
             for position, key in enumerate(batch.keys)
@@ -151,6 +153,7 @@ class CollectionWriter:
                 revectored |= self._write_vectors(
                     space, batch, record_ids, existing, given, hashes.get(name, []), must_have=name in encoded_spaces
                 )
+        reach("write.vectors")
         self.note_fields(batch.kinds)
         report = WriteReport(added=len(batch) - len(existing))
         updated = changed | {position for position in revectored if batch.keys[position] in existing}

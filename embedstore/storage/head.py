@@ -1,0 +1,69 @@
+"""The newest commit, noted in a file beside the database, so that a database that lost it is noticed.
+
+Every commit takes the next number of the store and a random name. It keeps them in ``store_info`` itself, and they are
+written to the file ``HEAD`` once it is durable. A database with a smaller number than the file has lost commits that
+were acknowledged: its log was deleted or damaged, or it was copied without its log. The file is not synced: after a
+power cut it may be older than the database, or unreadable, which says nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import zlib
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+HEAD_NAME = "HEAD"
+_BYTES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A commit's number in its store, and its random name."""
+
+    number: int
+    name: str
+
+    def next(self) -> Head:
+        """The head after one more commit."""
+        return Head(self.number + 1, secrets.token_hex(8))
+
+    def to_text(self) -> str:
+        """As ``store_info`` keeps it."""
+        return f"{self.number} {self.name}"
+
+    @classmethod
+    def from_text(cls, text: str) -> Head:
+        """Read what ``to_text`` wrote; ValueError for anything else."""
+        number, name = text.split(" ")
+        if not number.isdecimal():
+            raise ValueError(text)
+        return cls(int(number), name)
+
+
+NO_COMMIT = Head(0, "-")
+
+
+def write_head(folder: Path, head: Head) -> None:
+    """Note the newest commit. A failure is passed over: the note only helps to find damage."""
+    body = head.to_text()
+    line = f"{body} {zlib.crc32(body.encode()):08x}".ljust(_BYTES - 1) + "\n"
+    with suppress(OSError):
+        descriptor = os.open(folder / HEAD_NAME, os.O_WRONLY | os.O_CREAT, 0o600)
+        try:
+            os.pwrite(descriptor, line.encode(), 0)
+        finally:
+            os.close(descriptor)
+
+
+def read_head(folder: Path) -> Head | None:
+    """The commit noted last; None where there is no note, or none that can be read."""
+    try:
+        body, _, check = (folder / HEAD_NAME).read_bytes()[:_BYTES].decode().rstrip().rpartition(" ")
+        if int(check, 16) != zlib.crc32(body.encode()):
+            return None
+        return Head.from_text(body)
+    except (OSError, ValueError):
+        return None
