@@ -1,6 +1,6 @@
 """Runs the command line from a checkout: python cli.py --help."""
 
-from embedstore.cli import main
+from embedstore.__main__ import main
 
 if __name__ == "__main__":
     main()

@@ -7,11 +7,13 @@ when they are first used, so that ``import embedstore`` and ``embedstore --help`
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
 from embedstore.version import __version__
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from embedstore.collection import Collection
     from embedstore.errors import (
         CollectionNotFound,
@@ -36,15 +38,25 @@ if TYPE_CHECKING:
         UnsupportedFormat,
         WrongDimension,
     )
+    from embedstore.maintenance import (
+        BackupReport,
+        CompactReport,
+        Problem,
+        RepairReport,
+        RestoreReport,
+        VerifyReport,
+    )
     from embedstore.model import Hit, Hits, Metric, Modality, Mode, Record, WriteReport
     from embedstore.space import Space
-    from embedstore.store import Store
+    from embedstore.store import Store, repair, restore
     from embedstore.store import open_store as open
     from embedstore.vector import Vector
 
 __all__ = [
+    "BackupReport",
     "Collection",
     "CollectionNotFound",
+    "CompactReport",
     "DuplicateKey",
     "EmbedstoreError",
     "EncoderMismatch",
@@ -59,8 +71,11 @@ __all__ = [
     "Modality",
     "Mode",
     "NotAStore",
+    "Problem",
     "Record",
     "RecordNotFound",
+    "RepairReport",
+    "RestoreReport",
     "Space",
     "SpaceMismatch",
     "SpaceNotFound",
@@ -73,16 +88,21 @@ __all__ = [
     "UnknownField",
     "UnsupportedFormat",
     "Vector",
+    "VerifyReport",
     "WriteReport",
     "WrongDimension",
     "__version__",
     "open",
+    "repair",
+    "restore",
 ]
 
 _MODULES = {
     "Collection": "collection", "Space": "space", "Store": "store", "Vector": "vector", "open": "store",
     "Hit": "model", "Hits": "model", "Metric": "model", "Modality": "model", "Mode": "model", "Record": "model",
-    "WriteReport": "model",
+    "WriteReport": "model", "repair": "store", "restore": "store",
+    "BackupReport": "maintenance", "CompactReport": "maintenance", "Problem": "maintenance",
+    "RepairReport": "maintenance", "RestoreReport": "maintenance", "VerifyReport": "maintenance",
 }  # fmt: skip
 
 

@@ -19,6 +19,7 @@
     │   └── UnsupportedFormat                a store written by a newer release
     ├── StoreLocked (TimeoutError)           another process holds the lock       exit 3
     ├── StoreDamaged                         damage was found                     exit 4
+    │   └── DamagedRow                       one row of the database
     ├── StorageFull (OSError)                no space left                        exit 1
     ├── StorageFailed (OSError)              the folder or database refused       exit 1
     ├── EncoderUnavailable                   weights that cannot be found or used exit 1
@@ -126,6 +127,10 @@ class StoreDamaged(EmbedstoreError):
     """The store's own data do not agree with their hashes."""
 
     exit_code = 4
+
+
+class DamagedRow(StoreDamaged):
+    """A row of the database is not what was written. Raised below the database, which adds where it is."""
 
 
 class StorageFull(EmbedstoreError, OSError):

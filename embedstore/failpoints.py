@@ -21,7 +21,7 @@ NAMES = (
     # the cache of a space, and of keywords
     "cache.begun", "cache.bytes_synced", "cache.file_renamed", "cache.exact", "cache.labels", "cache.index",
     "cache.manifest_synced", "cache.manifest_renamed", "cache.swept",
-    "keywords.begun", "keywords.filled", "keywords.committed",
+    "keywords.begun", "keywords.filled", "keywords.committed", "keywords.checkpointed", "keywords.sealed",
     # tables of an older release
     "migrate.locked", "migrate.backed_up", "migrate.migrated", "migrate.committed",
     # compact

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from hashlib import blake2b
 from typing import Any
 
+import orjson
+
+from embedstore.errors import DamagedRow
 from embedstore.filters import Node, check_fields, parse_where
 from embedstore.filters.parse import Where
 from embedstore.filters.sql import compile_where
 from embedstore.model import Modality, Record
+from embedstore.records import HASH_BYTES, row_hash, shown
 from embedstore.storage import catalog
 from embedstore.storage.catalog import CollectionRow
 from embedstore.storage.database import Transaction
 from embedstore.storage.layout import id_range
 
-_COLUMNS = "r.record_id, r.key, r.content, r.metadata, r.modality, r.uri"
+RECORD_COLUMNS = (
+    "r.record_id, r.key, r.content, CAST(r.metadata AS text), r.modality, r.uri, r.content_hash, r.row_hash"
+)
 _CHUNK = 5000
 _MODALITIES = {one.value: one for one in Modality}
 
@@ -79,11 +86,11 @@ def records_by_id(transaction: Transaction, record_ids: Sequence[int]) -> dict[i
     members = transaction.dialect.members("ids", "integer")
     for start in range(0, len(record_ids), _CHUNK):
         rows = transaction.all(
-            f"SELECT {_COLUMNS} FROM records AS r WHERE r.record_id IN {members}",
+            f"SELECT {RECORD_COLUMNS} FROM records AS r WHERE r.record_id IN {members}",
             {"ids": transaction.dialect.list_parameter(list(record_ids[start : start + _CHUNK]))},
         )
         for row in rows:
-            found[row[0]] = _record(transaction, row)
+            found[row[0]] = _record(row)
     return found
 
 
@@ -96,9 +103,9 @@ def stream_records(
     if limit is not None:
         parameters["limit"] = limit
     for row in transaction.stream(
-        f"SELECT {_COLUMNS} FROM records AS r WHERE {scope} ORDER BY r.record_id{bounded}", parameters
+        f"SELECT {RECORD_COLUMNS} FROM records AS r WHERE {scope} ORDER BY r.record_id{bounded}", parameters
     ):
-        yield row[0], _record(transaction, row)
+        yield row[0], _record(row)
 
 
 def sample_ids(
@@ -109,9 +116,26 @@ def sample_ids(
     return random.Random(seed).sample(ids, min(n, len(ids)))
 
 
-def _record(transaction: Transaction, row: tuple[Any, ...]) -> Record:
-    _, key, content, metadata, modality, uri = row
-    return Record(key, content, transaction.dialect.metadata_out(metadata), _MODALITIES[modality], uri)
+def _record(row: tuple[Any, ...]) -> Record:
+    """The record of a row; DamagedRow where it is not what was written."""
+    fault = record_fault(row)
+    if fault is not None:
+        raise DamagedRow(fault)
+    _, key, content, metadata, modality, uri, _, _ = row
+    return Record(key, content, orjson.loads(metadata), _MODALITIES[modality], uri)
+
+
+def record_fault(row: tuple[Any, ...]) -> str | None:
+    """What is wrong with a row of ``RECORDRECORD_COLUMNS`` by its own hashes; None where nothing is."""
+    record_id, key, content, metadata, modality, uri, content_hash, hashed = row
+    try:
+        content_hashed = None if content is None else blake2b(content.encode(), digest_size=HASH_BYTES).digest()
+        found = row_hash(key, _MODALITIES[modality], content_hashed, uri, metadata.encode())
+    except (KeyError, AttributeError, TypeError, ValueError):
+        return f"the row of record {record_id} holds values of other kinds than were written"
+    if found != hashed or content_hashed != content_hash:
+        return f"the record {shown(str(key))} (number {record_id}) is not what was written"
+    return None
 
 
 def vectors_of(

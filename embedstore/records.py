@@ -221,6 +221,14 @@ def vector_hash(key: str, vector_bytes: bytes | memoryview) -> bytes:
     return hashed.digest()
 
 
+def vector_is_whole(vector_bytes: Any, hashed: Any, key: Any) -> bool:
+    """Whether a stored vector is what was written for the record with that key, by its row hash."""
+    try:
+        return bool(vector_hash(key, vector_bytes) == hashed)
+    except (AttributeError, TypeError, ValueError):  # values of other kinds than were written
+        return False
+
+
 def shown(text: str, limit: int = 60) -> str:
     """``text`` quoted for a message, cut to ``limit`` characters, unprintable characters escaped."""
     return repr(text if len(text) <= limit else text[: limit - 1] + "…")

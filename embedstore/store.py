@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from embedstore.collection import Collection, CollectionDefaults
 from embedstore.errors import CollectionNotFound, EncoderMismatch, InvalidInput, NotAStore, SpaceMismatch, StoreNotFound
+from embedstore.maintenance.reports import VerifyReport
 from embedstore.model import Metric, choose
 from embedstore.names import check_collection_name, check_dim
 from embedstore.searching.search import CollectionSearch
@@ -22,6 +23,7 @@ from embedstore.version import __version__
 
 if TYPE_CHECKING:
     from embedstore.encoders import Encoder
+    from embedstore.maintenance.reports import BackupReport, CompactReport, RepairReport, RestoreReport
     from embedstore.storage.catalog import SpaceRow
 
 DEFAULT_LOCK_TIMEOUT = 10.0
@@ -127,6 +129,37 @@ class Store:
             "collections": {row.name: row.n_records for row in rows},
         }  # fmt: skip
 
+    # ---- keeping it sound
+
+    def verify(self) -> VerifyReport:
+        """Check every row, count, digest and cache file; a report of all that is not as it was written.
+
+        Nothing is changed. Damage is reported, not raised; StoreNotFound where there is no store.
+        """
+        from embedstore.maintenance.verifying import noting, verify
+
+        report = VerifyReport()
+        with noting(report, "database", self.database.address):
+            self._ready()
+        return report if report.problems else verify(self.database, self.path / CACHE_NAME)
+
+    def compact(self) -> CompactReport:
+        """Give back room: what the logs no longer need, dead rows in caches, free pages, files left behind."""
+        from embedstore.maintenance.compacting import compact
+
+        self._ready()
+        return compact(self.database, self.search, self.path / CACHE_NAME)
+
+    def backup(self, file: str | os.PathLike[str], *, overwrite: bool = False) -> BackupReport:
+        """Write the store, as it is at its newest commit, to one verified file; ``restore`` makes a store of it.
+
+        Others may go on reading and writing. Raises StoreDamaged, and writes nothing, where the store is not whole.
+        """
+        from embedstore.maintenance.archive import backup
+
+        self._ready()
+        return backup(self.database, Path(file), overwrite=overwrite)
+
     # ---- the database
 
     def exists(self) -> bool:
@@ -160,6 +193,7 @@ class Store:
             from embedstore.storage.revision import bring_up_to_date
 
             bring_up_to_date(self.database, self.path)
+            self.database.refuse_writes_after_loss()
             self._checked = True
 
     def _refuse_missing(self) -> None:
@@ -235,6 +269,26 @@ class Store:
                 f"the space {space.name!r} of {name!r} was made by {pinned.describe()}, not by {described};"
                 " leave the encoder out, or take another collection"
             )
+
+
+def restore(file: str | os.PathLike[str], path: str | os.PathLike[str]) -> RestoreReport:
+    """Make a store in the folder ``path`` from a backup; the folder must not hold one already.
+
+    Raises InvalidInput for a file that is no backup, or one that was cut off or changed; then nothing is left behind.
+    """
+    from embedstore.maintenance.archive import restore as restore_archive
+
+    return restore_archive(Path(file), Path(path))
+
+
+def repair(path: str | os.PathLike[str], into: str | os.PathLike[str]) -> RepairReport:
+    """Salvage what is whole in the damaged store at ``path`` into a new store at ``into``, which must not exist.
+
+    The damaged store is not changed. The report lists what could not be brought over.
+    """
+    from embedstore.maintenance.salvage import repair as salvage
+
+    return salvage(Path(path), Path(into))
 
 
 def open_store(

@@ -11,7 +11,7 @@ from shared import ROOT
 
 LAYERS = [
     ["version", "errors"],
-    ["names", "optional", "shipped", "failpoints"],
+    ["names", "optional", "shipped", "failpoints", "interruption"],
     ["model"],
     ["records"],
     ["filters"],
@@ -24,7 +24,7 @@ LAYERS = [
     ["vector"],
     ["space"],
     ["tables"],
-    ["exporting", "ingesting"],
+    ["exporting", "ingesting", "maintenance"],
     ["collection"],
     ["store"],
     ["cli"],

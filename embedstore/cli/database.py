@@ -32,10 +32,16 @@ def current_command(state: State) -> None:
 def upgrade_command(state: State) -> None:
     """Bring the store's tables to this release's revision; a backup is taken first. Opening a store does it too."""
     from embedstore.cli.output import print_mapping
-    from embedstore.storage.revision import stored_revision
+    from embedstore.storage.revision import bring_up_to_date, stored_revision
 
     with state.opened() as store:
         store.require()
-        with store.reading():
-            pass
-        print_mapping({"store": stored_revision(store.database)}, state.format_)
+        found = stored_revision(store.database)
+        backup = bring_up_to_date(store.database, store.path)
+        print_mapping(
+            {
+                "found": found, "store": stored_revision(store.database),
+                "backup": None if backup is None else str(backup),
+            },
+            state.format_,
+        )  # fmt: skip

@@ -5,15 +5,14 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-import signal
 import sys
 from collections.abc import Sequence
-from types import FrameType
 from typing import Any
 
 import click
 
 from embedstore.errors import EmbedstoreError
+from embedstore.interruption import Interrupted, end, interruptible, leave_at_once
 from embedstore.version import __version__
 
 COMMANDS = {
@@ -32,6 +31,11 @@ COMMANDS = {
     "recipes": ("embedstore.cli.indexes", "List the index recipes."),
     "export": ("embedstore.cli.transfer", "Write records with their vectors to Parquet or JSON lines."),
     "import": ("embedstore.cli.transfer", "Read back what export wrote."),
+    "verify": ("embedstore.cli.maintenance", "Check every row, count and cache file; exit code 4 for damage."),
+    "backup": ("embedstore.cli.maintenance", "Write the store to one verified file, while others go on using it."),
+    "restore": ("embedstore.cli.maintenance", "Make a store from a backup."),
+    "repair": ("embedstore.cli.maintenance", "Salvage what is whole in a damaged store into a new one."),
+    "compact": ("embedstore.cli.maintenance", "Give back room that deleted and updated records took."),
     "db": ("embedstore.cli.database", "The database's tables: their revision and upgrade."),
     "doctor": ("embedstore.cli.doctor", "Tell what this machine has, and what to do about what it lacks."),
 }
@@ -109,8 +113,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logger = logging.getLogger("embedstore")
     if not logger.handlers:
         logger.addHandler(_Notes())
-    signal.signal(signal.SIGTERM, _terminated)
-    code = _run(given)
+    leave_at_once()
+    try:
+        with interruptible():
+            code = _run(given)
+    except Interrupted as interrupted:
+        _complain(interrupted.message, interrupted.exit_code)
+        end(interrupted)
     try:
         sys.stdout.flush()
     except BrokenPipeError:
@@ -185,7 +194,3 @@ def _close_stdout() -> None:
     # Without this the interpreter would try, and fail, to flush once more at its end.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
-
-def _terminated(_: int, __: FrameType | None) -> None:
-    print("embedstore: error: terminated; what was committed stays", file=sys.stderr)
-    raise SystemExit(143)

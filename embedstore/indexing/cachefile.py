@@ -121,12 +121,22 @@ def open_checked(folder: Path, file: CacheFile) -> npt.NDArray[np.uint8]:
         mapped = np.memmap(path, np.uint8, "r") if n_bytes else np.empty(0, np.uint8)
     except OSError as error:
         raise DamagedCache(f"{path} cannot be read: {error.strerror}") from error
-    hashed = hashlib.sha256()
-    for start in range(0, max(n_bytes, 1), _CHUNK_BYTES):
-        hashed.update(_page_sums(mapped[start : start + _CHUNK_BYTES]))
-    if hashed.hexdigest() != file.page_hash:
+    if page_hash(mapped) != file.page_hash:
         raise DamagedCache(f"{path} does not hold what was written")
     return mapped
+
+
+def file_page_hash(path: Path) -> str:
+    """The page hash of a file; OSError where it cannot be read."""
+    return page_hash(np.memmap(path, np.uint8, "r") if path.stat().st_size else np.empty(0, np.uint8))
+
+
+def page_hash(content: npt.NDArray[np.uint8]) -> str:
+    """The page hash of a whole file's bytes, in hex."""
+    hashed = hashlib.sha256()
+    for start in range(0, max(content.size, 1), _CHUNK_BYTES):
+        hashed.update(_page_sums(content[start : start + _CHUNK_BYTES]))
+    return hashed.hexdigest()
 
 
 def write_manifest(folder: Path, fields: dict[str, Any]) -> None:

@@ -10,13 +10,14 @@ import logging
 import os
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from embedstore.errors import StorageFailed, StorageFull, StoreLocked
+from embedstore.errors import DamagedRow, StorageFailed, StorageFull, StoreLocked
 from embedstore.failpoints import reach
 from embedstore.indexing import cachefile
 from embedstore.indexing.cachefile import CacheFile, CacheWriter, DamagedCache
@@ -25,6 +26,7 @@ from embedstore.indexing.faiss_index import FaissIndex, build_index, open_faiss,
 from embedstore.indexing.recipes import Recipe, find_recipe
 from embedstore.indexing.space_view import Approximate, SpaceView
 from embedstore.model import FloatMatrix, IntVector, Metric
+from embedstore.records import vector_is_whole
 from embedstore.storage.catalog import CollectionRow, SpaceRow, store_uuid
 from embedstore.storage.database import Transaction
 from embedstore.storage.files import make_private
@@ -92,10 +94,16 @@ class SpaceCache:
             )
             return self._view
 
-    def refresh(self, transaction: Transaction, collection: CollectionRow, space: SpaceRow) -> None:
-        """Write the exact vectors to the cache, where it lacks some or holds dead ones; a kept index stays."""
+    def refresh(
+        self, transaction: Transaction, collection: CollectionRow, space: SpaceRow, *, always: bool = False
+    ) -> None:
+        """Write the exact vectors to the cache, where it lacks some or holds dead ones; a kept index stays.
+
+        always: also where only the number of the newest commit is missing.
+        """
         view = self.view(transaction, collection, space)
-        if view.delta.shape[0] == 0 and view.alive is None:
+        current = not always or self.cached_change(transaction, collection, space) == collection.last_change
+        if current and view.delta.shape[0] == 0 and view.alive is None:
             return
         with self._guard:
             keep = None if view.approximate is None else view.approximate.recipe
@@ -103,6 +111,14 @@ class SpaceCache:
                 self._view = self._caught_up(
                     transaction, collection, space, self._opened(transaction, collection, space)
                 )
+
+    def cached_change(self, transaction: Transaction, collection: CollectionRow, space: SpaceRow) -> int:
+        """The commit that the cache files hold; the newest one where there are none of this history."""
+        with suppress(DamagedCache):
+            manifest = cachefile.read_manifest(self._folder)
+            if manifest is not None and belongs(transaction, collection, space, manifest):
+                return int(manifest["change"])
+        return collection.last_change
 
     def pending(self) -> tuple[int, int]:
         """Of the newest view: rows that are not in the cache, and rows that its index does not cover."""
@@ -121,7 +137,7 @@ class SpaceCache:
             manifest = None
             try:
                 manifest = cachefile.read_manifest(self._folder)
-                if manifest is not None and self._belongs(transaction, collection, space, manifest):
+                if manifest is not None and belongs(transaction, collection, space, manifest):
                     return self._from_manifest(space, manifest)
                 break
             except DamagedCache as error:
@@ -138,25 +154,6 @@ class SpaceCache:
             return manifest is not None and cachefile.read_manifest(self._folder) not in (manifest, None)
         except DamagedCache:
             return False
-
-    @staticmethod
-    def _belongs(
-        transaction: Transaction, collection: CollectionRow, space: SpaceRow, manifest: dict[str, Any]
-    ) -> bool:
-        """Whether a cache was made from this very database and history."""
-        if manifest.get("format") != _MANIFEST_FORMAT or manifest["store"] != store_uuid(transaction):
-            return False
-        same = (manifest["space"], manifest["metric"], manifest["dim"], manifest["fingerprint"])
-        if same != (space.space_id, space.metric, space.dim, space.fingerprint):
-            return False
-        change = manifest["change"]
-        if not collection.log_floor <= change <= collection.last_change or manifest["hi_seq"] > space.last_seq:
-            return False
-        row = transaction.one(
-            "SELECT commit_id FROM commits WHERE collection_id = :collection AND change = :change",
-            {"collection": collection.collection_id, "change": change},
-        )
-        return row is not None and bytes(row[0]).hex() == manifest["commit_id"]
 
     def _from_manifest(self, space: SpaceRow, manifest: dict[str, Any]) -> SpaceView:
         assert space.dim is not None
@@ -226,7 +223,7 @@ class SpaceCache:
             "SELECT seq FROM dead_vectors WHERE space_id = :space AND change > :change",
             {"space": space.space_id, "change": view.change},
         )
-        chunks = list(_stream_vectors(transaction, space, view.last_seq))
+        chunks = list(stream_vectors(transaction, space, view.last_seq, space.last_seq))
         delta, seqs, record_ids = view.delta, view.seqs, view.record_ids
         if chunks:
             delta = np.concatenate([delta, *(prepared(chunk[0], view.metric) for chunk in chunks)])
@@ -311,7 +308,7 @@ class SpaceCache:
             old = cachefile.read_manifest(self._folder)
         except DamagedCache:
             return
-        if old is not None and "index" in old and self._belongs(transaction, collection, space, old):
+        if old is not None and "index" in old and belongs(transaction, collection, space, old):
             manifest["index"] = old["index"]
             files["index"] = CacheFile(**old["files"]["index"])
             files["index_labels"] = CacheFile(**old["files"]["index_labels"])
@@ -319,7 +316,7 @@ class SpaceCache:
     def _write_exact(self, transaction: Transaction, space: SpaceRow) -> tuple[CacheFile, CacheFile, IntVector]:
         seqs, record_ids = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
         with CacheWriter(self._folder, "exact", ".f32") as writer:
-            for matrix, chunk_seqs, chunk_records in _stream_vectors(transaction, space, 0):
+            for matrix, chunk_seqs, chunk_records in stream_vectors(transaction, space, 0, space.last_seq):
                 writer.write(prepared(matrix, Metric(space.metric)).tobytes())
                 seqs.append(chunk_seqs)
                 record_ids.append(chunk_records)
@@ -342,18 +339,46 @@ class SpaceCache:
         return bytes(row[0]).hex()
 
 
-def _stream_vectors(
-    transaction: Transaction, space: SpaceRow, after_seq: int
+def belongs(
+    transaction: Transaction, collection: CollectionRow, space: SpaceRow, manifest: dict[str, Any]
+) -> bool:
+    """Whether a cache was made from this very database and history."""
+    if manifest.get("format") != _MANIFEST_FORMAT or manifest["store"] != store_uuid(transaction):
+        return False
+    same = (manifest["space"], manifest["metric"], manifest["dim"], manifest["fingerprint"])
+    if same != (space.space_id, space.metric, space.dim, space.fingerprint):
+        return False
+    change = manifest["change"]
+    if not collection.log_floor <= change <= collection.last_change or manifest["hi_seq"] > space.last_seq:
+        return False
+    row = transaction.one(
+        "SELECT commit_id FROM commits WHERE collection_id = :collection AND change = :change",
+        {"collection": collection.collection_id, "change": change},
+    )
+    return row is not None and bytes(row[0]).hex() == manifest["commit_id"]
+
+
+def stream_vectors(
+    transaction: Transaction, space: SpaceRow, after_seq: int, last_seq: int
 ) -> Iterator[tuple[FloatMatrix, IntVector, IntVector]]:
-    """The live vectors with a seq above ``after_seq``, in order: matrices (n, dim), seqs and record ids."""
+    """The live vectors with a seq above ``after_seq`` and up to ``last_seq``, in order, in parts.
+
+    Each part is a matrix (n, dim) as it is stored, the seqs and the record ids. Raises DamagedRow for a vector that is
+    not what was written.
+    """
     base = space.space_id * ID_SHIFT
     rows = transaction.stream(
-        "SELECT vector_id, record_id, vec FROM vectors WHERE vector_id > :low AND vector_id <= :high"
-        " ORDER BY vector_id",
-        {"low": base + after_seq, "high": base + space.last_seq},
+        "SELECT v.vector_id, v.record_id, v.vec, v.row_hash, r.key FROM vectors AS v"
+        " LEFT JOIN records AS r ON r.record_id = v.record_id"
+        " WHERE v.vector_id > :low AND v.vector_id <= :high ORDER BY v.vector_id",
+        {"low": base + after_seq, "high": base + last_seq},
     )
+    n_bytes = 4 * (space.dim or 0)
     while chunk := _take(rows, _CHUNK_ROWS):
-        ids, record_ids, blobs = zip(*chunk, strict=True)
+        ids, record_ids, blobs, hashes, keys = zip(*chunk, strict=True)
+        for vector_id, blob, hashed, key in zip(ids, blobs, hashes, keys, strict=True):
+            if len(blob) != n_bytes or not vector_is_whole(blob, hashed, key):
+                raise DamagedRow(f"vector {vector_id - base} of the space {space.name!r} is not what was written")
         matrix = np.frombuffer(b"".join(blobs), "<f4").reshape(len(chunk), -1)  # (n, dim)
         yield matrix, np.array(ids, np.int64) - base, np.array(record_ids, np.int64)
 

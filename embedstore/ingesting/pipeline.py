@@ -94,6 +94,31 @@ def ingest(collection: Collection, *given: Any, **options: Any) -> WriteReport:
         progress.close()
 
 
+class _Part:
+    """A thread of the pipeline, with its end.
+
+    Not Thread.join: where a signal interrupts that, CPython before 3.13 takes a running thread for an ended one.
+    """
+
+    def __init__(self, part: Callable[..., None], *arguments: Any) -> None:
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(part, arguments), daemon=True)
+
+    def _run(self, part: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+        try:
+            part(*arguments)
+        finally:
+            self._ended.set()
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait for the end of the thread, if it was started."""
+        if self._thread.ident is not None:
+            self._ended.wait(timeout)
+
+
 class _Ingest:
     """One run over the sources."""
 
@@ -241,13 +266,11 @@ class _Ingest:
     def _write_all(self, maps: list[FieldMap | None], cutter: ChunkCutter | None, job: IngestJob) -> None:
         to_encode: queue.Queue[_Work | None] = queue.Queue(_QUEUED)
         to_commit: queue.Queue[_Work | None] = queue.Queue(_QUEUED)
-        threads = [
-            threading.Thread(target=self._guarded, args=(self._read, maps, cutter, to_encode), daemon=True),
-            threading.Thread(target=self._guarded, args=(self._commit, job, to_commit), daemon=True),
-        ]
-        for thread in threads:
-            thread.start()
+        reading = _Part(self._guarded, self._read, maps, cutter, to_encode)
+        committing = _Part(self._guarded, self._commit, job, to_commit)
         try:
+            reading.start()
+            committing.start()
             while (work := self._take(to_encode)) is not None:
                 if self._has_encoder:
                     work.encoded = encode_batch(
@@ -256,16 +279,16 @@ class _Ingest:
                     )  # fmt: skip
                 self._put(to_commit, work)
             self._put(to_commit, None)
+            committing.wait()  # here, so that an interruption stops the commits that are still queued
         except _Stopped:
             pass
         except BaseException:
             self._stop.set()
             raise
         finally:
-            reading, committing = threads
-            committing.join()
+            committing.wait()
             # After a failure the reader may wait for standard input that never comes; it ends with the process.
-            reading.join(_PATIENCE if self._stop.is_set() else None)
+            reading.wait(_PATIENCE if self._stop.is_set() else None)
         if self._failure is not None:
             raise self._failure
 

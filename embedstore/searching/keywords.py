@@ -6,25 +6,35 @@ double quotes must stand as it is. Writing is not slowed by it: the index reads 
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import re
 import sqlite3
 import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext, suppress
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from embedstore.errors import StorageFailed, StoreLocked
 from embedstore.failpoints import reach
+from embedstore.indexing.cachefile import file_page_hash
 from embedstore.storage.catalog import CollectionRow, store_uuid
 from embedstore.storage.database import Transaction
-from embedstore.storage.files import make_private
+from embedstore.storage.files import make_private, replace_file
 from embedstore.storage.layout import id_range
+from embedstore.storage.locks import ProcessLock
 
 _WORD = re.compile(r"\w+", re.UNICODE)
 _PHRASE = re.compile(r'"([^"]*)"')
 _VERSION = "1"
 _CHUNK = 2000
 _MAX_ATTEMPTS = 3
+_LOCK_SECONDS = 30.0
+_LOG = logging.getLogger("embedstore")
 _WORDS = (
     "CREATE VIRTUAL TABLE IF NOT EXISTS words USING fts5("
     "content, tokenize='porter unicode61 remove_diacritics 2')"
@@ -48,6 +58,7 @@ class KeywordCache:
         self._path = path
         self._guard = threading.Lock()
         self._connection: sqlite3.Connection | None = None
+        self._lock: ProcessLock | None = None
         self._pid = os.getpid()
 
     def search(
@@ -115,15 +126,22 @@ class KeywordCache:
         connection = self._open()
         uuid = store_uuid(transaction)
         state = _state(connection)
-        if state.get("change") == collection.last_change and self._same_history(transaction, collection, state, uuid):
+        if state.get("change") == collection.last_change and self.same_history(transaction, collection, state, uuid):
             return connection
+        with self._locked():
+            return self._updated(connection, transaction, collection, uuid)
+
+    def _updated(
+        self, connection: sqlite3.Connection, transaction: Transaction, collection: CollectionRow, uuid: str
+    ) -> sqlite3.Connection | None:
+        """Index what is new; the caller holds the lock."""
         connection.execute("BEGIN IMMEDIATE")
         reach("keywords.begun")
         try:
             state = _state(connection)  # another process may have been first
             usable = (
                 collection.log_floor <= state.get("change", -1) <= collection.last_change
-                and self._same_history(transaction, collection, state, uuid)
+                and self.same_history(transaction, collection, state, uuid)
             )
             if not usable:
                 if state.get("change", -1) > collection.last_change and state.get("store") == uuid:
@@ -140,12 +158,19 @@ class KeywordCache:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
+        if self._lock is not None:
+            _seal(connection, self._path)
         return connection
 
+    def _locked(self) -> AbstractContextManager[None]:
+        """The lock under which the file changes; an index in memory needs none."""
+        return nullcontext() if self._lock is None else self._lock.held(_LOCK_SECONDS)
+
     @staticmethod
-    def _same_history(
+    def same_history(
         transaction: Transaction, collection: CollectionRow, state: dict[str, Any], uuid: str
     ) -> bool:
+        """Whether what was indexed is of this very database and history."""
         if state.get("version") != _VERSION or state.get("store") != uuid:
             return False
         if state["change"] == 0:
@@ -198,15 +223,31 @@ class KeywordCache:
         self._pid = os.getpid()
         try:
             make_private(self._path.parent)
-            if not self._path.exists():
-                os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
-            self._connection = _connect(str(self._path))
-        except (OSError, sqlite3.OperationalError):
+            self._lock = ProcessLock(self._path.with_suffix(".lock"))
+            with self._locked():
+                self._connection = self._opened()
+        except (StorageFailed, OSError, sqlite3.OperationalError):
+            self._lock = None
             self._connection = _connect(":memory:")  # a read-only folder: the index lives as long as the process
-        except sqlite3.DatabaseError:
-            self._rebuild()
-            self._connection = _connect(str(self._path))
         return self._connection
+
+    def _opened(self) -> sqlite3.Connection:
+        """The file, made where it is missing or not what was last sealed; the caller holds the lock."""
+        if self._path.exists() and not _is_sealed(self._path):
+            _LOG.warning("keyword index damaged or unfinished, rebuilding from the database: %s", self._path)
+            self._rebuild()
+        if not self._path.exists():
+            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
+        try:
+            connection = _connect(str(self._path))
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.OperationalError):
+                raise
+            self._rebuild()
+            connection = _connect(str(self._path))
+        if not _is_sealed(self._path) or _has_content(Path(f"{self._path}-wal")):
+            _seal(connection, self._path)
+        return connection
 
     def _rebuild(self) -> None:
         """Set a damaged file aside, so that the next use starts afresh."""
@@ -217,6 +258,7 @@ class KeywordCache:
             path = Path(f"{self._path}{suffix}")
             if path.exists():
                 os.replace(path, f"{path}.corrupt")
+        self._path.with_suffix(".seal").unlink(missing_ok=True)
 
     @staticmethod
     def _private(transaction: Transaction, collection: CollectionRow) -> sqlite3.Connection:
@@ -228,11 +270,82 @@ class KeywordCache:
         return connection
 
 
+def _seal(connection: sqlite3.Connection, path: Path) -> None:
+    """Bring the log into the file and note the file's page hash beside it; the caller holds the lock.
+
+    Until the note is written the file does not fit its note, and is made anew by whoever opens it next.
+    """
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    reach("keywords.checkpointed")
+    note = json.dumps({"n_bytes": path.stat().st_size, "page_hash": file_page_hash(path)})
+    replace_file(path.with_suffix(".seal"), note.encode())
+    reach("keywords.sealed")
+
+
+def _is_sealed(path: Path) -> bool:
+    """Whether the file is what was last sealed."""
+    try:
+        note = json.loads(path.with_suffix(".seal").read_bytes())
+        if path.stat().st_size != note["n_bytes"]:
+            return False
+        return bool(file_page_hash(path) == note["page_hash"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _has_content(path: Path) -> bool:
+    try:
+        return path.stat().st_size > 0
+    except OSError:
+        return False
+
+
+def keyword_faults(path: Path, transaction: Transaction, collection: CollectionRow) -> Iterator[str]:
+    """What is wrong with a keyword index: its file, or words that are not those of the records."""
+    with suppress(StorageFailed), ProcessLock(path.with_suffix(".lock")).held(_LOCK_SECONDS):
+        if not _is_sealed(path):
+            yield "it is not what was written"
+            return
+        yield from _content_faults(path, transaction, collection)
+
+
+def _content_faults(path: Path, transaction: Transaction, collection: CollectionRow) -> Iterator[str]:
+    connection = sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode=ro", uri=True, isolation_level=None)
+    try:
+        state = _state(connection)
+        same = KeywordCache.same_history(transaction, collection, state, store_uuid(transaction))
+        if not same or not collection.log_floor <= state["change"] <= collection.last_change:
+            return  # of another history: made anew before it is used
+        changed = {
+            row[0] for row in transaction.all(
+                "SELECT record_id FROM changed_records WHERE collection_id = :collection AND change > :change",
+                {"collection": collection.collection_id, "change": state["change"]},
+            )
+        }  # fmt: skip
+        indexed = ((rowid, text) for rowid, text in connection.execute("SELECT rowid, content FROM words"))
+        stored = transaction.stream(
+            "SELECT record_id, content FROM records WHERE record_id BETWEEN :low AND :last AND content IS NOT NULL"
+            " ORDER BY record_id",
+            {"low": id_range(collection.collection_id)[0], "last": state["last_record"]},
+        )
+        wanted = (row for row in stored if row[0] not in changed)
+        found = (row for row in indexed if row[0] not in changed)
+        for one, other in zip_longest(found, wanted):
+            if one is None or other is None or tuple(one) != tuple(other):
+                yield f"its words are not those of record {(other or one)[0]}"
+                return
+    except sqlite3.DatabaseError as error:
+        yield f"it cannot be read: {error}"
+    finally:
+        connection.close()
+
+
 def _connect(address: str) -> sqlite3.Connection:
     connection = sqlite3.connect(address, isolation_level=None, check_same_thread=False, timeout=30.0)
     try:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")  # a cache: consistent after a power cut, perhaps older
+        connection.execute("PRAGMA wal_autocheckpoint = 0")  # the file changes only when it is sealed
         connection.execute("PRAGMA cache_size = -32768")
         connection.execute("CREATE TABLE IF NOT EXISTS state (name TEXT PRIMARY KEY, value TEXT NOT NULL)")
         connection.execute(_WORDS)

@@ -24,6 +24,7 @@ from embedstore.searching.plan import Found, nearest
 from embedstore.searching.ranking import maximal_marginal_relevance, reciprocal_rank_fusion
 from embedstore.storage.catalog import CollectionRow, SpaceRow
 from embedstore.storage.database import Transaction
+from embedstore.storage.layout import keyword_cache_path, space_cache_folder
 
 _FUSED_POOL = 100
 _MMR_POOL = 100
@@ -60,15 +61,14 @@ class CollectionSearch:
         """The cache of a space."""
         with self._guard:
             if space_id not in self._spaces:
-                self._spaces[space_id] = SpaceCache(self._folder / f"space-{space_id}")
+                self._spaces[space_id] = SpaceCache(space_cache_folder(self._folder, space_id))
             return self._spaces[space_id]
 
     def keyword_cache(self, collection_id: int) -> KeywordCache:
         """The keyword index of a collection in a SQLite store."""
         with self._guard:
             if collection_id not in self._keywords:
-                path = self._folder / f"keywords-{collection_id}.db"
-                self._keywords[collection_id] = KeywordCache(path)
+                self._keywords[collection_id] = KeywordCache(keyword_cache_path(self._folder, collection_id))
             return self._keywords[collection_id]
 
     def columns(self, transaction: Transaction, collection: CollectionRow) -> Columns:
@@ -92,13 +92,15 @@ class CollectionSearch:
         if keywords is not None:
             keywords.close()
         for space_id in space_ids:
-            shutil.rmtree(self._folder / f"space-{space_id}", ignore_errors=True)
-        for path in self._folder.glob(f"keywords-{collection_id}.db*"):
+            shutil.rmtree(space_cache_folder(self._folder, space_id), ignore_errors=True)
+        for path in self._folder.glob(f"keywords-{collection_id}.*"):
             path.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Close files."""
-        for keywords in self._keywords.values():
+        with self._guard:
+            held = list(self._keywords.values())
+        for keywords in held:
             keywords.close()
 
     # ---- answering

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import datetime
 import json
-import secrets
 import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any
 
+import orjson
+
+from embedstore.errors import DamagedRow
+from embedstore.model import Metric
 from embedstore.records import FieldKinds, FieldPath
 from embedstore.storage.database import Row, Transaction
 from embedstore.storage.head import NO_COMMIT
 from embedstore.storage.layout import OLDEST_RELEASE
 
 EMPTY_DIGEST = bytes(16)
+_METRICS = {metric.value for metric in Metric}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,20 +61,55 @@ _SPACE = (
 )
 
 
-def _collection_row(row: Row) -> CollectionRow:
-    cells: list[Any] = [bytes(cell) if isinstance(cell, memoryview) else cell for cell in row]
-    return CollectionRow(*cells)
+def collection_row(row: Row) -> CollectionRow:
+    """A row of ``collections``; DamagedRow for values that were never written."""
+    found = CollectionRow(*_cells(row))
+    numbers = (found.collection_id, found.last_change, found.log_floor, found.last_serial, found.n_records)
+    if not (_are_counts(numbers) and _are_texts((found.name, found.default_space)) and _is_digest(found.digest)):
+        raise DamagedRow(f"the row of collection {found.collection_id!r} holds values that were never written")
+    return found
 
 
-def _space_row(row: Row) -> SpaceRow:
-    cells: list[Any] = [bytes(cell) if isinstance(cell, memoryview) else cell for cell in row]
-    return SpaceRow(*cells)
+def space_row(row: Row) -> SpaceRow:
+    """A row of ``spaces``; DamagedRow for values that were never written."""
+    found = SpaceRow(*_cells(row))
+    numbers = (found.space_id, found.collection_id, found.last_seq, found.n_live, found.dim or 0)
+    texts = (found.name, found.encoder, found.fingerprint, found.recipe)
+    known = found.metric in _METRICS and found.dtype == "float32"
+    if not (known and _are_counts(numbers) and _are_texts(texts) and _is_digest(found.digest)):
+        raise DamagedRow(f"the row of space {found.space_id!r} holds values that were never written")
+    return found
+
+
+def _cells(row: Row) -> list[Any]:
+    return [bytes(cell) if isinstance(cell, memoryview) else cell for cell in row]
+
+
+def _are_counts(values: Iterable[Any]) -> bool:
+    return all(type(value) is int and value >= 0 for value in values)
+
+
+def _are_texts(values: Iterable[Any]) -> bool:
+    return all(type(value) is str for value in values)
+
+
+def _is_digest(value: Any) -> bool:
+    return type(value) is bytes and len(value) == len(EMPTY_DIGEST)
 
 
 def find_collection(transaction: Transaction, name: str) -> CollectionRow | None:
     """The collection called ``name``, or None."""
     row = transaction.one(f"SELECT {_COLLECTION} FROM collections WHERE name = :name", {"name": name})
-    return None if row is None else _collection_row(row)
+    return None if row is None else collection_row(row)
+
+
+def lock_collection(transaction: Transaction, name: str) -> CollectionRow | None:
+    """The collection called ``name``, held against other writers until the transaction ends; None where there is none.
+
+    Taking the row makes writers queue up in PostgreSQL; in SQLite there is only one.
+    """
+    transaction.run("UPDATE collections SET last_change = last_change WHERE name = :name", {"name": name})
+    return find_collection(transaction, name)
 
 
 def _next_id(transaction: Transaction, counter: str) -> int:
@@ -85,7 +126,7 @@ def _next_id(transaction: Transaction, counter: str) -> int:
 def all_collections(transaction: Transaction) -> list[CollectionRow]:
     """Every collection, by name."""
     rows = transaction.all(f"SELECT {_COLLECTION} FROM collections ORDER BY name")
-    return [_collection_row(row) for row in rows]
+    return [collection_row(row) for row in rows]
 
 
 def spaces_of(transaction: Transaction, collection_id: int) -> dict[str, SpaceRow]:
@@ -94,7 +135,7 @@ def spaces_of(transaction: Transaction, collection_id: int) -> dict[str, SpaceRo
         f"SELECT {_SPACE} FROM spaces WHERE collection_id = :collection ORDER BY space_id",
         {"collection": collection_id},
     )
-    return {row[2]: _space_row(row) for row in rows}
+    return {row[2]: space_row(row) for row in rows}
 
 
 def create_collection(transaction: Transaction, name: str, default_space: str) -> CollectionRow:
@@ -136,7 +177,10 @@ def field_kinds(transaction: Transaction, collection_id: int) -> FieldKinds:
     rows = transaction.all(
         "SELECT path, kind FROM fields WHERE collection_id = :collection", {"collection": collection_id}
     )
-    return FieldKinds((tuple(json.loads(path)), kind) for path, kind in rows)
+    try:
+        return FieldKinds((tuple(json.loads(path)), kind) for path, kind in rows)
+    except (TypeError, ValueError):
+        raise DamagedRow(f"the fields of collection {collection_id} hold values that were never written") from None
 
 
 def add_field_kinds(transaction: Transaction, collection_id: int, kinds: FieldKinds) -> None:
@@ -177,6 +221,16 @@ def now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def new_commit_id() -> bytes:
-    """128 random bits that name one commit."""
-    return secrets.token_bytes(16)
+def commit_id(
+    random: bytes,
+    collection_id: int,
+    change: int,
+    changed_records: Iterable[int],
+    dead_vectors: Iterable[tuple[int, int]],
+) -> bytes:
+    """16 bytes that name one commit: 8 random ones, and a hash over what the commit wrote to the logs.
+
+    changed_records: their ids; dead_vectors: pairs of space id and seq; both in any order.
+    """
+    logged = [collection_id, change, sorted(changed_records), sorted(dead_vectors)]
+    return random + blake2b(random + orjson.dumps(logged), digest_size=8).digest()

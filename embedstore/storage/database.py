@@ -123,5 +123,14 @@ class Database(Protocol):
         Raises StoreLocked after ``timeout`` seconds (None: the store's own setting) of waiting for another writer.
         """
 
+    def refuse_writes_after_loss(self) -> None:
+        """Warn where commits that were acknowledged are missing, and refuse writes from then on; reading goes on."""
+
+    def n_bytes(self) -> int:
+        """How much room the store's tables take."""
+
+    def vacuum(self) -> None:
+        """Give unused room back to the system; waits for other writers."""
+
     def close(self) -> None:
         """Give back connections and locks."""

@@ -1,8 +1,12 @@
-"""Folders on disk: made for their owner alone, and made durable."""
+"""Files and folders on disk: made for their owner alone, whole or not at all, and made durable."""
 
 from __future__ import annotations
 
 import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -11,6 +15,41 @@ def make_private(folder: Path) -> None:
     if not folder.is_dir():
         make_private(folder.parent)
         folder.mkdir(exist_ok=True, mode=0o700)
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Give a file new content, whole or not at all for whoever reads it; not synced."""
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(6)}.tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        os.write(descriptor, content)
+    finally:
+        os.close(descriptor)
+    os.replace(temporary, path)
+
+
+@contextmanager
+def scratch_folder(target: Path, word: str) -> Iterator[Path]:
+    """A private folder beside ``target``, gone when the block ends; those that killed processes left are gone first."""
+    for left in target.parent.glob(f".{target.name}.*.{word}"):
+        if not _is_running(left.name.split(".")[-2].partition("-")[0]):
+            shutil.rmtree(left, ignore_errors=True)
+    folder = target.parent / f".{target.name}.{os.getpid()}-{secrets.token_hex(6)}.{word}"
+    folder.mkdir(mode=0o700)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_running(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except (ValueError, ProcessLookupError):
+        return False
+    except OSError:
+        pass  # it runs, for another user
+    return True
 
 
 def sync_folder(folder: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 SCHEMA_REVISION = "0002"
 """The Alembic revision of the tables that this release reads and writes."""
 
@@ -14,6 +16,16 @@ APPLICATION = 0x656D6273
 DATABASE_NAME = "store.db"
 CACHE_NAME = "cache"
 LOCK_NAME = "writer.lock"
+
+def space_cache_folder(caches: Path, space_id: int) -> Path:
+    """Where the cache files of a space are."""
+    return caches / f"space-{space_id}"
+
+
+def keyword_cache_path(caches: Path, collection_id: int) -> Path:
+    """The keyword index of a collection."""
+    return caches / f"keywords-{collection_id}.db"
+
 
 ID_SHIFT = 1 << 40
 """Record and vector ids are ``owner * ID_SHIFT + number``."""

@@ -38,19 +38,33 @@ class ProcessLock:
     @contextmanager
     def held(self, timeout: float) -> Iterator[None]:
         """Hold the lock for the block; StoreLocked names the holder after ``timeout`` seconds of waiting."""
+        with self.kept_from_threads(timeout) as kept:
+            if not kept:
+                raise self._refused(timeout)
+            with self.kept_from_processes(timeout):
+                yield
+
+    @contextmanager
+    def kept_from_threads(self, timeout: float) -> Iterator[bool]:
+        """Keep the other threads of this process from the lock for the block; whether that came about in time."""
         if self._pid != os.getpid():  # after a fork the child must not share its parent's descriptor
             self.__init__(self._path)  # type: ignore[misc]
-        if not self._thread_lock.acquire(timeout=max(timeout, 0)):
-            raise self._refused(timeout)
+        kept = self._thread_lock.acquire(timeout=max(timeout, 0))
         try:
-            self._acquire_file(timeout)
-            try:
-                self._write_holder()
-                yield
-            finally:
-                self._file_lock.release()
+            yield kept
         finally:
-            self._thread_lock.release()
+            if kept:
+                self._thread_lock.release()
+
+    @contextmanager
+    def kept_from_processes(self, timeout: float) -> Iterator[None]:
+        """Keep other processes from the lock for the block; other threads of this one are kept already."""
+        self._acquire_file(timeout)
+        try:
+            self._write_holder()
+            yield
+        finally:
+            self._file_lock.release()
 
     def _acquire_file(self, timeout: float) -> None:
         from filelock import Timeout

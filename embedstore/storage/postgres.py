@@ -15,20 +15,26 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from embedstore.errors import (
+    DamagedRow,
     EmbedstoreError,
     InvalidInput,
+    NotAStore,
     StorageFailed,
     StorageFull,
     StoreLocked,
 )
 from embedstore.failpoints import reach
 from embedstore.optional import require
+from embedstore.storage.damage import damaged
 from embedstore.storage.database import Parameters, RecordRows, Row, Transaction, VectorRows
+from embedstore.storage.revision import check_current
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine, TextClause
 
-_LOCK_KEY = 0x656D6273  # of the advisory lock under which tables are created
+_LOCK_KEY = 0x656D6273  # of the advisory lock under which collections and spaces are created
+_TABLES_KEY = _LOCK_KEY + 1  # of that under which tables are created and upgraded; every writer shares it
+_WAIT = "SELECT set_config('lock_timeout', :wait, true)"
 _IS_STORE = "SELECT 1 FROM pg_tables WHERE tablename = 'store_info' AND schemaname = ANY (current_schemas(false))"
 # Not to_regclass: it answers from a cache that is not refreshed while a transaction waits for a lock.
 
@@ -51,6 +57,10 @@ class PostgresDialect:
 
     def metadata_out(self, value: Any) -> dict[str, Any]:
         return value if isinstance(value, dict) else orjson.loads(value)
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{max(int(seconds * 1000), 1)}ms"
 
 
 @functools.lru_cache(maxsize=512)
@@ -152,18 +162,15 @@ class PostgresDatabase:
 
     def create(self, fill: Callable[[Transaction], None]) -> None:
         """Create the tables in one transaction, under a lock that lets one creator in."""
-        from embedstore.storage.schema import SCHEMA_REVISION, tables
+        from embedstore.storage.schema import CREATE_REVISION, SCHEMA_REVISION, tables
 
-        with self.connection() as connection, connection.begin():
-            connection.execute(_text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK_KEY})
+        with self.exclusive() as connection:
             if connection.execute(_text(_IS_STORE)).scalar() is not None:
                 return
             tables.create_all(connection)
             for statement in FULL_TEXT:
                 connection.execute(_text(statement))
-            connection.execute(
-                _text("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY)")
-            )
+            connection.execute(_text(CREATE_REVISION))
             connection.execute(_text("INSERT INTO alembic_version VALUES (:revision)"), {"revision": SCHEMA_REVISION})
             fill(PostgresTransaction(connection))
 
@@ -180,14 +187,26 @@ class PostgresDatabase:
         with self.connection() as connection:
             writing = connection.execution_options(isolation_level="READ COMMITTED", postgresql_readonly=False)
             with writing.begin():
-                writing.execute(
-                    _text("SELECT set_config('lock_timeout', :wait, true)"),
-                    {"wait": f"{max(int(waiting * 1000), 1)}ms"},
+                transaction = PostgresTransaction(writing)
+                transaction.one(
+                    f"{_WAIT}, pg_advisory_xact_lock_shared(:key)",
+                    {"wait": _milliseconds(waiting), "key": _TABLES_KEY},
                 )
+                check_current(transaction, self._address)
                 reach("write.begun")
-                yield PostgresTransaction(writing)
+                yield transaction
                 reach("write.finished")
             reach("write.committed")
+
+    @contextmanager
+    def exclusive(self) -> Iterator[Connection]:
+        """A connection in a transaction in which nobody else creates or upgrades tables, nor writes."""
+        with self.connection() as connection:
+            writing = connection.execution_options(isolation_level="READ COMMITTED", postgresql_readonly=False)
+            with writing.begin():
+                writing.execute(_text(_WAIT), {"wait": _milliseconds(self._lock_timeout)})
+                writing.execute(_text("SELECT pg_advisory_xact_lock(:key)"), {"key": _TABLES_KEY})
+                yield writing
 
     @contextmanager
     def connection(self) -> Iterator[Connection]:
@@ -203,6 +222,8 @@ class PostgresDatabase:
                 yield connection
         except (SQLAlchemyError, psycopg.Error) as error:
             raise self._translation(error) from error
+        except DamagedRow as error:
+            raise damaged(self._address, str(error)) from error
 
     def _translation(self, error: Exception) -> EmbedstoreError:
         original = getattr(error, "orig", None) or error
@@ -215,13 +236,33 @@ class PostgresDatabase:
             )
         if state == "23505":
             return StoreLocked(f"{self._address}: another process was creating the same thing; try again")
+        if state == "42P01":
+            return NotAStore(f"{self._address} is a database but no store, or lacks a table of one: {line}")
         if state in ("53100", "53200"):
             return StorageFull(f"{self._address} has no room left: {line}; nothing of this write was kept")
         return StorageFailed(f"{self._address}: {line}")
 
+    def refuse_writes_after_loss(self) -> None:
+        """The server vouches for its own log."""
+
+    def n_bytes(self) -> int:
+        """The size of the tables with their indexes."""
+        sizes = ", ".join(f"pg_total_relation_size('{table}')" for table in _TABLES)
+        with self.connection() as connection:
+            row = connection.execute(_text(f"SELECT {sizes}")).one()
+        return sum(int(size) for size in row)
+
+    def vacuum(self) -> None:
+        """Let PostgreSQL reuse the room of deleted rows, and renew what its planner knows of the tables."""
+        with self.connection() as connection:
+            outside = connection.execution_options(isolation_level="AUTOCOMMIT", postgresql_readonly=False)
+            outside.execute(_text(f"VACUUM (ANALYZE) {', '.join(_TABLES)}"))
+
     def close(self) -> None:
         self._engine.dispose()
 
+
+_TABLES = ("records", "vectors", "commits", "changed_records", "dead_vectors", "collections", "spaces", "fields")
 
 FULL_TEXT = (
     "ALTER TABLE records ADD COLUMN words tsvector GENERATED ALWAYS AS"

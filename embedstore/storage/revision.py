@@ -5,8 +5,8 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
-from embedstore.errors import NotAStore, UnsupportedFormat
-from embedstore.storage.database import Database
+from embedstore.errors import NotAStore, StorageFailed, UnsupportedFormat
+from embedstore.storage.database import Database, Transaction
 from embedstore.storage.layout import DATABASE_NAME, SCHEMA_REVISION
 from embedstore.version import __version__
 
@@ -17,28 +17,50 @@ KNOWN_REVISIONS = ("0001", "0002")
 def stored_revision(database: Database) -> str:
     """The revision of a store's tables; NotAStore where the database is not one."""
     with database.read() as transaction:
-        try:
-            row = transaction.one("SELECT version_num FROM alembic_version")
-        except sqlite3.OperationalError:
-            row = None
+        return revision_in(transaction, database.address)
+
+
+def revision_in(transaction: Transaction, address: str) -> str:
+    """The revision that a transaction sees; NotAStore where the database states none."""
+    try:
+        row = transaction.one("SELECT version_num FROM alembic_version")
+    except sqlite3.OperationalError as error:
+        if "no such table" not in str(error):
+            raise
+        row = None
     if row is None:
-        raise NotAStore(f"{database.address} is a database but no store: it does not state its revision")
+        raise NotAStore(f"{address} is a database but no store: it does not state its revision")
     return str(row[0])
 
 
-def bring_up_to_date(database: Database, folder: Path) -> None:
-    """Upgrade older tables, after a backup; UnsupportedFormat for tables of a newer release."""
-    found = stored_revision(database)
+def check_known(transaction: Transaction, address: str, found: str) -> None:
+    """Raise UnsupportedFormat for a revision of a newer release, with the release that can open it."""
+    if found in KNOWN_REVISIONS:
+        return
+    row = transaction.one("SELECT value FROM store_info WHERE name = 'needs'")
+    needed = "a newer release of embedstore" if row is None else f"embedstore {row[0]} or newer"
+    raise UnsupportedFormat(
+        f"{address} has tables of revision {found!r}; this release, {__version__}, knows up to"
+        f" {SCHEMA_REVISION!r}. Open it with {needed}"
+    )
+
+
+def check_current(transaction: Transaction, address: str) -> None:
+    """Raise where the tables are not of this release's revision any more: others may upgrade an open store."""
+    found = revision_in(transaction, address)
     if found == SCHEMA_REVISION:
         return
-    if found not in KNOWN_REVISIONS:
-        with database.read() as transaction:
-            row = transaction.one("SELECT value FROM store_info WHERE name = 'needs'")
-        needed = "a newer release of embedstore" if row is None else f"embedstore {row[0]} or newer"
-        raise UnsupportedFormat(
-            f"{database.address} has tables of revision {found!r}; this release, {__version__}, knows up to"
-            f" {SCHEMA_REVISION!r}. Open it with {needed}"
-        )
+    check_known(transaction, address, found)
+    raise StorageFailed(f"{address} has older tables, of revision {found!r}, than when it was opened; open it again")
+
+
+def bring_up_to_date(database: Database, folder: Path) -> Path | None:
+    """Upgrade older tables; the backup that was taken, if any. UnsupportedFormat for tables of a newer release."""
+    with database.read() as transaction:
+        found = revision_in(transaction, database.address)
+        if found == SCHEMA_REVISION:
+            return None
+        check_known(transaction, database.address, found)
     from embedstore.storage.migrations import upgrade
 
-    upgrade(database, folder / DATABASE_NAME, found)
+    return upgrade(database, folder / DATABASE_NAME, found)

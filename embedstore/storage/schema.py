@@ -23,7 +23,13 @@ from sqlalchemy.dialects.postgresql import JSON
 
 from embedstore.storage.layout import APPLICATION, SCHEMA_REVISION
 
-__all__ = ["APPLICATION", "SCHEMA_REVISION", "tables"]
+__all__ = ["APPLICATION", "CREATE_REVISION", "SCHEMA_REVISION", "tables"]
+
+CREATE_REVISION = (
+    "CREATE TABLE alembic_version"
+    " (version_num VARCHAR(32) NOT NULL, CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num))"
+)
+"""Alembic's own table, as Alembic makes it."""
 
 tables = MetaData()
 

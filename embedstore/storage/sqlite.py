@@ -6,6 +6,7 @@ may take (docs/decisions/0002), so it is imported only to create tables.
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 import threading
@@ -18,20 +19,23 @@ from urllib.parse import quote
 import orjson
 
 from embedstore.errors import (
+    DamagedRow,
     EmbedstoreError,
     NotAStore,
     StorageFailed,
     StorageFull,
-    StoreDamaged,
     StoreLocked,
 )
 from embedstore.failpoints import reach
+from embedstore.storage.damage import damaged
 from embedstore.storage.database import Parameters, RecordRows, Row, Transaction, VectorRows
 from embedstore.storage.files import make_private, sync_folder
 from embedstore.storage.head import HEAD_NAME, Head, read_head, write_head
 from embedstore.storage.layout import APPLICATION, DATABASE_NAME, LOCK_NAME
 from embedstore.storage.locks import ProcessLock
+from embedstore.storage.revision import check_current
 
+_LOG = logging.getLogger("embedstore")
 PAGE_BYTES = 8192
 CHECKPOINT_BYTES = 128 << 20
 """The log is copied into the database when it has grown past this."""
@@ -78,6 +82,10 @@ class SQLiteTransaction:
 
     def many(self, sql: str, parameters: Sequence[Parameters]) -> None:
         self._connection.executemany(sql, parameters)
+
+    def back_up(self, target: sqlite3.Connection) -> None:
+        """Copy what this transaction sees into another database."""
+        self._connection.backup(target)
 
     def alone(self) -> None:
         pass  # every write transaction is
@@ -133,16 +141,22 @@ class SQLiteDatabase:
         self._anchor: sqlite3.Connection | None = None
         self._pid = os.getpid()
         self._wrote = False
+        self._lost: str | None = None
 
     @property
     def address(self) -> str:
         return str(self._path)
 
     def exists(self) -> bool:
-        try:
-            if self._path.stat().st_size == 0:
-                return False
-        except OSError:
+        if self._has_tables():
+            return True
+        head = read_head(self._folder)
+        if head is not None:
+            raise damaged(self._path, f"it is missing or empty, but commit {head.number:,} was acknowledged here")
+        return False
+
+    def _has_tables(self) -> bool:
+        if not _has_content(self._path):
             return False
         with self.read() as transaction:
             found = transaction.one("SELECT 1 FROM sqlite_master WHERE name = 'store_info'")
@@ -158,7 +172,7 @@ class SQLiteDatabase:
         except OSError as error:
             raise StorageFailed(f"{self._folder} cannot be created: {error.strerror}") from error
         reach("create.folder")
-        with self._writer_lock().held(self._lock_timeout), _translated(self._path):
+        with self._writer_lock().held(self._lock_timeout), translated(self._path):
             if self.exists():
                 return
             os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
@@ -194,7 +208,7 @@ class SQLiteDatabase:
 
     @contextmanager
     def read(self) -> Iterator[SQLiteTransaction]:
-        with _translated(self._path):
+        with translated(self._path):
             connection = self._take_reader()
             try:
                 connection.execute("BEGIN")
@@ -212,17 +226,22 @@ class SQLiteDatabase:
     @contextmanager
     def write(self, timeout: float | None = None) -> Iterator[SQLiteTransaction]:
         waiting = self._lock_timeout if timeout is None else timeout
-        with self._writer_lock().held(waiting), _translated(self._path):
+        with self._writer_lock().held(waiting), translated(self._path):
             reach("write.locked")
+            if self._lost is not None:
+                what = f"{self._lost}. Nothing more is written; to go on with what is left, delete {HEAD_NAME}"
+                raise damaged(self._path, what)
             with self._committing() as transaction:
+                check_current(transaction, self.address)
                 yield transaction
 
     @contextmanager
     def exclusive(self) -> Iterator[sqlite3.Connection]:
         """The writing connection itself, under the writer lock; for migrations and backups."""
-        with self._writer_lock().held(self._lock_timeout), _translated(self._path):
+        with self._writer_lock().held(self._lock_timeout), translated(self._path):
             try:
                 yield self._take_writer()
+                self._wrote = True
             except BaseException:
                 self._drop_writer()
                 raise
@@ -327,6 +346,54 @@ class SQLiteDatabase:
             raise
         return connection
 
+    def n_bytes(self) -> int:
+        """The size of the file and of its log."""
+        total = 0
+        for suffix in ("", "-wal"):
+            with suppress(OSError):
+                total += os.stat(f"{self._path}{suffix}").st_size
+        return total
+
+    def vacuum(self) -> None:
+        """Write the file anew without free pages. Needs room for two more copies of it while it runs."""
+        with self.exclusive() as connection:
+            connection.execute("VACUUM")
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def copy_to(self, target: Path) -> None:
+        """Copy the newest commit to a new file by SQLite's online backup; others may read and write meanwhile."""
+        with self.read() as transaction:
+            transaction.one("SELECT 1 FROM store_info")  # from here on the copy is of this snapshot
+            os.close(os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+            try:
+                copy = sqlite3.connect(target, isolation_level=None)
+                try:
+                    copy.execute("PRAGMA synchronous = OFF")  # whoever asked for the copy syncs what becomes of it
+                    transaction.back_up(copy)
+                finally:
+                    copy.close()
+            except sqlite3.Error as error:
+                raise _translation(error, target) from error
+
+    def structural_faults(self) -> Iterator[str]:
+        """What SQLite itself finds wrong with the file, and commits that it lost."""
+        lost = self.lost_commits()
+        if lost is not None:
+            yield lost
+        with self.read() as transaction:
+            if transaction.one("PRAGMA application_id") != (APPLICATION,):
+                yield "the file's header does not say that it is a store"
+            for (line,) in transaction.all("PRAGMA integrity_check"):
+                if line != "ok":
+                    yield str(line)
+            for table, row, _, _ in transaction.all("PRAGMA foreign_key_check"):
+                yield f"row {row} of {table} belongs to nothing"
+
+    def refuse_writes_after_loss(self) -> None:
+        self._lost = self.lost_commits()
+        if self._lost is not None:
+            _LOG.warning("%s", damaged(self._path, self._lost))
+
     def lost_commits(self) -> str | None:
         """What is wrong, where the database lacks a commit that was acknowledged in this folder; else None."""
         noted = read_head(self._folder)  # before the database: it is written after the commit
@@ -337,31 +404,45 @@ class SQLiteDatabase:
         try:
             held = Head.from_text(str(row[0])) if row is not None else noted
         except ValueError:
-            return f"{self._path} does not say which commit is its newest"
+            return "it does not say which commit is its newest"
         if held.number < noted.number:
             return (
-                f"{self._path} ends with commit {held.number:,} of the store, but commit {noted.number:,} was"
+                f"it ends with commit {held.number:,} of the store, but commit {noted.number:,} was"
                 " acknowledged: its log (store.db-wal) was lost or damaged, or another database was put in its place"
             )
         if held.number == noted.number and held.name != noted.name:
-            return f"{self._path} is of another history than the commit that {HEAD_NAME} notes beside it"
+            return f"it is of another history than the commit that {HEAD_NAME} notes beside it"
         return None
 
     def close(self) -> None:
-        """Close every connection; after writing, copy the log into the database and empty it, if nobody writes."""
+        """Close every connection that is not in use; a write that another thread has in hand is waited for.
+
+        After writing, the log is copied into the database and emptied, if no other process writes.
+        """
         if self._pid != os.getpid():
             return
+        if self._writer is not None:
+            lock = self._writer_lock()
+            # To close a connection under a thread that uses it would crash the process.
+            with lock.kept_from_threads(self._lock_timeout) as kept:
+                if kept:
+                    self._close_writer(lock)
+        with self._guard:
+            idle, self._readers = self._readers, []
+        for connection in idle:
+            connection.close()
+
+    def _close_writer(self, lock: ProcessLock) -> None:
+        """Copy the log into the database, and close the writing connection; no other thread has it."""
         if self._wrote and self._writer is not None:
-            with suppress(EmbedstoreError, sqlite3.Error), self._writer_lock().held(0):
+            with suppress(EmbedstoreError, sqlite3.Error), lock.kept_from_processes(0):
                 self._writer.execute("PRAGMA busy_timeout = 0")
                 self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
                 reach("close.checkpointed")
         self._drop_writer()
-        with self._guard:
-            idle = [*self._readers, *([self._anchor] if self._anchor is not None else [])]
-            self._readers, self._anchor = [], None
-        for connection in idle:
-            connection.close()
+        if self._anchor is not None:
+            self._anchor.close()
+            self._anchor = None
 
 
 class _Connection(sqlite3.Connection):
@@ -425,37 +506,44 @@ def create_tables(transaction: SQLiteTransaction) -> None:
     from sqlalchemy.dialects import sqlite
     from sqlalchemy.schema import CreateIndex, CreateTable
 
-    from embedstore.storage.schema import SCHEMA_REVISION, tables
+    from embedstore.storage.schema import CREATE_REVISION, SCHEMA_REVISION, tables
 
     dialect = sqlite.dialect()
     for table in tables.sorted_tables:
         transaction.run(str(CreateTable(table).compile(dialect=dialect)))
         for index in sorted(table.indexes, key=lambda one: str(one.name)):
             transaction.run(str(CreateIndex(index).compile(dialect=dialect)))
-    transaction.run("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY)")
+    transaction.run(CREATE_REVISION)
     transaction.insert("alembic_version", ["version_num"], [(SCHEMA_REVISION,)])
 
 
 @contextmanager
-def _translated(path: Path) -> Iterator[None]:
+def translated(path: Path) -> Iterator[None]:
     """Turn the driver's errors into the store's, with the path and what to do."""
     try:
         yield
     except sqlite3.Error as error:
         raise _translation(error, path) from error
+    except DamagedRow as error:
+        raise damaged(path, str(error)) from error
 
 
 def _translation(error: sqlite3.Error, path: Path) -> EmbedstoreError:
     text = str(error)
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    if code == sqlite3.SQLITE_FULL:
+    extended = getattr(error, "sqlite_errorcode", 0)
+    code = extended & 0xFF
+    if extended == sqlite3.SQLITE_IOERR_SHMSIZE:
+        return StorageFull(f"no space left to open {path}: SQLite needs a small file beside it; free some space")
+    if code == sqlite3.SQLITE_FULL or "database or disk is full" in text:  # a backup's error has no code
         return StorageFull(f"no space left for {path}; nothing of this write was kept. Free space and write again")
     if code == sqlite3.SQLITE_BUSY:
         return StoreLocked(f"{path} is locked by a program that is not embedstore ({text}); close it and try again")
+    if code == sqlite3.SQLITE_NOTADB and read_head(path.parent) is not None:
+        return damaged(path, "its header is not that of a SQLite database")
     if code == sqlite3.SQLITE_NOTADB:
         return NotAStore(f"{path} is not a SQLite database, so this folder is no store (or its header is damaged)")
-    if code == sqlite3.SQLITE_CORRUPT:
-        return StoreDamaged(f"{path} is damaged ({text}); keep a copy and restore a backup")
+    if code == sqlite3.SQLITE_CORRUPT or "decode to UTF-8" in text or "malformed" in text:
+        return damaged(path, text)
     if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
         return StorageFailed(f"{path} cannot be opened for this ({text}); check that the folder can be written to")
     return StorageFailed(f"{path}: {text}")

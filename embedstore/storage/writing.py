@@ -7,6 +7,7 @@ that are updated or deleted, and vectors that die, are noted in two logs by whic
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,7 +24,6 @@ from embedstore.storage.database import RecordRows, Transaction, VectorRows
 from embedstore.storage.layout import ID_SHIFT
 
 _CHUNK = 5000
-_WORTH_A_THREAD = 4000
 
 
 class Raced(Exception):
@@ -100,17 +100,14 @@ class CollectionWriter:
 
     def __init__(self, transaction: Transaction, collection: CollectionRow) -> None:
         self._tx = transaction
-        # Taking the row first makes writers queue up here in PostgreSQL; in SQLite there is only one.
-        transaction.run(
-            "UPDATE collections SET last_change = last_change WHERE collection_id = :collection",
-            {"collection": collection.collection_id},
-        )
-        fresh = catalog.find_collection(transaction, collection.name)
+        fresh = catalog.lock_collection(transaction, collection.name)
         if fresh is None or fresh.collection_id != collection.collection_id:
             raise CollectionNotFound(f"the collection {collection.name!r} was deleted by another process")
         self._collection = fresh
         self._change = fresh.last_change + 1
         self._spaces = catalog.spaces_of(transaction, fresh.collection_id)
+        self._logged_records: list[int] = []
+        self._logged_vectors: list[tuple[int, int]] = []
         self._touched = False
 
     @property
@@ -139,7 +136,8 @@ class CollectionWriter:
                 f"key {shown(batch.keys[position])} is in the collection already; upsert overwrites",
                 row=batch.row_numbers[position], field="key",
             )  # fmt: skip
-        record_ids, hashes = self._write_records_beside_hashing(batch, existing, vectors)
+        record_ids = self._write_records(batch, existing)
+        hashes = {name: _vector_hashes(batch.keys, given) for name, given in vectors.items()}
         reach("write.records")
         changed = {
             position
@@ -160,21 +158,6 @@ class CollectionWriter:
         report.updated = len(updated)
         report.unchanged = len(existing) - len(updated)
         return report
-
-    def _write_records_beside_hashing(
-        self, batch: Batch, existing: dict[str, Existing], vectors: dict[str, SpaceVectors]
-    ) -> tuple[list[int], dict[str, list[bytes]]]:
-        """Write the records, and hash the vectors meanwhile: the one statement runs without the interpreter's lock."""
-        n_vectors = sum(len(given.positions) for given in vectors.values())
-        if n_vectors < _WORTH_A_THREAD:
-            hashes = {name: _vector_hashes(batch.keys, given) for name, given in vectors.items()}
-            return self._write_records(batch, existing), hashes
-        from concurrent.futures import ThreadPoolExecutor
-
-        with ThreadPoolExecutor(1) as pool:
-            waiting = {name: pool.submit(_vector_hashes, batch.keys, given) for name, given in vectors.items()}
-            record_ids = self._write_records(batch, existing)
-            return record_ids, {name: one.result() for name, one in waiting.items()}
 
     def _write_records(self, batch: Batch, existing: dict[str, Existing]) -> list[int]:
         """Insert the new records and overwrite the changed ones; the record id of each place of the batch."""
@@ -359,6 +342,7 @@ class CollectionWriter:
             ["space_id", "change", "seq"],
             [(space.space_id, self._change, vector_id - base) for vector_id, _ in dead],
         )
+        self._logged_vectors += [(space.space_id, vector_id - base) for vector_id, _ in dead]
         space = self._spaces[space.name]
         self._spaces[space.name] = replace(
             space, n_live=space.n_live - len(dead),
@@ -372,6 +356,7 @@ class CollectionWriter:
             ["collection_id", "change", "record_id"],
             [(self._collection.collection_id, self._change, record_id) for record_id in record_ids],
         )
+        self._logged_records += record_ids
 
     def _note_records(
         self, *, added: Sequence[bytes] = (), removed: Sequence[bytes] = (), serials: int = 0
@@ -409,9 +394,15 @@ class CollectionWriter:
         self._tx.insert(
             "commits",
             ["collection_id", "change", "commit_id"],
-            [(one.collection_id, self._change, catalog.new_commit_id())],
+            [(one.collection_id, self._change, self._commit_id())],
         )
         return self._change
+
+    def _commit_id(self) -> bytes:
+        return catalog.commit_id(
+            secrets.token_bytes(8), self._collection.collection_id, self._change, self._logged_records,
+            self._logged_vectors,
+        )  # fmt: skip
 
 
 def _packed(given: SpaceVectors) -> FloatMatrix:

@@ -1,4 +1,8 @@
-"""The store notes its newest commit, and the oldest release that can open it."""
+"""The store notes its newest commit, and the oldest release that can open it; commit ids cover the logs.
+
+The names of older commits do not cover what they wrote to the logs, so the logs are emptied: caches that lag behind are
+made anew.
+"""
 
 import sqlalchemy as sa
 from alembic import op
@@ -16,6 +20,13 @@ def upgrade():
         store_info,
         [{"name": "head", "value": "0 -"}, {"name": "needs", "value": "0.1.0"}],
     )
+    op.execute("DELETE FROM changed_records")
+    op.execute("DELETE FROM dead_vectors")
+    op.execute(
+        "DELETE FROM commits WHERE change < (SELECT last_change FROM collections"
+        " WHERE collections.collection_id = commits.collection_id)"
+    )
+    op.execute("UPDATE collections SET log_floor = last_change")
 
 
 def downgrade():

@@ -1,0 +1,294 @@
+"""Makes a new store of what is whole in a damaged one, and lists what is not. The damaged store is never changed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+
+from embedstore.errors import DamagedRow, InvalidInput, NotAStore, StorageFailed, StoreDamaged, StoreNotFound
+from embedstore.failpoints import reach
+from embedstore.indexing.recipes import DEFAULT_RECIPE
+from embedstore.maintenance.archive import storage_errors
+from embedstore.maintenance.pages import PageFile
+from embedstore.maintenance.reports import Problem, RepairReport
+from embedstore.model import Modality
+from embedstore.reading import record_fault
+from embedstore.records import Batch, metadata_json, vector_is_whole
+from embedstore.storage import catalog
+from embedstore.storage.catalog import CollectionRow
+from embedstore.storage.database import Transaction
+from embedstore.storage.files import make_private, scratch_folder, sync_folder
+from embedstore.storage.head import HEAD_NAME
+from embedstore.storage.layout import DATABASE_NAME, ID_SHIFT, id_range
+from embedstore.storage.sqlite import PAGE_BYTES, SQLiteDatabase
+from embedstore.storage.writing import CollectionWriter, SpaceVectors
+from embedstore.version import __version__
+
+_BATCH = 1000
+_LOCK_SECONDS = 10.0
+_MAX_LISTED = 1000
+_MODALITIES = {one.value for one in Modality}
+
+
+def repair(source: Path, target: Path) -> RepairReport:
+    """Salvage the SQLite store in the folder ``source`` into a new store in the folder ``target``.
+
+    Every record and every vector whose hash is right is brought over; the new store has an identity and a history of
+    its own. Close other processes that write to the source first. Raises InvalidInput where ``target`` exists.
+    """
+    if not (source / DATABASE_NAME).is_file():
+        raise StoreNotFound(f"there is no store at {source}; repair reads a store's folder with its {DATABASE_NAME}")
+    if target.exists():
+        raise InvalidInput(f"{target} exists; repair makes a new store and needs a folder that does not exist yet")
+    if target.resolve().is_relative_to(source.resolve()):
+        raise InvalidInput(f"{target} lies in the store itself; give a folder outside of it")
+    make_private(target.parent)
+    with storage_errors(target), scratch_folder(target, "repairing") as folder:
+        reach("repair.begun")
+        report = RepairReport(str(target))
+        copy = _copied(source, folder, report)
+        _note_lost_commits(source, folder, report)
+        with _found_rows(copy, folder / "found.db", report) as found:
+            _write_store(found, folder / "store", report)
+        os.rename(folder / "store", target)
+        sync_folder(target.parent)
+        reach("repair.renamed")
+    return report
+
+
+def _copied(source: Path, folder: Path, report: RepairReport) -> Path:
+    """A copy of the database, with what SQLite can read of its log brought in."""
+    copy = folder / DATABASE_NAME
+    shutil.copyfile(source / DATABASE_NAME, copy)
+    log = source / f"{DATABASE_NAME}-wal"
+    if not log.exists() or log.stat().st_size == 0:
+        return copy
+    shutil.copyfile(log, folder / log.name)
+    try:
+        connection = sqlite3.connect(copy, isolation_level=None)
+        try:
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        finally:
+            connection.close()
+    except sqlite3.DatabaseError as error:
+        what = f"the log cannot be read, newer commits may be in it: {error}"
+        report.lost.append(Problem("database", log.name, what))
+        with suppress(OSError):
+            (folder / log.name).unlink()
+    return copy
+
+
+def _note_lost_commits(source: Path, folder: Path, report: RepairReport) -> None:
+    """List commits that were acknowledged in the source and are in neither its database nor its log."""
+    with suppress(OSError):
+        shutil.copyfile(source / HEAD_NAME, folder / HEAD_NAME)
+    database = SQLiteDatabase(folder, lock_timeout=_LOCK_SECONDS)
+    try:
+        lost = database.lost_commits()
+        if lost is not None:
+            report.lost.append(Problem("database", DATABASE_NAME, lost))
+    except (StoreDamaged, StorageFailed, NotAStore):
+        pass  # what cannot be read is listed row by row
+    finally:
+        database.close()
+
+
+_FOUND = (
+    "CREATE TABLE collections (id INTEGER PRIMARY KEY, row TEXT)",
+    "CREATE TABLE spaces (id INTEGER PRIMARY KEY, row TEXT)",
+    "CREATE TABLE records (id INTEGER PRIMARY KEY, key TEXT, content TEXT, metadata TEXT, modality TEXT, uri TEXT,"
+    " content_hash BLOB, row_hash BLOB)",
+    "CREATE TABLE vectors (id INTEGER PRIMARY KEY, record INTEGER, row_hash BLOB, vec BLOB)",
+    "CREATE INDEX by_record ON vectors (record)",
+)
+
+
+@contextmanager
+def _found_rows(copy: Path, path: Path, report: RepairReport) -> Iterator[sqlite3.Connection]:
+    """A scratch database of every row that was found, each once."""
+    found = sqlite3.connect(path, isolation_level=None)
+    try:
+        found.execute("PRAGMA synchronous = OFF")
+        found.execute("PRAGMA journal_mode = OFF")
+        for statement in _FOUND:
+            found.execute(statement)
+        with PageFile(copy, PAGE_BYTES) as pages:
+            if not pages.header_is_whole:
+                what = "its header is damaged: records that were deleted long ago may be among those salvaged"
+                report.lost.append(Problem("database", DATABASE_NAME, what))
+            found.execute("BEGIN")
+            for rowid, cells in pages.rows():
+                _sort_in(found, rowid, cells, report)
+            found.execute("COMMIT")
+        yield found
+    finally:
+        found.close()
+
+
+def _sort_in(found: sqlite3.Connection, rowid: int, cells: tuple[Any, ...], report: RepairReport) -> None:
+    """Put a row where it belongs, by its shape; rows of no table of interest are passed over."""
+    if len(cells) == 9 and cells[0] is None and isinstance(cells[1], int) and cells[3] in _MODALITIES:
+        _, _, key, modality, content, uri, metadata, content_hash, row_hash = cells
+        row = (rowid, key, content, metadata, modality, uri, content_hash, row_hash)
+        fault = record_fault(row)
+        if fault is not None:
+            _lost(report, "record", repr(key), fault)
+            return
+        before = found.execute("SELECT row_hash FROM records WHERE id = ?", (rowid,)).fetchone()
+        if before is not None and before[0] != row_hash:
+            _lost(report, "record", repr(key), "two versions of it were found; the first is kept")
+        found.execute("INSERT OR IGNORE INTO records VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+    elif len(cells) == 5 and cells[0] is None and isinstance(cells[3], bytes) and isinstance(cells[4], bytes):
+        if isinstance(cells[2], int):
+            row_of = (rowid, cells[2], cells[3], cells[4])
+            found.execute("INSERT OR IGNORE INTO vectors VALUES (?, ?, ?, ?)", row_of)
+    else:
+        with suppress(DamagedRow, TypeError, ValueError):
+            _sort_in_catalog(found, rowid, cells)
+
+
+def _sort_in_catalog(found: sqlite3.Connection, rowid: int, cells: tuple[Any, ...]) -> None:
+    if len(cells) == 9 and isinstance(cells[1], str):
+        row = catalog.collection_row((rowid, *cells[1:8]))
+        text = orjson.dumps([row.name, row.default_space, row.n_records, row.digest.hex()]).decode()
+        found.execute("INSERT OR IGNORE INTO collections VALUES (?, ?)", (rowid, text))
+    elif len(cells) == 12 and isinstance(cells[2], str):
+        space = catalog.space_row((rowid, *cells[1:]))
+        text = orjson.dumps([space.collection_id, *cells[2:9], space.n_live]).decode()
+        found.execute("INSERT OR IGNORE INTO spaces VALUES (?, ?)", (rowid, text))
+
+
+def _lost(report: RepairReport, part: str, name: str, what: str) -> None:
+    if len(report.lost) < _MAX_LISTED:
+        report.lost.append(Problem(part, name, what))
+
+
+# ---- writing the new store
+
+
+def _write_store(found: sqlite3.Connection, folder: Path, report: RepairReport) -> None:
+    database = SQLiteDatabase(folder, lock_timeout=_LOCK_SECONDS)
+    try:
+        database.create(lambda transaction: catalog.note_store(transaction, __version__))
+        known = dict(found.execute("SELECT id, row FROM collections ORDER BY id").fetchall())
+        ids = [row[0] for row in found.execute(f"SELECT DISTINCT id / {ID_SHIFT} FROM records ORDER BY 1")]
+        for collection_id in sorted({*known, *ids}):
+            described = orjson.loads(known[collection_id]) if collection_id in known else None
+            _write_collection(found, database, collection_id, described, report)
+    finally:
+        database.close()
+
+
+def _write_collection(
+    found: sqlite3.Connection, database: SQLiteDatabase, old_id: int, described: list[Any] | None, report: RepairReport
+) -> None:
+    """One collection with its spaces, records and vectors; ``described`` is None where its own row is lost."""
+    name, default_space, n_records, _ = described or (f"salvaged-{old_id}", "", None, None)
+    spaces = {
+        space_id: orjson.loads(row) for space_id, row in found.execute("SELECT id, row FROM spaces ORDER BY id")
+        if orjson.loads(row)[0] == old_id
+    }  # fmt: skip
+    if described is None:
+        _lost(report, "collection", name, "its name and settings are lost; its records are kept under this name")
+    if not spaces:
+        _lost(report, "collection", name, "its spaces are lost, and with them its vectors")
+    names = {space_id: row[1] for space_id, row in spaces.items()}
+    with database.write() as transaction:
+        row = _create(transaction, name, default_space, spaces)
+    report.n_collections += 1
+    n_found, n_vectors = 0, dict.fromkeys(spaces, 0)
+    stream = _records_with_vectors(found, old_id)
+    while part := list(islice(stream, _BATCH)):
+        n_found += len(part)
+        _write_batch(database, row, part, spaces, names, n_vectors, report)
+        reach("repair.batch")
+    report.n_records += n_found
+    report.n_vectors += sum(n_vectors.values())
+    if n_records is not None and n_found != n_records:
+        _lost(report, "collection", name, f"{n_found:,} of its {n_records:,} records were found whole")
+    for space_id, n_whole in n_vectors.items():
+        if n_whole != spaces[space_id][8]:
+            where = f"{name}/{names[space_id]}"
+            _lost(report, "space", where, f"{n_whole:,} of its {spaces[space_id][8]:,} vectors were found whole")
+
+
+def _create(
+    transaction: Transaction, name: str, default_space: str, spaces: dict[int, list[Any]]
+) -> CollectionRow:
+    names = [row[1] for row in spaces.values()]
+    default = default_space if default_space in names else (names[0] if names else "vector")
+    row = catalog.create_collection(transaction, name, default)
+    for _, space, dim, metric, _, encoder, fingerprint, recipe, _ in spaces.values():
+        catalog.create_space(
+            transaction, row.collection_id, space, dim=dim, metric=metric, encoder=encoder, fingerprint=fingerprint,
+            recipe=recipe,
+        )  # fmt: skip
+    if not names:
+        catalog.create_space(
+            transaction, row.collection_id, default, dim=None, metric="cosine", encoder="", fingerprint="",
+            recipe=DEFAULT_RECIPE,
+        )  # fmt: skip
+    return row
+
+
+def _records_with_vectors(
+    found: sqlite3.Connection, collection_id: int
+) -> Iterator[tuple[tuple[Any, ...], list[tuple[int, bytes, bytes]]]]:
+    """The records of a collection in order, each with its vectors as (id, hash, bytes)."""
+    records = found.execute("SELECT * FROM records WHERE id BETWEEN ? AND ? ORDER BY id", id_range(collection_id))
+    for row in records:
+        yield row, found.execute("SELECT id, row_hash, vec FROM vectors WHERE record = ?", (row[0],)).fetchall()
+
+
+def _write_batch(
+    database: SQLiteDatabase,
+    collection: CollectionRow,
+    part: list[tuple[tuple[Any, ...], list[tuple[int, bytes, bytes]]]],
+    spaces: dict[int, list[Any]],
+    names: dict[int, str],
+    n_vectors: dict[int, int],
+    report: RepairReport,
+) -> None:
+    batch = Batch()
+    lines: dict[int, dict[int, bytes]] = {}
+    for position, (row, vectors) in enumerate(part):
+        _append(batch, position, row)
+        for vector_id, hashed, vec in vectors:
+            space_id = vector_id // ID_SHIFT
+            if space_id not in spaces:
+                continue
+            if len(vec) == 4 * (spaces[space_id][2] or 0) and vector_is_whole(vec, hashed, row[1]):
+                lines.setdefault(space_id, {})[position] = vec
+            else:
+                _lost(report, "vector", f"{collection.name}/{names[space_id]}/{row[1]!r}", "it is not what was written")
+    given = {}
+    for space_id, by_position in lines.items():
+        matrix = np.frombuffer(b"".join(by_position.values()), "<f4").reshape(len(by_position), -1)
+        given[names[space_id]] = SpaceVectors(list(by_position), matrix)
+        n_vectors[space_id] += len(by_position)
+    with database.write() as transaction:
+        writer = CollectionWriter(transaction, collection)
+        writer.upsert(batch, given)
+        writer.finish()
+
+
+def _append(batch: Batch, position: int, row: tuple[Any, ...]) -> None:
+    _, key, content, metadata, modality, uri, content_hash, row_hash = row
+    batch.keys.append(key)
+    batch.contents.append(content)
+    batch.uris.append(uri)
+    batch.metadata.append(metadata.encode())
+    batch.content_hashes.append(content_hash)
+    batch.row_hashes.append(row_hash)
+    batch.row_numbers.append(position + 1)
+    batch.modality = Modality(modality)
+    metadata_json(orjson.loads(metadata), None, batch.kinds)
