@@ -38,6 +38,8 @@ NOT_RUNNABLE = {
     "make demo         # what a new user sees\n"
     "make docs         # writes docs/cli.md anew\n"
     "make bench        # the benchmarks, some minutes",
+    "pg_dump --format=custom --file=library.dump --dbname=postgresql://me@db.example.org/library\n"
+    "pg_restore --dbname=postgresql://me@db.example.org/empty library.dump",
 }
 """Every ``sh`` block, by its exact content."""
 
@@ -46,6 +48,7 @@ TEXT_BLOCKS = {
     "    store.db              the truth: every record, vector and commit\n"
     "    store.db-wal          SQLite's write-ahead log; part of the truth while it is there\n"
     "    store.db-shm          SQLite's index of that log\n"
+    "    HEAD                  the newest commit that was acknowledged\n"
     "    writer.lock           held by the process that writes\n"
     "    writer.holder         the process id and program of whoever held it last, for messages\n"
     "    cache/\n"
@@ -55,7 +58,7 @@ TEXT_BLOCKS = {
     "            labels-….i64\n"
     "            hnsw-….faiss  where an index was built\n"
     "            build.lock, build.holder\n"
-    "        keywords-1.db     one file a collection, SQLite's FTS5",
+    "        keywords-1.db     one file a collection, SQLite's FTS5; beside it keywords-1.seal, .lock, .holder",
     '[project.entry-points."embedstore.encoders"]\n'
     'letters = "my_package:LettersEncoder"',
 }
@@ -179,7 +182,8 @@ class Session:
             )  # fmt: skip
             found = "\n".join(line.rstrip() for line in done.stdout.splitlines())
             shown = f"{block.place}: {command}\nends with {done.returncode} and prints:\n{found}"
-            assert (done.returncode != 0) == ("embedstore: error:" in expected), shown
+            failed = any(f"embedstore: {word}:" in expected for word in ("error", "damage"))
+            assert (done.returncode != 0) == failed, shown
             if expected:
                 assert matches(expected, found), f"{shown}\nthe page shows:\n{expected}"
 

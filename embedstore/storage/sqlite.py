@@ -421,7 +421,7 @@ class SQLiteDatabase:
         """
         if self._pid != os.getpid():
             return
-        if self._writer is not None:
+        if self._writer is not None or self._anchor is not None:
             lock = self._writer_lock()
             # To close a connection under a thread that uses it would crash the process.
             with lock.kept_from_threads(self._lock_timeout) as kept:
