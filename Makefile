@@ -1,5 +1,6 @@
 # make demo   sets everything up and answers three queries
 # make test   sets everything up and runs every test
+# make faults breaks stores on purpose for about an hour: kills, power cuts, damage, full disks
 # make        lint, types and tests
 # Everything is kept inside this folder: .venv (packages) and .cache (the exported model).
 
@@ -10,7 +11,7 @@ export EMBEDSTORE_CACHE := $(CURDIR)/.cache
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_CACHE_DIR := 1
 
-.PHONY: all demo test lint types docs bench clean
+.PHONY: all demo test lint types docs bench faults clean
 
 all: lint types test
 
@@ -53,6 +54,10 @@ docs: $(VENV)/dev
 bench: $(VENV)/dev
 	@echo "==> Benchmarks (some minutes); results go to benchmarks/results"
 	@$(BIN)/python benchmarks/run.py
+
+faults: $(VENV)/dev
+	@echo "==> Fault campaigns (about an hour); results go to tests/faults/results.json"
+	@$(BIN)/python tests/faults/campaign.py
 
 clean:
 	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache build dist

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from embedstore.errors import InvalidInput, InvalidRecord, RecordNotFound, SpaceMismatch, SpaceNotFound
+from embedstore.errors import (
+    CollectionNotFound,
+    InvalidInput,
+    InvalidRecord,
+    RecordNotFound,
+    SpaceMismatch,
+    SpaceNotFound,
+)
 from embedstore.filters.parse import Where
 from embedstore.model import FloatMatrix, FloatVector, Hits, Metric, Mode, Record, WriteReport, choose
 from embedstore.reading import (
@@ -21,7 +28,7 @@ from embedstore.reading import (
     stream_records,
     vectors_of,
 )
-from embedstore.records import Preparer, check_length, check_vector, encode_text, shown
+from embedstore.records import Batch, Preparer, check_length, check_vector, encode_text, shown
 from embedstore.searching.search import Query
 from embedstore.space import Space
 from embedstore.storage import catalog
@@ -29,10 +36,14 @@ from embedstore.storage.catalog import CollectionRow, SpaceRow
 from embedstore.storage.database import Transaction
 from embedstore.storage.writing import CollectionWriter
 from embedstore.storing import (
+    Encoded,
+    Layout,
+    LayoutChanged,
     VectorChecker,
     commit_batch,
     commit_metadata,
     commit_missing_vectors,
+    encoder_spaces,
     refuse_given_vectors,
 )
 from embedstore.vector import Vector
@@ -67,6 +78,7 @@ class Collection:
         self.name = name
         self._store = store
         self._defaults = defaults
+        self._known_layout: Layout | None = None
 
     def __repr__(self) -> str:
         return f"Collection({self.name!r}, {len(self):,} records)"
@@ -123,22 +135,44 @@ class Collection:
         batch_records = list(records)
         if not batch_records:
             return WriteReport()
-        preparer = self.preparer()
-        batch = preparer.prepare(batch_records)
-        self.create()
-        refuse_given_vectors(batch, self._space_rows())
+        for known in (self._known_layout, None):  # what was last seen is right nearly always, and costs no look
+            if known is None or not self._store.is_ready:
+                known = self._layout()
+            batch = self._preparer(known, None).prepare(batch_records)
+            if known is None:
+                self.create()
+                known = self._layout()
+                assert known is not None  # just created
+            try:
+                report = self._commit(batch, known, replace_existing=replace_existing)
+            except (LayoutChanged, CollectionNotFound):
+                self._known_layout = None
+            else:
+                self._known_layout = known
+                return report
+        raise InvalidInput(f"other writers kept changing the spaces of {self.name!r}; try again")
+
+    def _commit(self, batch: Batch, layout: Layout, *, replace_existing: bool) -> WriteReport:
+        refuse_given_vectors(batch, layout.spaces)
         return commit_batch(
-            self._store.database, self.name, batch, self._store.encoder_of, replace_existing=replace_existing
-        )
+            self._store.database, self.name, batch, self._store.encoder_of, replace_existing=replace_existing,
+            encoded=None if encoder_spaces(layout.spaces) else Encoded(), layout=layout,
+        )  # fmt: skip
 
     def preparer(
         self, on_error: Callable[[InvalidRecord, Mapping[str, Any]], None] | None = None
     ) -> Preparer:
         """What checks records for this collection."""
-        spaces = self._space_rows()
-        if spaces:
-            default = self._default_space_name()
-            required = bool(spaces[default].encoder)
+        return self._preparer(self._layout(), on_error)
+
+    def _preparer(
+        self,
+        layout: Layout | None,
+        on_error: Callable[[InvalidRecord, Mapping[str, Any]], None] | None,
+    ) -> Preparer:
+        if layout is not None:
+            default = layout.collection.default_space
+            required = bool(layout.spaces[default].encoder)
         else:
             encoder = self._defaults.encoder or DEFAULT_ENCODER
             default = "vector" if encoder == "none" else "text"
@@ -186,7 +220,7 @@ class Collection:
             tree = None if where is None else checked_where(transaction, self._row(transaction), where)
         with self._store.database.write() as transaction:
             collection = self._row(transaction)
-            writer = CollectionWriter(transaction, collection)
+            writer = CollectionWriter(transaction, self.name)
             if tree is not None:
                 ids = record_ids_where(transaction, collection, tree)
             else:
@@ -199,7 +233,7 @@ class Collection:
         """Delete the collection itself; the number of records that it held."""
         with self._store.database.write() as transaction:
             collection = self._row(transaction)
-            CollectionWriter(transaction, collection)  # waits for a writer that is at it
+            catalog.lock_collection(transaction, self.name)  # waits for a writer that is at it
             mine = {"collection": collection.collection_id}
             spaces = catalog.spaces_of(transaction, collection.collection_id)
             for space in spaces.values():
@@ -536,7 +570,7 @@ class Collection:
             load_faiss()
         if wanted.name != row.recipe:
             with self._store.database.write() as transaction:
-                writer = CollectionWriter(transaction, self._row(transaction))
+                writer = CollectionWriter(transaction, self.name)
                 writer.set_recipe(row.name, wanted.name)
                 writer.finish()
         with self._store.reading() as transaction:
@@ -610,13 +644,18 @@ class Collection:
             raise CollectionNotFound(f"the collection {self.name!r} does not exist yet; its first write creates it")
         return row
 
-    def _space_rows(self) -> dict[str, SpaceRow]:
-        """The spaces as they are stored; empty where the collection does not exist yet."""
+    def _layout(self) -> Layout | None:
+        """The collection's row and its spaces, at one commit; None where it does not exist yet."""
         if not self._store.exists():
-            return {}
+            return None
         with self._store.reading() as transaction:
             row = catalog.find_collection(transaction, self.name)
-            return {} if row is None else catalog.spaces_of(transaction, row.collection_id)
+            return None if row is None else Layout(row, catalog.spaces_of(transaction, row.collection_id))
+
+    def _space_rows(self) -> dict[str, SpaceRow]:
+        """The spaces as they are stored; empty where the collection does not exist yet."""
+        layout = self._layout()
+        return {} if layout is None else layout.spaces
 
     def _default_space_name(self) -> str:
         with self._store.reading() as transaction:

@@ -29,7 +29,7 @@ from embedstore.records import Preparer
 from embedstore.storage import catalog
 from embedstore.storage.catalog import CollectionRow, SpaceRow
 from embedstore.storage.database import Transaction
-from embedstore.storing import Encoded, VectorChecker, commit_batch
+from embedstore.storing import VectorChecker, commit_batch
 from embedstore.tables import BATCH_ROWS, scan_batches
 
 if TYPE_CHECKING:
@@ -164,7 +164,6 @@ def import_collection(collection: Collection, path: str) -> WriteReport:
         batch = preparer.prepare(chunk, first_row=row)
         report += commit_batch(
             collection.store.database, collection.name, batch, collection.store.encoder_of, replace_existing=True,
-            encoded=Encoded(),
         )  # fmt: skip
         row += len(chunk)
     collection.refresh()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from embedstore.collection import Collection, CollectionDefaults
 from embedstore.errors import CollectionNotFound, EncoderMismatch, InvalidInput, NotAStore, SpaceMismatch, StoreNotFound
 from embedstore.maintenance.reports import VerifyReport
+from embedstore.forking import abandon, tell_forked
 from embedstore.model import Metric, choose
 from embedstore.names import check_collection_name, check_dim
 from embedstore.searching.search import CollectionSearch
@@ -55,6 +56,13 @@ class Store:
 
             self.database = PostgresDatabase(database, lock_timeout=lock_timeout)
         self.search = CollectionSearch(self.path / CACHE_NAME)
+        tell_forked(self)
+
+    def forget_parent(self) -> None:
+        """Give up encoders, whose threads stayed with the parent; the child loads its own."""
+        abandon(self._encoders)
+        self._encoders = {}
+        self._guard = threading.RLock()
 
     def __repr__(self) -> str:
         return f"Store({self.database.address!r})"
@@ -161,6 +169,11 @@ class Store:
         return backup(self.database, Path(file), overwrite=overwrite)
 
     # ---- the database
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the store was found, and its tables found to be of this release, since it was opened."""
+        return self._checked
 
     def exists(self) -> bool:
         """Whether the store has been created."""

@@ -33,6 +33,29 @@ Encoding = Callable[[SpaceRow], "Encoder"]
 """Gives the encoder of a space."""
 
 
+class LayoutChanged(Exception):
+    """A collection's spaces are not those for which a batch was prepared; prepare it again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What records are prepared for: a collection and its spaces, as they were when they were last looked at."""
+
+    collection: CollectionRow
+    spaces: dict[str, SpaceRow]
+
+    def require(self, writer: CollectionWriter) -> None:
+        """Raise LayoutChanged unless the collection still has these spaces, with these encoders."""
+        now, then = writer.collection, self.collection
+        same = (now.collection_id, now.default_space) == (then.collection_id, then.default_space)
+        if not same or _identities(writer.spaces) != _identities(self.spaces):
+            raise LayoutChanged
+
+
+def _identities(spaces: Mapping[str, SpaceRow]) -> list[tuple[str, int, str]]:
+    return [(name, space.space_id, space.fingerprint) for name, space in spaces.items()]
+
+
 @dataclass(slots=True)
 class Encoded:
     """What was computed for one batch: vectors by space and place, and how many texts were cut short."""
@@ -125,21 +148,25 @@ def commit_batch(
     *,
     replace_existing: bool,
     encoded: Encoded | None = None,
+    layout: Layout | None = None,
     timeout: float | None = None,
     also: Callable[[Transaction], None] | None = None,
 ) -> WriteReport:
     """Encode what needs it and commit a batch whole; ``also`` runs in the same transaction.
 
+    ``encoded``, where given, is all that needs encoding, unless another writer changed something meanwhile. Raises
+    LayoutChanged where the collection's spaces are not those of ``layout``.
+
     Raises DuplicateKey (unless ``replace_existing``), SpaceMismatch or InvalidRecord with nothing written.
     """
-    encoded = encode_batch(database, collection, batch, encoder_of, encoded)
+    if encoded is None:
+        encoded = encode_batch(database, collection, batch, encoder_of)
     for _ in range(_MAX_ATTEMPTS):
         try:
             with database.write(timeout) as transaction:
-                row = catalog.find_collection(transaction, collection)
-                if row is None:
-                    raise InvalidInput(f"the collection {collection!r} was deleted by another process")
-                writer = CollectionWriter(transaction, row)
+                writer = CollectionWriter(transaction, collection)
+                if layout is not None:
+                    layout.require(writer)
                 spaces = writer.spaces  # as they are under the lock: the dimension, and by whom they were made
                 encoded.drop_others(spaces)
                 vectors = _vectors_by_space(batch, spaces, encoded)
@@ -163,11 +190,8 @@ def commit_missing_vectors(database: Database, collection: str, batch: Batch, en
     """
     encoded = encode_batch(database, collection, batch, encoder_of)
     with database.write() as transaction:
-        row = catalog.find_collection(transaction, collection)
-        if row is None:
-            raise InvalidInput(f"the collection {collection!r} was deleted by another process")
-        writer = CollectionWriter(transaction, row)
-        existing = find_existing(transaction, row.collection_id, batch.keys)
+        writer = CollectionWriter(transaction, collection)
+        existing = find_existing(transaction, writer.collection.collection_id, batch.keys)
         same = [
             position
             for position, key in enumerate(batch.keys)
@@ -193,11 +217,8 @@ def commit_metadata(
     Raises RecordNotFound, with nothing written, for a key that no record has.
     """
     with database.write(timeout) as transaction:
-        row = catalog.find_collection(transaction, collection)
-        if row is None:
-            raise InvalidInput(f"the collection {collection!r} does not exist yet; its first write creates it")
-        writer = CollectionWriter(transaction, row)
-        held = _stored_rows(transaction, row, list(changes))
+        writer = CollectionWriter(transaction, collection)
+        held = _stored_rows(transaction, writer.collection, list(changes))
         kinds = FieldKinds()
         made = []
         for key, fields in changes.items():

@@ -49,16 +49,15 @@ TEXT_BLOCKS = {
     "    store.db-wal          SQLite's write-ahead log; part of the truth while it is there\n"
     "    store.db-shm          SQLite's index of that log\n"
     "    HEAD                  the newest commit that was acknowledged\n"
-    "    writer.lock           held by the process that writes\n"
-    "    writer.holder         the process id and program of whoever held it last, for messages\n"
+    "    writer.lock           locked by the process that writes; holds the id and program of whoever locked it last\n"
     "    cache/\n"
     "        space-1/          one folder a space\n"
     "            MANIFEST\n"
     "            exact-….f32\n"
     "            labels-….i64\n"
     "            hnsw-….faiss  where an index was built\n"
-    "            build.lock, build.holder\n"
-    "        keywords-1.db     one file a collection, SQLite's FTS5; beside it keywords-1.seal, .lock, .holder",
+    "            build.lock\n"
+    "        keywords-1.db     one file a collection, SQLite's FTS5; beside it keywords-1.seal and .lock",
     '[project.entry-points."embedstore.encoders"]\n'
     'letters = "my_package:LettersEncoder"',
 }

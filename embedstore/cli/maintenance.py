@@ -35,8 +35,8 @@ def verify_command(context: click.Context, /, state: State) -> None:
     n_lost = len(report.lost)
     if n_lost:
         state.note(
-            f"embedstore: damage: {n_lost:,} problems in the database. Keep a copy; then restore a backup, or salvage what"
-            " is whole with 'embedstore repair --into FOLDER'"
+            f"embedstore: damage: {n_lost:,} problems in the database. Keep a copy; then restore a backup, or salvage"
+            " what is whole with 'embedstore repair --into FOLDER'"
         )
     else:
         state.note("embedstore: damage: only in caches; they are made anew when they are next used, nothing is lost")
@@ -101,7 +101,7 @@ def repair_command(context: click.Context, /, state: State, into: Path | None) -
     if report.lost:
         print_rows(_problems(report.lost), state.format_)
         state.note(
-            f"embedstore: damage: {report.path} holds {report.n_records:,} records and {report.n_vectors:,} vectors that are"
+            f"embedstore: damage: {report.path} has {report.n_records:,} records, {report.n_vectors:,} vectors that are"
             " whole; what is listed could not be brought over"
         )
         context.exit(DAMAGE_FOUND)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -26,6 +27,15 @@ _PAGE_WORDS = 512
 _PAGE_BYTES = _PAGE_WORDS * 8
 _CHUNK_BYTES = 4 << 20
 MANIFEST_NAME = "MANIFEST"
+MANIFEST_FORMAT = 1
+_MAX_MANIFEST_BYTES = 1 << 20
+_FILE_NAME = re.compile(r"[\w-]+-[0-9a-f]{12}\.(f32|i64|faiss)", re.ASCII)
+_FILE_FIELDS: dict[str, type] = {"name": str, "n_bytes": int, "sha256": str, "page_hash": str}
+_FIELDS: dict[str, type] = {
+    "store": str, "space": int, "metric": str, "dim": int, "fingerprint": str, "change": int, "commit_id": str,
+    "hi_seq": int, "n_vectors": int,
+}  # fmt: skip
+_INDEX_FIELDS: dict[str, type] = {"recipe": str, "n_vectors": int, "hi_seq": int}
 
 
 class DamagedCache(Exception):
@@ -127,8 +137,15 @@ def open_checked(folder: Path, file: CacheFile) -> npt.NDArray[np.uint8]:
 
 
 def file_page_hash(path: Path) -> str:
-    """The page hash of a file; OSError where it cannot be read."""
-    return page_hash(np.memmap(path, np.uint8, "r") if path.stat().st_size else np.empty(0, np.uint8))
+    """The page hash of a file, which is read in pieces; OSError where it cannot be read."""
+    hashed = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        piece = file.read(_CHUNK_BYTES)
+        while True:
+            hashed.update(_page_sums(np.frombuffer(piece, np.uint8)))
+            piece = file.read(_CHUNK_BYTES)
+            if not piece:
+                return hashed.hexdigest()
 
 
 def page_hash(content: npt.NDArray[np.uint8]) -> str:
@@ -157,10 +174,14 @@ def write_manifest(folder: Path, fields: dict[str, Any]) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The published manifest, or None where there is none; DamagedCache where it is not what was written."""
+    """The published manifest, or None where there is none; DamagedCache where it is not what was written.
+
+    One of another format comes back as it is; of one of this format, every field is there and can be what it says.
+    """
     path = folder / MANIFEST_NAME
     try:
-        text = path.read_bytes()
+        with path.open("rb") as file:
+            text = file.read(_MAX_MANIFEST_BYTES)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -171,9 +192,43 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         body = json.dumps(fields, sort_keys=True)
         if outer["sha256"] != hashlib.sha256(body.encode()).hexdigest():
             raise ValueError
-    except (ValueError, KeyError, TypeError):
+        known = fields.get("format") != MANIFEST_FORMAT or manifest_is_sound(fields)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise DamagedCache(f"{path} is not a manifest as it was written") from None
+    if not known:
+        raise DamagedCache(f"{path} holds what no manifest has")
     return fields
+
+
+def manifest_is_sound(fields: dict[str, Any]) -> bool:
+    """Whether a manifest has every field, each of its kind, with sizes that fit each other."""
+    index, files = fields.get("index"), fields.get("files")
+    if not (_has(fields, _FIELDS) and isinstance(files, dict) and all(map(_is_file, files.values()))):
+        return False
+    if not (fields["dim"] > 0 and fields["n_vectors"] <= fields["hi_seq"]):
+        return False
+    n_bytes = {"exact": fields["n_vectors"] * fields["dim"] * 4, "labels": fields["n_vectors"] * 16}
+    if index is not None:
+        if not (isinstance(index, dict) and _has(index, _INDEX_FIELDS) and "index" in files):
+            return False
+        if not 0 < index["n_vectors"] <= index["hi_seq"] <= fields["hi_seq"]:
+            return False
+        n_bytes |= {"index_labels": index["n_vectors"] * 16, "index": files["index"]["n_bytes"]}
+    return files.keys() == n_bytes.keys() and all(files[name]["n_bytes"] == n for name, n in n_bytes.items())
+
+
+def _has(fields: dict[str, Any], kinds: dict[str, type]) -> bool:
+    """Whether the fields are there, each of its kind; no number is negative."""
+    return all(
+        type(fields.get(name)) is kind and (kind is not int or fields[name] >= 0) for name, kind in kinds.items()
+    )
+
+
+def _is_file(fields: Any) -> bool:
+    return (
+        isinstance(fields, dict) and fields.keys() == _FILE_FIELDS.keys() and _has(fields, _FILE_FIELDS)
+        and _FILE_NAME.fullmatch(fields["name"]) is not None
+    )  # fmt: skip
 
 
 def set_aside(folder: Path) -> None:

@@ -6,6 +6,7 @@ Positions in the index are rows of the matrix it was built from. An index is nev
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,15 @@ import numpy as np
 
 from embedstore.errors import StorageFull
 from embedstore.indexing.cachefile import CacheFile, CacheWriter, DamagedCache, open_checked
+from embedstore.indexing.faiss_file import layout_fault
 from embedstore.indexing.recipes import Recipe
 from embedstore.model import BoolVector, FloatMatrix, FloatVector, IntVector, Metric
 from embedstore.optional import load_faiss
 
-_BYTE_LIMIT = 1 << 40
 _LOOP_LIMIT = 1 << 31
+_SPARE_BYTES = 4096
+_READING = threading.Lock()
+"""FAISS keeps the limits for reading a file in global variables."""
 
 
 class FaissIndex:
@@ -98,15 +102,15 @@ def write_faiss(index: Any, folder: Path, recipe: Recipe) -> CacheFile:
 def open_faiss(folder: Path, file: CacheFile, recipe: Recipe, metric: Metric, dim: int, n_vectors: int) -> FaissIndex:
     """Map an index written by ``write_faiss``; DamagedCache where it is not what was written."""
     faiss = load_faiss()
-    open_checked(folder, file)
-    # FAISS trusts what a file says of itself; the limits bound what it may allocate.
-    faiss.set_deserialization_loop_limit(_LOOP_LIMIT)
-    faiss.set_deserialization_vector_byte_limit(_BYTE_LIMIT)
-    try:
-        index = faiss.read_index(os.fspath(folder / file.name), faiss.IO_FLAG_MMAP_IFC)
-    except RuntimeError as error:
-        raise DamagedCache(f"{folder / file.name} cannot be read by FAISS: {str(error).splitlines()[0]}") from error
-    if index.d != dim or index.ntotal != n_vectors:
-        found = f"{index.ntotal:,} vectors of {index.d}"
-        raise DamagedCache(f"{folder / file.name} holds {found}, not {n_vectors:,} of {dim}")
+    fault = layout_fault(open_checked(folder, file), metric, dim, n_vectors)
+    if fault is not None:
+        raise DamagedCache(f"{folder / file.name} is not the index that was written: {fault}")
+    with _READING:
+        # FAISS refuses arrays of a fourth of this; none can be larger than the file.
+        faiss.set_deserialization_loop_limit(_LOOP_LIMIT)
+        faiss.set_deserialization_vector_byte_limit(4 * file.n_bytes + _SPARE_BYTES)
+        try:
+            index = faiss.read_index(os.fspath(folder / file.name), faiss.IO_FLAG_MMAP_IFC)
+        except RuntimeError as error:
+            raise DamagedCache(f"{folder / file.name} cannot be read by FAISS: {str(error).splitlines()[0]}") from error
     return FaissIndex(index, recipe, metric)

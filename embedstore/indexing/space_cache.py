@@ -19,6 +19,7 @@ import numpy as np
 
 from embedstore.errors import DamagedRow, StorageFailed, StorageFull, StoreLocked
 from embedstore.failpoints import reach
+from embedstore.forking import tell_forked
 from embedstore.indexing import cachefile
 from embedstore.indexing.cachefile import CacheFile, CacheWriter, DamagedCache
 from embedstore.indexing.exact import prepared
@@ -37,7 +38,6 @@ _LOG = logging.getLogger("embedstore")
 _BUILD_BYTES = 16 << 20
 """A delta larger than this is written to the cache rather than kept in memory."""
 _CHUNK_ROWS = 4096
-_MANIFEST_FORMAT = 1
 _MAX_ATTEMPTS = 3
 
 
@@ -49,6 +49,11 @@ class SpaceCache:
         self._guard = threading.Lock()
         self._view: SpaceView | None = None
         self._opened_mark: tuple[int, int] | None = None
+        tell_forked(self)
+
+    def forget_parent(self) -> None:
+        """Make the lock anew; another thread may have held it."""
+        self._guard = threading.Lock()
 
     def view(self, transaction: Transaction, collection: CollectionRow, space: SpaceRow) -> SpaceView:
         """The space as the transaction sees it. ``space.dim`` must be known."""
@@ -274,7 +279,7 @@ class SpaceCache:
             exact, labels, seqs = self._write_exact(transaction, space)
             files = {"exact": exact, "labels": labels}
             manifest: dict[str, Any] = {
-                "format": _MANIFEST_FORMAT, "store": store_uuid(transaction), "space": space.space_id,
+                "format": cachefile.MANIFEST_FORMAT, "store": store_uuid(transaction), "space": space.space_id,
                 "metric": space.metric, "dim": space.dim, "fingerprint": space.fingerprint,
                 "change": collection.last_change, "hi_seq": space.last_seq, "n_vectors": int(seqs.size),
                 "commit_id": self._commit_id(transaction, collection),
@@ -343,7 +348,7 @@ def belongs(
     transaction: Transaction, collection: CollectionRow, space: SpaceRow, manifest: dict[str, Any]
 ) -> bool:
     """Whether a cache was made from this very database and history."""
-    if manifest.get("format") != _MANIFEST_FORMAT or manifest["store"] != store_uuid(transaction):
+    if manifest.get("format") != cachefile.MANIFEST_FORMAT or manifest["store"] != store_uuid(transaction):
         return False
     same = (manifest["space"], manifest["metric"], manifest["dim"], manifest["fingerprint"])
     if same != (space.space_id, space.metric, space.dim, space.fingerprint):

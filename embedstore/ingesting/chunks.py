@@ -95,6 +95,6 @@ def drop_stale_chunks(transaction: Transaction, collection: str, batch: Batch, p
             if piece not in current and transaction.dialect.metadata_out(metadata).get("chunk_of") == key:
                 stale.append(record_id)
     if stale:
-        writer = CollectionWriter(transaction, row)
+        writer = CollectionWriter(transaction, row.name)
         writer.delete(stale)
         writer.finish()

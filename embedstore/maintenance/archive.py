@@ -25,13 +25,13 @@ from embedstore.errors import (
     NotAStore,
     StorageFailed,
     StorageFull,
-    StoreDamaged,
     UnsupportedFormat,
 )
 from embedstore.failpoints import reach
 from embedstore.maintenance.reports import BackupReport, RestoreReport
 from embedstore.maintenance.verifying import verify
 from embedstore.storage import catalog
+from embedstore.storage.damage import damaged
 from embedstore.storage.database import Database, Transaction
 from embedstore.storage.files import make_private, scratch_folder, sync_folder
 from embedstore.storage.head import HEAD_NAME, Head
@@ -64,10 +64,13 @@ def backup(database: Database, target: Path, *, overwrite: bool = False) -> Back
         raise InvalidInput(f"{target.parent} is not a folder; give a file in a folder that exists")
     reach("backup.begun")
     with storage_errors(target), scratch_folder(target, "partial") as scratch:
+        lost = database.lost_commits()
+        if lost is not None:
+            raise damaged(database.address, f"{lost}. It was not backed up")
         copy = scratch / DATABASE_NAME
         database.copy_to(copy)
         reach("backup.copied")
-        about = _described(scratch)
+        about = _described(scratch, database.address)
         archive = scratch / "archive"
         _write_archive(archive, copy, about)
         reach("backup.archived")
@@ -80,16 +83,14 @@ def backup(database: Database, target: Path, *, overwrite: bool = False) -> Back
     )  # fmt: skip
 
 
-def _described(folder: Path) -> dict[str, Any]:
-    """What the copied database in a folder holds; StoreDamaged where it is not whole."""
+def _described(folder: Path, address: str) -> dict[str, Any]:
+    """What the database copied into a folder from ``address`` holds; StoreDamaged where it is not whole."""
     copy = SQLiteDatabase(folder, lock_timeout=_LOCK_SECONDS)
     try:
         found = verify(copy, None)
         if found.problems:
-            raise StoreDamaged(
-                f"the store is damaged, so it was not backed up: {found.problems[0]}"
-                f" ({len(found.problems):,} problems in all; 'embedstore verify' lists them)"
-            )
+            more = "" if len(found.problems) == 1 else f" (the first of {len(found.problems):,} problems)"
+            raise damaged(address, f"{found.problems[0]}{more}. It was not backed up")
         with copy.read() as transaction:
             return _about(transaction)
     finally:
@@ -179,7 +180,7 @@ def _refuse_occupied(folder: Path) -> None:
         raise InvalidInput(
             f"{folder} holds a store already ({in_the_way[0]}); restore into a new folder, or move the old one away"
         )
-    allowed = {CACHE_NAME, "writer.lock", "writer.holder"}
+    allowed = {CACHE_NAME, LOCK_NAME}
     others = [
         path.name for path in folder.iterdir()
         if path.name not in allowed and not path.name.endswith(".restoring")

@@ -276,7 +276,7 @@ def _write_batch(
         given[names[space_id]] = SpaceVectors(list(by_position), matrix)
         n_vectors[space_id] += len(by_position)
     with database.write() as transaction:
-        writer = CollectionWriter(transaction, collection)
+        writer = CollectionWriter(transaction, collection.name)
         writer.upsert(batch, given)
         writer.finish()
 

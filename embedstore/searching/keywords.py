@@ -21,6 +21,7 @@ from urllib.parse import quote
 
 from embedstore.errors import StorageFailed, StoreLocked
 from embedstore.failpoints import reach
+from embedstore.forking import abandon, tell_forked
 from embedstore.indexing.cachefile import file_page_hash
 from embedstore.storage.catalog import CollectionRow, store_uuid
 from embedstore.storage.database import Transaction
@@ -59,7 +60,13 @@ class KeywordCache:
         self._guard = threading.Lock()
         self._connection: sqlite3.Connection | None = None
         self._lock: ProcessLock | None = None
-        self._pid = os.getpid()
+        tell_forked(self)
+
+    def forget_parent(self) -> None:
+        """Give up the parent's connection."""
+        abandon(self._connection)
+        self._connection = None
+        self._guard = threading.Lock()
 
     def search(
         self, transaction: Transaction, collection: CollectionRow, text: str, limit: int
@@ -117,7 +124,7 @@ class KeywordCache:
     def close(self) -> None:
         """Close the file."""
         with self._guard:
-            if self._connection is not None and self._pid == os.getpid():
+            if self._connection is not None:
                 self._connection.close()
             self._connection = None
 
@@ -218,9 +225,8 @@ class KeywordCache:
         )
 
     def _open(self) -> sqlite3.Connection:
-        if self._connection is not None and self._pid == os.getpid():
+        if self._connection is not None:
             return self._connection
-        self._pid = os.getpid()
         try:
             make_private(self._path.parent)
             self._lock = ProcessLock(self._path.with_suffix(".lock"))

@@ -13,6 +13,7 @@ import numpy as np
 
 from embedstore.errors import InvalidInput, StoreDamaged
 from embedstore.filters import Node
+from embedstore.forking import tell_forked
 from embedstore.indexing.exact import top_k
 from embedstore.indexing.space_cache import SpaceCache
 from embedstore.indexing.space_view import SpaceView
@@ -56,6 +57,11 @@ class CollectionSearch:
         self._columns: dict[int, Columns] = {}
         self._spaces: dict[int, SpaceCache] = {}
         self._keywords: dict[int, KeywordCache] = {}
+        tell_forked(self)
+
+    def forget_parent(self) -> None:
+        """Make the lock anew; another thread may have held it."""
+        self._guard = threading.Lock()
 
     def space_cache(self, space_id: int) -> SpaceCache:
         """The cache of a space."""

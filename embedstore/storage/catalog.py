@@ -7,6 +7,7 @@ import json
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
 
@@ -104,12 +105,11 @@ def find_collection(transaction: Transaction, name: str) -> CollectionRow | None
 
 
 def lock_collection(transaction: Transaction, name: str) -> CollectionRow | None:
-    """The collection called ``name``, held against other writers until the transaction ends; None where there is none.
-
-    Taking the row makes writers queue up in PostgreSQL; in SQLite there is only one.
-    """
-    transaction.run("UPDATE collections SET last_change = last_change WHERE name = :name", {"name": name})
-    return find_collection(transaction, name)
+    """The collection called ``name``, kept from other writers until the transaction ends; None where it is not."""
+    row = transaction.one(
+        f"SELECT {_COLLECTION} FROM collections WHERE name = :name{transaction.dialect.for_update}", {"name": name}
+    )
+    return None if row is None else collection_row(row)
 
 
 def _next_id(transaction: Transaction, counter: str) -> int:
@@ -185,15 +185,18 @@ def field_kinds(transaction: Transaction, collection_id: int) -> FieldKinds:
 
 def add_field_kinds(transaction: Transaction, collection_id: int, kinds: FieldKinds) -> None:
     """Note the pairs of ``kinds`` that are new."""
-    new = kinds - field_kinds(transaction, collection_id)
+    if not kinds:
+        return
+    mine = {"collection": collection_id}
+    known = set(transaction.all("SELECT path, kind FROM fields WHERE collection_id = :collection", mine))
+    new = {(path_json(path), kind) for path, kind in kinds} - known
     if new:
         transaction.insert(
-            "fields",
-            ["collection_id", "path", "kind"],
-            [(collection_id, path_json(path), kind) for path, kind in sorted(new)],
+            "fields", ["collection_id", "path", "kind"], [(collection_id, path, kind) for path, kind in sorted(new)]
         )
 
 
+@lru_cache(maxsize=4096)
 def path_json(path: FieldPath) -> str:
     """A metadata path as it is stored."""
     return json.dumps(list(path), ensure_ascii=False)

@@ -20,6 +20,7 @@ class Dialect(Protocol):
 
     name: str
     json_type: str
+    for_update: str  # behind a SELECT, makes writers of its rows queue up
 
     def members(self, parameter: str, kind: str) -> str:
         """A subquery or array of the values of a list parameter, to stand after IN; kind is 'integer' or 'text'."""

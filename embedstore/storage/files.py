@@ -11,10 +11,14 @@ from pathlib import Path
 
 
 def make_private(folder: Path) -> None:
-    """Create a folder, and those above it that are missing, readable by their owner alone; OSError where it cannot."""
+    """Create a folder, and those above it that are missing, readable by their owner alone; OSError where it cannot.
+
+    Their names are durable then: what is synced in a folder is lost where the folder's own name is not.
+    """
     if not folder.is_dir():
         make_private(folder.parent)
         folder.mkdir(exist_ok=True, mode=0o700)
+        sync_folder(folder.parent)
 
 
 def replace_file(path: Path, content: bytes) -> None:

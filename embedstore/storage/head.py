@@ -9,7 +9,6 @@ power cut it may be older than the database, or unreadable, which says nothing.
 from __future__ import annotations
 
 import os
-import secrets
 import zlib
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,10 +24,6 @@ class Head:
 
     number: int
     name: str
-
-    def next(self) -> Head:
-        """The head after one more commit."""
-        return Head(self.number + 1, secrets.token_hex(8))
 
     def to_text(self) -> str:
         """As ``store_info`` keeps it."""
@@ -46,12 +41,12 @@ class Head:
 NO_COMMIT = Head(0, "-")
 
 
-def write_head(folder: Path, head: Head) -> None:
-    """Note the newest commit. A failure is passed over: the note only helps to find damage."""
+def write_head(path: str, head: Head) -> None:
+    """Note the newest commit in the file HEAD. A failure is passed over: the note only helps to find damage."""
     body = head.to_text()
     line = f"{body} {zlib.crc32(body.encode()):08x}".ljust(_BYTES - 1) + "\n"
     with suppress(OSError):
-        descriptor = os.open(folder / HEAD_NAME, os.O_WRONLY | os.O_CREAT, 0o600)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
         try:
             os.pwrite(descriptor, line.encode(), 0)
         finally:

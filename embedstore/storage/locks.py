@@ -2,38 +2,44 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from embedstore.errors import StorageFailed, StoreLocked
+from embedstore.forking import tell_forked
 
-if TYPE_CHECKING:
-    from filelock import FileLock
-
-
-def _file_lock(path: Path) -> FileLock:
-    from filelock import FileLock  # here, because readers never need it and it takes long to import
-
-    return FileLock(path, thread_local=False, mode=0o600)
+_POLL_SECONDS = 0.01
+_NOTE_BYTES = 100
 
 
 class ProcessLock:
     """An advisory lock on a file, held by one thread of one process; freed by the system when that process dies.
 
-    The holder's process id is written beside the lock, so that whoever waits too long can be told.
+    The holder's process id and program are written into the file, so that whoever waits too long can be told.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._holder_path = path.with_suffix(".holder")
+        self._descriptor: int | None = None
+        self._make_anew()
+        tell_forked(self)
+
+    def _make_anew(self) -> None:
         self._thread_lock = threading.Lock()
-        self._file_lock = _file_lock(path)
-        self._pid = os.getpid()
+        self._note = _note()
+
+    def forget_parent(self) -> None:
+        """Let go of the parent's lock, which would else be held for as long as the child has it open."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+        self._make_anew()
 
     @contextmanager
     def held(self, timeout: float) -> Iterator[None]:
@@ -47,49 +53,59 @@ class ProcessLock:
     @contextmanager
     def kept_from_threads(self, timeout: float) -> Iterator[bool]:
         """Keep the other threads of this process from the lock for the block; whether that came about in time."""
-        if self._pid != os.getpid():  # after a fork the child must not share its parent's descriptor
-            self.__init__(self._path)  # type: ignore[misc]
-        kept = self._thread_lock.acquire(timeout=max(timeout, 0))
+        lock = self._thread_lock
+        kept = lock.acquire(timeout=max(timeout, 0))
         try:
             yield kept
         finally:
             if kept:
-                self._thread_lock.release()
+                lock.release()
 
     @contextmanager
     def kept_from_processes(self, timeout: float) -> Iterator[None]:
         """Keep other processes from the lock for the block; other threads of this one are kept already."""
-        self._acquire_file(timeout)
+        self._descriptor = descriptor = self._locked(timeout)
         try:
-            self._write_holder()
+            with suppress(OSError):  # a full disk does not keep anybody from the lock
+                os.pwrite(descriptor, self._note, 0)
             yield
         finally:
-            self._file_lock.release()
+            if self._descriptor == descriptor:
+                self._descriptor = None
+                # Not by closing alone: a process that another program forked may have the descriptor open too.
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
+                os.close(descriptor)
 
-    def _acquire_file(self, timeout: float) -> None:
-        from filelock import Timeout
-
+    def _locked(self, timeout: float) -> int:
+        """A descriptor that holds the lock."""
         try:
-            self._file_lock.acquire(timeout=max(timeout, 0), poll_interval=0.01)
-        except Timeout:
-            raise self._refused(timeout) from None
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             raise StorageFailed(
                 f"the lock {self._path} cannot be taken: {error.strerror or error}; writing needs a folder that"
                 " can be written to"
             ) from error
-
-    def _write_holder(self) -> None:
-        descriptor = os.open(self._holder_path, os.O_WRONLY | os.O_CREAT, 0o600)
         try:
-            note = f"{os.getpid()} {os.path.basename(sys.argv[0] or 'python')}"[:99]
-            os.pwrite(descriptor, note.encode(errors="replace").ljust(100), 0)
-        finally:
+            self._wait(descriptor, timeout)
+        except BaseException:
             os.close(descriptor)
+            raise
+        return descriptor
+
+    def _wait(self, descriptor: int, timeout: float) -> None:
+        give_up = time.monotonic() + timeout
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if time.monotonic() >= give_up:
+                    raise self._refused(timeout) from None
+            time.sleep(_POLL_SECONDS)
 
     def _refused(self, timeout: float) -> StoreLocked:
         try:
-            holder = self._holder_path.read_text(errors="replace").split()
+            holder = self._path.read_text(errors="replace").split()
         except OSError:
             holder = []
         who = f"process {holder[0]} ({' '.join(holder[1:])})" if holder else "another process"
@@ -97,3 +113,9 @@ class ProcessLock:
             f"{self._path.parent} is being written to by {who}; waited {timeout:g} s. Try again when it is done,"
             " or give a longer --timeout"
         )
+
+
+def _note() -> bytes:
+    """What a process writes into a lock that it holds."""
+    note = f"{os.getpid()} {os.path.basename(sys.argv[0] or 'python')}"
+    return note.encode(errors="replace")[: _NOTE_BYTES - 1].ljust(_NOTE_BYTES)

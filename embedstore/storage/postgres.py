@@ -7,7 +7,6 @@ row; readers see snapshots (REPEATABLE READ).
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -24,6 +23,7 @@ from embedstore.errors import (
     StoreLocked,
 )
 from embedstore.failpoints import reach
+from embedstore.forking import tell_forked
 from embedstore.optional import require
 from embedstore.storage.damage import damaged
 from embedstore.storage.database import Parameters, RecordRows, Row, Transaction, VectorRows
@@ -44,6 +44,7 @@ class PostgresDialect:
 
     name = "postgresql"
     json_type = "json"
+    for_update = " FOR UPDATE"
 
     def members(self, parameter: str, kind: str) -> str:
         array = {"integer": "bigint", "text": "text"}[kind]
@@ -150,7 +151,11 @@ class PostgresDatabase:
         self._engine = _engine(url)
         # Without its query, which may hold a password too.
         self._address = self._engine.url.set(query={}).render_as_string(hide_password=True)
-        self._pid = os.getpid()
+        tell_forked(self)
+
+    def forget_parent(self) -> None:
+        """Give up the parent's connections; a forked process must not talk over them."""
+        self._engine.dispose(close=False)
 
     @property
     def address(self) -> str:
@@ -214,9 +219,6 @@ class PostgresDatabase:
         import psycopg
         from sqlalchemy.exc import SQLAlchemyError
 
-        if self._pid != os.getpid():  # a forked process must not talk over its parent's sockets
-            self._engine.dispose(close=False)
-            self._pid = os.getpid()
         try:
             with self._engine.connect() as connection:
                 yield connection

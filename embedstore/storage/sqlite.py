@@ -27,6 +27,7 @@ from embedstore.errors import (
     StoreLocked,
 )
 from embedstore.failpoints import reach
+from embedstore.forking import abandon, tell_forked
 from embedstore.storage.damage import damaged
 from embedstore.storage.database import Parameters, RecordRows, Row, Transaction, VectorRows
 from embedstore.storage.files import make_private, sync_folder
@@ -37,8 +38,13 @@ from embedstore.storage.revision import check_current
 
 _LOG = logging.getLogger("embedstore")
 PAGE_BYTES = 8192
+_FRESH_NAME = f"{DATABASE_NAME}.new"
 CHECKPOINT_BYTES = 128 << 20
-"""The log is copied into the database when it has grown past this."""
+"""The log is copied into the database, and emptied, when it has grown past this."""
+CHECKPOINT_PAGES = 1000
+"""After a small commit it is copied from so many pages on, and then written over: a log that grows syncs slowly."""
+_SMALL_COMMIT = 1000  # rows
+_BUSY_MILLISECONDS = 10_000
 
 
 class SQLiteDialect:
@@ -46,6 +52,7 @@ class SQLiteDialect:
 
     name = "sqlite"
     json_type = "text"
+    for_update = ""  # there is one writer
 
     def members(self, parameter: str, kind: str) -> str:
         return f"(SELECT value FROM json_each(:{parameter}))"
@@ -133,15 +140,17 @@ class SQLiteDatabase:
     def __init__(self, folder: Path, *, lock_timeout: float) -> None:
         self._folder = folder
         self._path = folder / DATABASE_NAME
+        self._head_path = os.fspath(folder / HEAD_NAME)
         self._lock_timeout = lock_timeout
         self._lock: ProcessLock | None = None
         self._guard = threading.Lock()
         self._readers: list[_Connection] = []
         self._writer: sqlite3.Connection | None = None
         self._anchor: sqlite3.Connection | None = None
-        self._pid = os.getpid()
         self._wrote = False
         self._lost: str | None = None
+        self._checkpoint_pages = 0
+        tell_forked(self)
 
     @property
     def address(self) -> str:
@@ -175,16 +184,11 @@ class SQLiteDatabase:
         with self._writer_lock().held(self._lock_timeout), translated(self._path):
             if self.exists():
                 return
-            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
-            setup = sqlite3.connect(self._path, isolation_level=None)
-            try:
-                setup.execute(f"PRAGMA page_size = {PAGE_BYTES}")
-                setup.execute("PRAGMA journal_mode = WAL")
-            finally:
-                setup.close()
+            if not _has_content(self._path):
+                self._create_file()
             reach("create.file")
             sync_folder(self._folder)
-            sync_folder(self._folder.parent)
+            sync_folder(self._folder.parent)  # where the folder was there before, its name may not be durable yet
             with self._committing() as transaction:
                 if transaction.one("SELECT 1 FROM sqlite_master") is not None:
                     raise NotAStore(f"{self._path} is the database of another program; give a new or an empty folder")
@@ -194,9 +198,31 @@ class SQLiteDatabase:
                 transaction.run(f"PRAGMA application_id = {APPLICATION}")
             reach("create.committed")
 
+    def _create_file(self) -> None:
+        """Make an empty database in WAL mode. It gets its name when it is whole and durable.
+
+        Made in place it would have a rollback journal for a moment; a process killed then would leave a file that
+        cannot be opened read-only.
+        """
+        fresh = self._folder / _FRESH_NAME
+        fresh.unlink(missing_ok=True)
+        descriptor = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            setup = sqlite3.connect(fresh, isolation_level=None)
+            try:
+                setup.execute("PRAGMA journal_mode = MEMORY")
+                setup.execute(f"PRAGMA page_size = {PAGE_BYTES}")
+                setup.execute("PRAGMA journal_mode = WAL")
+            finally:
+                setup.close()
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.rename(fresh, self._path)
+
     def _refuse_foreign_folder(self) -> None:
         if self._folder.is_dir():
-            known = {DATABASE_NAME, LOCK_NAME, HEAD_NAME, "writer.holder"}
+            known = {DATABASE_NAME, _FRESH_NAME, LOCK_NAME, HEAD_NAME}
             others = sorted(name.name for name in self._folder.iterdir() if name.name not in known)
             if others and not self._path.exists():  # else another process is just creating the store
                 raise NotAStore(
@@ -255,7 +281,9 @@ class SQLiteDatabase:
             reach("write.begun")
             changes = connection.total_changes
             yield SQLiteTransaction(connection)
-            head = None if connection.total_changes == changes else _advance_head(connection)
+            n_changed = connection.total_changes - changes
+            head = _advance_head(connection) if n_changed else None
+            self._set_checkpoint(connection, CHECKPOINT_PAGES if n_changed < _SMALL_COMMIT else 0)
             reach("write.finished")
             connection.execute("COMMIT")
             reach("write.committed")
@@ -266,9 +294,15 @@ class SQLiteDatabase:
             raise
         self._wrote = True
         if head is not None:
-            write_head(self._folder, head)
+            write_head(self._head_path, head)
             reach("write.head")
         self._checkpoint_if_grown(connection)
+
+    def _set_checkpoint(self, connection: sqlite3.Connection, pages: int) -> None:
+        """Let COMMIT, which runs under the writer lock, copy the log when it has so many pages; 0 for never."""
+        if self._checkpoint_pages != pages:
+            connection.execute(f"PRAGMA wal_autocheckpoint = {pages}")
+            self._checkpoint_pages = pages
 
     def _checkpoint_if_grown(self, connection: sqlite3.Connection) -> None:
         try:
@@ -278,7 +312,9 @@ class SQLiteDatabase:
         if grown:
             reach("checkpoint.begun")
             with suppress(sqlite3.Error):  # the commit stands whether or not the log could be copied
-                connection.execute("PRAGMA wal_checkpoint(RESTART)")
+                connection.execute("PRAGMA busy_timeout = 0")  # a reader that goes on is not waited for
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                connection.execute(f"PRAGMA busy_timeout = {_BUSY_MILLISECONDS}")
             reach("checkpoint.done")
 
     def _writer_lock(self) -> ProcessLock:
@@ -288,13 +324,13 @@ class SQLiteDatabase:
             return self._lock
 
     def _take_writer(self) -> sqlite3.Connection:
-        self._forget_after_fork()
         if self._writer is None:
             # The anchor keeps the writer from ever being the last connection to close, when SQLite would
             # checkpoint outside the lock.
             if self._anchor is None:
                 self._anchor = self._connect("ro")
             self._writer = self._connect("rw")
+            self._checkpoint_pages = 0
         return self._writer
 
     def _drop_writer(self) -> None:
@@ -304,21 +340,17 @@ class SQLiteDatabase:
             self._writer = None
 
     def _take_reader(self) -> _Connection:
-        self._forget_after_fork()
         with self._guard:
             if self._readers:
                 return self._readers.pop()
         return self._connect("ro")
 
-    def _forget_after_fork(self) -> None:
-        if self._pid != os.getpid():
-            # Connections do not survive a fork. They are left open: closing them here would free locks that
-            # the parent holds on the same file.
-            _abandoned.extend(self._readers)
-            _abandoned.extend(c for c in (self._writer, self._anchor) if c is not None)
-            self._readers, self._writer, self._anchor, self._lock = [], None, None, None
-            self._guard = threading.Lock()
-            self._pid = os.getpid()
+    def forget_parent(self) -> None:
+        """Give up the parent's connections. Closing them here would free locks that the parent holds on the file."""
+        abandon(*self._readers, self._writer, self._anchor)
+        self._readers, self._writer, self._anchor, self._lock = [], None, None, None
+        self._guard = threading.Lock()
+        self._wrote = False
 
     def _connect(self, mode: str) -> _Connection:
         """Open the file. Readers open it read-only, so that they never checkpoint, even as the last to close."""
@@ -419,8 +451,6 @@ class SQLiteDatabase:
 
         After writing, the log is copied into the database and emptied, if no other process writes.
         """
-        if self._pid != os.getpid():
-            return
         if self._writer is not None or self._anchor is not None:
             lock = self._writer_lock()
             # To close a connection under a thread that uses it would crash the process.
@@ -451,23 +481,20 @@ class _Connection(sqlite3.Connection):
     lasting = True
 
 
-_abandoned: list[sqlite3.Connection] = []
-
-
 def _advance_head(connection: sqlite3.Connection) -> Head | None:
     """Give the commit in hand the store's next number; the head that it makes. None in tables of revision 0001."""
-    row = connection.execute("SELECT value FROM store_info WHERE name = 'head'").fetchone()
-    if row is None:
-        return None
-    head = Head.from_text(row[0]).next()
-    connection.execute("UPDATE store_info SET value = ? WHERE name = 'head'", (head.to_text(),))
-    return head
+    rows = connection.execute(
+        "UPDATE store_info SET value = (CAST(value AS INTEGER) + 1) || ' ' || lower(hex(randomblob(8)))"
+        " WHERE name = 'head' RETURNING value"
+    ).fetchall()
+    return Head.from_text(rows[0][0]) if rows else None
 
 
 def _opened(address: str) -> _Connection:
     return sqlite3.connect(
-        address, uri=True, isolation_level=None, check_same_thread=False, timeout=10.0, factory=_Connection
-    )
+        address, uri=True, isolation_level=None, check_same_thread=False, timeout=_BUSY_MILLISECONDS / 1000,
+        factory=_Connection,
+    )  # fmt: skip
 
 
 def _can_read(connection: sqlite3.Connection) -> bool:

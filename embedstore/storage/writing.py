@@ -8,6 +8,7 @@ that are updated or deleted, and vectors that die, are noted in two logs by whic
 from __future__ import annotations
 
 import secrets
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,6 +25,9 @@ from embedstore.storage.database import RecordRows, Transaction, VectorRows
 from embedstore.storage.layout import ID_SHIFT
 
 _CHUNK = 5000
+_FEW = 16
+_PAIR = struct.Struct("<QQ")
+_WORD = 2**64 - 1
 
 
 class Raced(Exception):
@@ -98,17 +102,22 @@ class MetadataChange:
 class CollectionWriter:
     """Changes one collection within one write transaction; ``finish`` seals what was changed."""
 
-    def __init__(self, transaction: Transaction, collection: CollectionRow) -> None:
+    def __init__(self, transaction: Transaction, name: str) -> None:
         self._tx = transaction
-        fresh = catalog.lock_collection(transaction, collection.name)
-        if fresh is None or fresh.collection_id != collection.collection_id:
-            raise CollectionNotFound(f"the collection {collection.name!r} was deleted by another process")
+        fresh = catalog.lock_collection(transaction, name)
+        if fresh is None:
+            raise CollectionNotFound(f"there is no collection {name!r}: it was deleted, or never written to")
         self._collection = fresh
         self._change = fresh.last_change + 1
         self._spaces = catalog.spaces_of(transaction, fresh.collection_id)
         self._logged_records: list[int] = []
         self._logged_vectors: list[tuple[int, int]] = []
         self._touched = False
+
+    @property
+    def collection(self) -> CollectionRow:
+        """The collection, as it is under the lock and after what was written so far."""
+        return self._collection
 
     @property
     def spaces(self) -> dict[str, SpaceRow]:
@@ -426,6 +435,8 @@ def shift_digest(digest: bytes, *, added: Sequence[bytes] = (), removed: Sequenc
 
     The sum does not depend on the order of the rows, so two stores with the same rows have the same digest.
     """
+    if len(added) + len(removed) <= _FEW:  # where NumPy takes longer to be called than to add
+        return _shifted_one_by_one(digest, added, removed)
     total = np.frombuffer(digest, "<u8").copy()
     with np.errstate(over="ignore"):
         if added:
@@ -433,6 +444,17 @@ def shift_digest(digest: bytes, *, added: Sequence[bytes] = (), removed: Sequenc
         if removed:
             total -= _halves(removed).sum(axis=0, dtype=np.uint64)
     return total.tobytes()
+
+
+def _shifted_one_by_one(digest: bytes, added: Sequence[bytes], removed: Sequence[bytes]) -> bytes:
+    low, high = _PAIR.unpack(digest)
+    for one in added:
+        first, second = _PAIR.unpack(one)
+        low, high = low + first, high + second
+    for one in removed:
+        first, second = _PAIR.unpack(one)
+        low, high = low - first, high - second
+    return _PAIR.pack(low & _WORD, high & _WORD)
 
 
 def _halves(hashes: Sequence[bytes]) -> Any:

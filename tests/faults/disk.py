@@ -67,7 +67,8 @@ class File:
             for sector in _sectors(offset, len(chunk)):
                 if left[sector] > 0:
                     left[sector] -= 1
-                    start, end = max(offset, sector * SECTOR_BYTES), min(offset + len(chunk), (sector + 1) * SECTOR_BYTES)
+                    start = max(offset, sector * SECTOR_BYTES)
+                    end = min(offset + len(chunk), (sector + 1) * SECTOR_BYTES)
                     _put(found, start, chunk[start - offset : end - offset])
         size = int(rng.choice([len(found), len(self.content), len(self.durable)]))
         if size != len(found):

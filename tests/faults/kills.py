@@ -1,4 +1,4 @@
-"""Kills of a process that works on a store, at random moments and at every failpoint; the store is held to the oracle."""
+"""Kills processes that work on a store, at random moments and at every failpoint, and checks what is left."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+import embedstore
 from embedstore.failpoints import NAMES
 from faults.oracle import Violation, acceptable, check
-from faults.plans import Operation, Planner, State
+from faults.plans import Operation, Planner, State, archive_of, settings_of
 
 WORKER = Path(__file__).with_name("worker.py")
-CHECKPOINT_BYTES = 300_000
-"""The worker copies its log into the database past this, so that every round has some checkpoints."""
-N_OPERATIONS = 30
+MAX_FAULTS = 20
+"""A campaign ends early after so many violations."""
 _MAX_RECORDS = 1500
 _MAX_SECONDS = 120.0
 
@@ -51,12 +52,10 @@ class Session:
 
     folder: Path
     state: State = field(default_factory=dict)
+    backed_up: State | None = None
+    """What its backup holds."""
     next_number: int = 0
     n_rounds: int = 0
-
-    def planner(self, seed: int) -> Planner:
-        """What draws the next operations."""
-        return Planner(seed, state=self.state, next_number=self.next_number)
 
     def settled(self, state: State, next_number: int) -> None:
         """Note what the store was found to hold."""
@@ -81,10 +80,15 @@ def environment(failpoint: str = "") -> dict[str, str]:
 
 
 def run_worker(
-    folder: Path, plan: list[Operation], *, failpoint: str = "", kill_after: float | None = None
+    folder: Path,
+    plan: list[Operation],
+    *,
+    settings: dict[str, int] | None = None,
+    failpoint: str = "",
+    kill_after: float | None = None,
 ) -> Outcome:
     """Let a worker carry out a plan; kill it ``kill_after`` seconds after it is ready, where that is given."""
-    job = json.dumps({"folder": str(folder), "plan": plan, "checkpoint_bytes": CHECKPOINT_BYTES})
+    job = json.dumps({"folder": str(folder), "plan": plan, "settings": settings or {}, "breaks": []})
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
             [sys.executable, str(WORKER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
@@ -121,6 +125,7 @@ def judge(session: Session, plan: list[Operation], outcome: Outcome, seed: int, 
         raise Violation(f"the worker failed with {outcome.status}: {outcome.errors[-1500:]}")
     if outcome.status == 0 and outcome.n_acknowledged != len(plan):
         raise Violation(f"the worker ended well after {outcome.n_acknowledged} of {len(plan)} operations")
+    _judge_backup(session, plan, outcome, seed)
     states = acceptable(plan, outcome.n_acknowledged, outcome.n_tried, session.state)
     if seed % 2 and session.folder.exists():
         with copied(session.folder) as copy:
@@ -130,72 +135,122 @@ def judge(session: Session, plan: list[Operation], outcome: Outcome, seed: int, 
     session.settled(state, next_number)
 
 
+def _judge_backup(session: Session, plan: list[Operation], outcome: Outcome, seed: int) -> None:
+    """Where a backup was tried, the file must be the last that was acknowledged or the one in flight, and whole."""
+    candidates, tried = [session.backed_up], False
+    for place, operation in enumerate(plan[: outcome.n_tried]):
+        if operation["verb"] == "backup":
+            (state,) = acceptable(plan, place, place, session.state)
+            candidates, tried = [state] if place < outcome.n_acknowledged else [*candidates, state], True
+    archive = archive_of(session.folder)
+    if tried and archive.exists():
+        with fresh_folder(session.folder, "restored") as folder:
+            embedstore.restore(archive, folder)
+            found, _ = check(folder, [state for state in candidates if state is not None], seed)
+        session.backed_up = found
+    elif tried and None not in candidates:
+        raise Violation(f"the backup {archive} is gone")
+
+
+@contextmanager
+def fresh_folder(folder: Path, word: str) -> Iterator[Path]:
+    """A path beside a folder at which nothing is, and where nothing is left."""
+    fresh = folder.with_name(f"{folder.name}-{word}")
+    try:
+        yield fresh
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
 @contextmanager
 def copied(folder: Path) -> Iterator[Path]:
     """A copy of a folder, beside it."""
-    copy = folder.with_name(f"{folder.name}-copy")
-    shutil.copytree(folder, copy)
-    try:
+    with fresh_folder(folder, "copy") as copy:
+        shutil.copytree(folder, copy)
         yield copy
-    finally:
-        shutil.rmtree(copy)
 
 
 # ---- at random moments
 
 
 class Campaign:
-    """Rounds of one campaign, each on the store that the last one left, and what they found."""
+    """Rounds of one campaign, each on the store that the last one left, and what they found.
 
-    def __init__(self, seed: int, root: Path) -> None:
+    A worker is given ``n_operations`` of up to ``largest`` records; fewer where it is killed at a failpoint. A context
+    manager: stores that show a violation stay where they are, all others are removed.
+    """
+
+    def __init__(self, seed: int, *, n_operations: int = 30, largest: int = 300) -> None:
         self.rng = np.random.default_rng(seed)
+        self._n_operations = n_operations
+        self._largest = largest
         self.faults: list[str] = []
         self.n_rounds = 0
-        self._root = root
-        self._n_stores = 0
+        self._root = Path(tempfile.mkdtemp(prefix="embedstore-kills-"))
         self._session: Session | None = None
+
+    def __enter__(self) -> Campaign:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._drop_session()
+        if not self.faults:
+            shutil.rmtree(self._root)
 
     def session(self, *, fresh: bool = False) -> Session:
         """The store in hand, or a fresh one."""
         if self._session is None or self._session.worn or fresh:
-            if self._session is not None:
-                shutil.rmtree(self._session.folder, ignore_errors=True)
-            self._n_stores += 1
-            self._session = Session(self._root / f"store-{self._n_stores}")
+            self._drop_session()
+            self._session = Session(self._root / f"round-{self.n_rounds}" / "store")
+            self._session.folder.parent.mkdir()
         return self._session
+
+    def _drop_session(self) -> None:
+        if self._session is not None:
+            shutil.rmtree(self._session.folder.parent, ignore_errors=True)
+            self._session = None
+
+    def seed(self) -> int:
+        """A new seed."""
+        return int(self.rng.integers(1 << 31))
 
     def round(self, session: Session, *, failpoint: str = "", kill_after: float | None = None) -> Outcome:
         """Break a worker and judge the store; a violation is noted, the store kept, and a fresh one begun."""
-        seed = int(self.rng.integers(1 << 31))
-        planner = session.planner(seed)
-        plan = planner.plan(N_OPERATIONS)
-        outcome = run_worker(session.folder, plan, failpoint=failpoint, kill_after=kill_after)
-        self.n_rounds += 1
-        try:
-            judge(session, plan, outcome, seed, planner.next_number)
-        except Violation as violation:
-            how = failpoint or f"{outcome.seconds:.3f} s"
-            done = f"{outcome.n_acknowledged} of {outcome.n_tried} operations acknowledged"
-            self.fail(f"seed {seed}, {how}, {done}, {session.folder}: {violation}")
+        seed = self.seed()
+        planner = Planner(seed, state=session.state, next_number=session.next_number, largest=self._largest)
+        if failpoint:  # seldom reached ones need certain operations
+            plan = [*planner.plan(self._n_operations // 3), *planner.building(), {"verb": "compact"}, {"verb": "backup"}, {"verb": "reopen"}]
+        else:
+            plan = planner.plan(self._n_operations)
+        settings = {"CHECKPOINT_BYTES": 100_000} if failpoint else settings_of(seed)
+        outcome = run_worker(session.folder, plan, settings=settings, failpoint=failpoint, kill_after=kill_after)
+        done = f"{outcome.n_acknowledged}/{outcome.n_tried} operations, killed at {failpoint or kill_after}"
+        self.judged(f"seed {seed}, {done}", lambda: judge(session, plan, outcome, seed, planner.next_number))
         return outcome
 
-    def fail(self, what: str) -> None:
-        """Note a violation. The store in hand is not removed."""
-        self.faults.append(what)
-        self._session = None
+    def judged(self, name: str, judgement: Callable[[], None]) -> None:
+        """Count a round, and note where its judgement finds a violation."""
+        self.n_rounds += 1
+        try:
+            judgement()
+        except (Violation, embedstore.EmbedstoreError) as violation:
+            folder = "" if self._session is None else f", {self._session.folder}"
+            self.faults.append(f"{name}{folder}: {type(violation).__name__}: {violation}")
+            self._session = None  # the store is not removed
 
     def report(self, **more: Any) -> dict[str, Any]:
         """The figures."""
-        return {"rounds": self.n_rounds, "violations": len(self.faults), "faults": self.faults[:20], **more}
+        return {"rounds": self.n_rounds, "violations": len(self.faults), "faults": self.faults[:MAX_FAULTS], **more}
 
 
 def random_kills(campaign: Campaign, n_kills: int) -> int:
-    """Kill workers at moments drawn uniformly from the time they take, until ``n_kills`` died of it; the number of rounds
-    that they survived.
+    """Kill workers at moments drawn uniformly from the time they take, until ``n_kills`` died of it.
+
+    Returns the number of rounds that were over before.
     """
     expected = campaign.round(campaign.session()).seconds
     n_killed = n_survived = 0
-    while n_killed < n_kills and len(campaign.faults) < 20:
+    while n_killed < n_kills and len(campaign.faults) < MAX_FAULTS:
         outcome = campaign.round(campaign.session(), kill_after=float(campaign.rng.uniform(0, expected)))
         n_killed += outcome.killed
         if not outcome.killed:
@@ -206,9 +261,6 @@ def random_kills(campaign: Campaign, n_kills: int) -> int:
 
 # ---- at failpoints
 
-DEEPEST = {"create": 1, "write": 12, "checkpoint": 3, "close": 3, "cache": 4, "keywords": 4}
-"""By prefix: a failpoint is armed for its first to this-th time."""
-
 
 def kill_within_plan(campaign: Campaign, failpoint: str, times: int) -> bool:
     """Kill a worker at a failpoint that an ordinary plan reaches; whether it was reached."""
@@ -216,23 +268,105 @@ def kill_within_plan(campaign: Campaign, failpoint: str, times: int) -> bool:
     return campaign.round(session, failpoint=f"{failpoint}:{times}").killed
 
 
-SCENARIOS: dict[str, Callable[[Campaign, str, int], bool]] = dict.fromkeys(DEEPEST, kill_within_plan)
-"""By a failpoint's prefix, what kills at it. ``migrate`` is missing: ``faults.migrations`` kills there."""
+def kill_restore(campaign: Campaign, failpoint: str, times: int) -> bool:
+    """Kill a restore: then there is no store and restoring again works, or the store is complete."""
+    session = filled(campaign)
+    archive, into = archive_of(session.folder), session.folder.with_name("restored")
+    with embedstore.open(session.folder) as store:
+        store.backup(archive, overwrite=True)
+    before = archive.read_bytes()
+    plan = [{"verb": "restore", "archive": str(archive), "into": str(into)}]
+    outcome = run_worker(session.folder, plan, failpoint=f"{failpoint}:{times}")
+
+    def judgement() -> None:
+        _refuse_failure(outcome)
+        with embedstore.open(into) as store:
+            there = store.exists()
+        if not there:
+            embedstore.restore(archive, into)
+        check(into, [session.state], campaign.seed())
+        _expect(archive.read_bytes() == before, "the archive was changed")
+        _expect(not list(into.glob(".*")), f"files are left over: {list(into.glob('.*'))}")
+        shutil.rmtree(into)
+
+    campaign.judged(f"restore, {failpoint}", judgement)
+    return outcome.killed
 
 
-def failpoint_kills(campaign: Campaign, n_each: int) -> dict[str, int]:
-    """Kill at every failpoint ``n_each`` times; how often each was reached."""
+def kill_repair(campaign: Campaign, failpoint: str, times: int) -> bool:
+    """Kill a repair: the source is as it was, and there is no target and repairing again works, or it is complete."""
+    session = filled(campaign)
+    into = session.folder.with_name("repaired")
+    before = _contents(session.folder)
+    plan = [{"verb": "repair", "source": str(session.folder), "into": str(into)}]
+    outcome = run_worker(session.folder, plan, failpoint=f"{failpoint}:{times}")
+
+    def judgement() -> None:
+        _refuse_failure(outcome)
+        _expect(_contents(session.folder) == before, "the source was changed")
+        if not into.exists():
+            embedstore.repair(session.folder, into)
+        _expect(_contents(session.folder) == before, "the source was changed by the second repair")
+        check(into, [session.state], campaign.seed())
+        shutil.rmtree(into)
+        embedstore.repair(session.folder, into)
+        left = [path.name for path in into.parent.glob(".*")]
+        _expect(not left, f"files are left over: {left}")
+        shutil.rmtree(into)
+
+    campaign.judged(f"repair, {failpoint}", judgement)
+    return outcome.killed
+
+
+def filled(campaign: Campaign) -> Session:
+    """A store with some records, whose last writer was killed after it had written."""
+    session = campaign.session()
+    while not any(one.records for one in session.state.values()) and len(campaign.faults) < MAX_FAULTS:
+        campaign.round(session, failpoint="close.checkpointed")
+        session = campaign.session()
+    return session
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def _refuse_failure(outcome: Outcome) -> None:
+    _expect(outcome.status in (0, -9), f"the worker failed with {outcome.status}: {outcome.errors[-1500:]}")
+
+
+def _expect(true: bool, what: str) -> None:
+    if not true:
+        raise Violation(what)
+
+
+DEEPEST = {"write": 12, "checkpoint": 3, "close": 3, "cache": 4, "keywords": 3}
+"""By prefix: a failpoint is armed for its first to this-th time; for its first alone where nothing is said."""
+SCENARIOS: dict[str, Callable[[Campaign, str, int], bool]] = {
+    **dict.fromkeys(
+        ("create", "write", "checkpoint", "close", "cache", "keywords", "compact", "backup"), kill_within_plan
+    ),
+    "restore": kill_restore,
+    "repair": kill_repair,
+}  # fmt: skip
+"""By a failpoint's prefix, what kills at it."""
+ELSEWHERE = {"migrate": "faults.migrations"}
+"""Prefixes that another module kills at."""
+
+
+def failpoint_kills(campaign: Campaign, n_each: int, names: Sequence[str] = NAMES) -> dict[str, int]:
+    """Kill at every failpoint ``n_each`` times; how often each was reached. One that was not is a violation."""
     reached = {}
-    for failpoint in NAMES:
+    for failpoint in names:
         prefix = failpoint.partition(".")[0]
-        if prefix not in SCENARIOS:
+        if prefix in ELSEWHERE:
             continue
         reached[failpoint] = 0
         for attempt in range(4 * n_each):
             deepest = DEEPEST.get(prefix, 1) if attempt < 2 * n_each else 1
             times = int(campaign.rng.integers(1, deepest + 1))
             reached[failpoint] += SCENARIOS[prefix](campaign, failpoint, times)
-            if reached[failpoint] == n_each or len(campaign.faults) >= 20:
+            if reached[failpoint] == n_each or len(campaign.faults) >= MAX_FAULTS:
                 break
         if reached[failpoint] < n_each:
             campaign.faults.append(f"{failpoint} was reached {reached[failpoint]} times, not {n_each}")
@@ -242,30 +376,22 @@ def failpoint_kills(campaign: Campaign, n_each: int) -> dict[str, int]:
 # ---- the long form
 
 
-@contextmanager
-def scratch() -> Iterator[Path]:
-    """A folder for stores, removed where nothing is left in it that shows a violation."""
-    folder = Path(tempfile.mkdtemp(prefix="embedstore-kills-"))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def random_campaign(seed: int, n_kills: int = 1000) -> dict[str, Any]:
     """Kills at random moments."""
-    with scratch() as root:
-        campaign = Campaign(seed, root)
+    with Campaign(seed) as campaign:
         n_survived = random_kills(campaign, n_kills)
-        return campaign.report(kills=n_kills, survived=n_survived)
+        return campaign.report(kills=campaign.n_rounds - n_survived - 1, survived=n_survived)
 
 
 def failpoint_campaign(seed: int, n_each: int = 5) -> dict[str, Any]:
     """Kills at every failpoint."""
-    with scratch() as root:
-        campaign = Campaign(seed, root)
+    with Campaign(seed) as campaign:
         reached = failpoint_kills(campaign, n_each)
         return campaign.report(failpoints=len(reached), reached=reached)
 
 
 CAMPAIGNS = {"kills at random": random_campaign, "kills at failpoints": failpoint_campaign}
+QUICK_CAMPAIGNS = {
+    "kills at random": partial(random_campaign, n_kills=20),
+    "kills at failpoints": partial(failpoint_campaign, n_each=1),
+}

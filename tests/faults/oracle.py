@@ -94,7 +94,7 @@ def _difference(found: dict[str, list[tuple[str, Expected]]], state: State) -> s
         keys, wanted = [key for key, _ in found[name]], list(holding.records)
         if keys != wanted:
             missing, extra = sorted({*wanted} - {*keys}), sorted({*keys} - {*wanted})
-            return f"{name} lacks {len(missing)} records {missing[:3]}, has {len(extra)} too many {extra[:3]}, of {len(wanted)}"
+            return f"{name} lacks {len(missing)} of {len(wanted)} records {missing[:3]}; {len(extra)} more {extra[:3]}"
         for key, one in found[name]:
             other = holding.records[key]
             for part in ("text", "uri", "metadata", "vector"):
@@ -107,18 +107,10 @@ def _check_verified(store: embedstore.Store, *, searched: bool) -> None:
     """``verify`` finds nothing; before the first search it may find a cache that is still to be made anew."""
     if not store.exists():
         return
-    report = _verified(store)
+    report = store.verify()
     problems = report.problems if searched else report.lost
     if problems:
         raise Violation(f"verify, {'after' if searched else 'before'} the searches: {problems[0]}")
-
-
-def _verified(store: embedstore.Store) -> embedstore.maintenance.VerifyReport:
-    if hasattr(store, "verify"):
-        return store.verify()
-    from embedstore.maintenance.verifying import verify
-
-    return verify(store.database, store.path / "cache")
 
 
 # ---- what is found

@@ -10,12 +10,15 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 Operation = dict[str, Any]
-READING = frozenset({"search", "words", "refresh", "index", "reopen"})
+READING = frozenset(
+    {"search", "words", "refresh", "index", "reopen", "compact", "backup", "restore", "repair"}
+)
 """Verbs that leave the records as they are."""
 _LONG_TEXT = 20_000
 
@@ -68,8 +71,9 @@ def made(number: int, version: int, dim: int) -> Expected:
     word = word_of(number, version) if with_text else None
     filler = "lorem ipsum " * (_LONG_TEXT // 12) if number % 97 == 50 else f"record {number} of the plan, größer"
     metadata: dict[str, Any] = {
-        "n": number, "v": version, "half": version + 0.5, "even": number % 2 == 0, "tags": ["a", "b", "c"][: number % 4],
-        "deep": {"x": number % 4, "name": f"ü{number % 9}"}, "mixed": (number, f"m{number}", True, 0.25)[number % 4],
+        "n": number, "v": version, "half": version + 0.5, "even": number % 2 == 0,
+        "tags": ["a", "b", "c"][: number % 4], "deep": {"x": number % 4, "name": f"ü{number % 9}"},
+        "mixed": (number, f"m{number}", True, 0.25)[number % 4],
     }  # fmt: skip
     text = f"{word} {filler}" if with_text else None
     return Expected(text, f"file:{number}.txt" if number % 5 == 0 else None, metadata, vector, word)
@@ -94,6 +98,16 @@ def key_of(number: int) -> str:
 def number_of(key: str) -> int:
     """The number of a record."""
     return int(key[1:])
+
+
+def archive_of(folder: Path) -> Path:
+    """Where a store is backed up to: a file beside its folder."""
+    return folder.with_name(f"{folder.name}.backup")
+
+
+def settings_of(seed: int) -> dict[str, int]:
+    """Limits for the store's log, so low that a plan passes them: it is emptied often, or written over often."""
+    return {"CHECKPOINT_BYTES": 200_000} if seed % 4 < 2 else {"CHECKPOINT_PAGES": 10}
 
 
 def changes(version: int) -> dict[str, Any]:
@@ -187,8 +201,9 @@ class Planner:
         if not numbers:
             return self._added(here)
         verbs = {
-            "add": 0.30, "upsert": 0.13, "update": 0.10, "delete": 0.08, "delete_below": 0.02, "drop": 0.01,
-            "search": 0.10, "words": 0.07, "refresh": 0.06, "index": 0.04, "reopen": 0.09,
+            "add": 0.28, "upsert": 0.12, "update": 0.10, "delete": 0.08, "delete_below": 0.02, "drop": 0.01,
+            "search": 0.09, "words": 0.07, "refresh": 0.06, "index": 0.04, "reopen": 0.08,
+            "compact": 0.03, "backup": 0.02,
         }  # fmt: skip
         verb = str(self._rng.choice(list(verbs), p=list(verbs.values())))
         match verb:
@@ -204,7 +219,7 @@ class Planner:
                 return {"verb": verb, **here, "below": int(np.quantile(numbers, 0.3))}
             case "search" | "words":
                 return {"verb": verb, **here, "key": key_of(self._some(numbers)[0])}
-            case "reopen":
+            case "reopen" | "compact" | "backup":
                 return {"verb": verb}
         return {"verb": verb, **here}
 

@@ -7,7 +7,6 @@ contents are put into a folder and opened.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shutil
 import subprocess
@@ -16,6 +15,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -25,12 +25,11 @@ import numpy as np
 from faults.disk import MODELS, Image
 from faults.kills import WORKER, environment
 from faults.oracle import Violation, check
-from faults.plans import Operation, Planner, State, states_within
+from faults.plans import Operation, Planner, State, settings_of, states_within
 from faults.tracing import Tracer, strace
 
 STORE = "shelf/library"
 """The store's folder below the durable root; the folder above it is new as well."""
-_CHECKPOINT_BYTES = 200_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +67,10 @@ def short_plan(seed: int, n_operations: int = 12) -> list[Operation]:
     return plan + planner.building()
 
 
-def record(root: Path, plan: Sequence[Operation], breaks: Sequence[str] = ()) -> Path:
+def record(root: Path, plan: Sequence[Operation], seed: int, breaks: Sequence[str] = ()) -> Path:
     """Carry out a plan on a new store below ``root`` under strace; the file with the trace, beside ``root``."""
     trace = root.with_suffix(".strace")
-    job = {"folder": str(root / STORE), "plan": plan, "checkpoint_bytes": _CHECKPOINT_BYTES, "breaks": breaks}
+    job = {"folder": str(root / STORE), "plan": plan, "settings": settings_of(seed), "breaks": breaks}
     done = subprocess.run(
         [*strace(trace), sys.executable, str(WORKER)], input=f"{json.dumps(job)}\n", text=True, capture_output=True,
         env=environment(), timeout=300, check=False,
@@ -159,7 +158,7 @@ def judged(
     plan = short_plan(seed, n_operations)
     real = root / "real"
     real.mkdir()
-    found = cuts(real, record(real, plan, breaks), seed, models)
+    found = cuts(real, record(real, plan, seed, breaks), seed, models)
     if n_sampled is not None:
         found = iter(_sampled(list(found), n_sampled, seed))
     judge, faults = Judge(plan), []
@@ -180,18 +179,37 @@ def _sampled(found: list[Cut], n: int, seed: int) -> list[Cut]:
 # ---- the long form
 
 
-def campaign(seed: int, n_plans: int = 4) -> dict[str, Any]:
-    """All states of some plans."""
+def campaign(seed: int, n_plans: int = 4, n_sampled: int | None = None) -> dict[str, Any]:
+    """All states of some plans, or ``n_sampled`` of each."""
     missing = why_not()
     if missing is not None:
         return {"rounds": 0, "violations": 1, "faults": [missing]}
     counts, faults = dict.fromkeys(MODELS, 0), []
     for number in range(n_plans):
-        with scratch() as root:
-            found, wrong = judged(root, seed + number)
-        counts = {model: counts[model] + found[model] for model in counts}
+        found, wrong = _in_child(seed + number, n_sampled)
+        counts = {model: counts[model] + found.get(model, 0) for model in counts}
         faults += wrong
     return {"rounds": sum(counts.values()), "violations": len(faults), "faults": faults[:20], "models": counts}
 
 
+def _in_child(seed: int, n_sampled: int | None) -> tuple[dict[str, int], list[str]]:
+    """``judged`` in a process of its own: a state that brings it down is a violation too."""
+    with scratch() as root:
+        answer = root / "answer.json"
+        pid = os.fork()
+        if pid == 0:
+            try:
+                answer.write_text(json.dumps(judged(root, seed, n_sampled=n_sampled)))
+            except Exception as error:
+                answer.write_text(json.dumps([{}, [f"seed {seed}: {type(error).__name__}: {error}"]]))
+            finally:
+                os._exit(0)
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        if status != 0 or not answer.exists():
+            return {}, [f"seed {seed}: the process that opened the states ended with {status}"]
+        counts, faults = json.loads(answer.read_text())
+        return counts, faults
+
+
 CAMPAIGNS = {"power cuts": campaign}
+QUICK_CAMPAIGNS = {"power cuts": partial(campaign, n_plans=2, n_sampled=100)}

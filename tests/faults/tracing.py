@@ -121,7 +121,8 @@ class Tracer:
                 held.offset = result
                 return False
             case "mmap":
-                if "PROT_WRITE" in arguments[2] and "MAP_SHARED" in arguments[3] and not self._is_shared_memory(arguments):
+                writing = "PROT_WRITE" in arguments[2] and "MAP_SHARED" in arguments[3]
+                if writing and not self._shown(arguments[4:5]).endswith("-shm"):
                     _refuse(f"writing through a map: {arguments}")
                 return False
             case "ftruncate" if file is not None:
@@ -129,15 +130,14 @@ class Tracer:
                 return True
             case "write" | "writev" | "pwrite64" | "pwritev" if file is not None:
                 chunk = _written(arguments[1:])[:result]
-                at = _number(arguments[-1]) if name.startswith("p") else len(file.content) if held.appending else held.offset
+                if name.startswith("p"):
+                    file.write(_number(arguments[-1]), chunk)
+                    return True
+                at = len(file.content) if held.appending else held.offset
                 file.write(at, chunk)
-                if not name.startswith("p"):
-                    held.offset = at + len(chunk)
+                held.offset = at + len(chunk)
                 return True
         _refuse(f"{name} {self._shown(arguments)}")
-
-    def _is_shared_memory(self, arguments: list[str]) -> bool:
-        return self._shown(arguments[4:5]).endswith("-shm")
 
     def _paths(self, arguments: list[str]) -> list[str | None]:
         """The paths that a call names, below the root; None for those outside."""

@@ -1,8 +1,9 @@
 """The process that is broken: it carries out a plan on a store, and says before and after each operation where it is.
 
-It reads one line of JSON from its input: ``folder``, ``plan`` (see ``plans``), and optionally ``checkpoint_bytes`` and
-``breaks``. It writes ``READY``, then ``TRY i`` before and ``ACK i`` after the operation at place i. It exits with 0 only
-where every operation succeeded and every search found what it must.
+It reads one line of JSON from its input: ``folder``, ``plan`` (see ``plans``), ``settings`` (constants of
+``embedstore.storage.sqlite`` by name) and ``breaks`` (keys of ``BREAKS``). It writes ``READY``, then ``TRY i`` before
+and ``ACK i`` after the operation at place i. It exits with 0 only where every operation succeeded and every search
+found what it must.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import numpy as np
 import embedstore
 from embedstore.indexing import cachefile
 from embedstore.storage import sqlite
-from faults.plans import Operation, changes, given, key_of
+from faults.plans import Operation, archive_of, changes, given, key_of
 
 
 def say(line: str) -> None:
@@ -41,18 +42,26 @@ class Worker:
 
     def carry_out(self, operation: Operation) -> None:
         """One operation, by embedstore's public interface."""
-        if operation["verb"] == "reopen":
-            path = self._store.path
-            self._store.close()
-            self._store = embedstore.open(path)
-            return
-        if operation["verb"] == "drop":
-            self._store.delete_collection(operation["collection"])
-            return
-        collection = self._store.collection(
-            operation["collection"], encoder="none", metric=operation["metric"], dim=operation["dim"]
-        )
-        _VERBS[operation["verb"]](collection, operation)
+        match operation["verb"]:
+            case "reopen":
+                path = self._store.path
+                self._store.close()
+                self._store = embedstore.open(path)
+            case "drop":
+                self._store.delete_collection(operation["collection"])
+            case "compact":
+                self._store.compact()
+            case "backup":
+                self._store.backup(archive_of(self._store.path), overwrite=True)
+            case "restore":
+                embedstore.restore(operation["archive"], operation["into"])
+            case "repair":
+                embedstore.repair(operation["source"], operation["into"])
+            case verb:
+                collection = self._store.collection(
+                    operation["collection"], encoder="none", metric=operation["metric"], dim=operation["dim"]
+                )
+                _VERBS[verb](collection, operation)
 
 
 def _records(operation: Operation) -> list[dict[str, Any]]:
@@ -124,8 +133,10 @@ BREAKS: dict[str, Callable[[], None]] = {"commits unsynced": _commits_unsynced, 
 def main() -> None:
     """Carry out the plan."""
     job = json.loads(sys.stdin.readline())
-    sqlite.CHECKPOINT_BYTES = job.get("checkpoint_bytes", sqlite.CHECKPOINT_BYTES)
-    for name in job.get("breaks", ()):
+    for name, value in job["settings"].items():
+        assert hasattr(sqlite, name), name
+        setattr(sqlite, name, value)
+    for name in job["breaks"]:
         BREAKS[name]()
     say("READY")
     worker = Worker(job["folder"])

@@ -200,17 +200,17 @@ def test_memory_stays_flat_whatever_the_size(tmp_path):
         "def rows(n):\n"
         "    return ({'key': str(i), 'text': 'x' * 2000, 'vector': [float(i), 1.0]} for i in range(n))\n"
         "c = embedstore.open(sys.argv[1]).collection('c', encoder='none')\n"
-        "c.ingest(rows(20_000))\n"
+        "c.ingest(rows(60_000))\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "c.ingest(rows(100_000))\n"
+        "c.ingest(rows(240_000))\n"
         "print(len(c), (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path / "s")], capture_output=True, text=True, check=True
     )
     n, grown = done.stdout.split()
-    assert n == "100000"
-    assert float(grown) < 60  # MB; the 80,000 further texts alone are 160 MB
+    assert n == "240000"
+    assert float(grown) < 120  # MB; the 180,000 further texts alone are 360 MB
 
 
 @pytest.mark.parametrize(("word", "code"), [("SIGTERM", 143), ("SIGINT", 130), ("SIGKILL", -9)])

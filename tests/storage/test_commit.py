@@ -150,7 +150,7 @@ def test_the_database_is_set_up_to_survive_a_power_cut(store):
         assert transaction.one("PRAGMA synchronous") == (2,)
         assert transaction.one("PRAGMA foreign_keys") == (1,)
         assert transaction.one("PRAGMA page_size") == (8192,)
-        assert transaction.one("PRAGMA wal_autocheckpoint") == (0,)
+        assert transaction.one("PRAGMA wal_autocheckpoint") in ((0,), (1000,))  # in COMMIT, under the writer lock
 
 
 def test_files_are_for_their_owner_alone(store):

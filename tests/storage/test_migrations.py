@@ -103,7 +103,7 @@ def test_the_backup_is_the_old_database_for_its_owner_alone(old):
     upgraded(old)
     assert (old / BACKUP).stat().st_mode & 0o777 == 0o600
     names = sorted(one.name for one in old.iterdir() if not one.name.startswith("store.db-"))
-    assert names == ["store.db", BACKUP, "writer.holder", "writer.lock"]
+    assert names == ["store.db", BACKUP, "writer.lock"]
     assert rows(old / BACKUP) == before
     restored = old.parent / "restored"
     restored.mkdir()
