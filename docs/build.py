@@ -1,10 +1,12 @@
-"""Writes the generated pages of the documentation: ``docs/cli.md``, from the help of every command.
+"""Writes what is generated of the documentation.
 
-``python docs/build.py`` writes it; with ``--check`` it changes nothing and exits 1 where the page is out of date.
+``docs/cli.md`` comes from the help of every command, the table of ``docs/reliability.md`` from the results of the fault
+campaigns. ``python docs/build.py`` writes them; with ``--check`` it changes nothing and exits 1 where one is out of date.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +16,9 @@ import click
 from embedstore.cli.main import COMMANDS, cli
 
 PAGE = Path(__file__).with_name("cli.md")
+RELIABILITY = Path(__file__).with_name("reliability.md")
+CAMPAIGNS = Path(__file__).resolve().parents[1] / "tests" / "faults" / "results.json"
+BEGIN, END = "<!-- measured -->", "<!-- /measured -->"
 WIDTH = 100
 
 _HEAD = """\
@@ -61,16 +66,29 @@ def _section(path: str, command: click.Command) -> str:
     return f"## {path}\n\n```text\n{shown}\n```\n"
 
 
+def reliability() -> str:
+    """The text of ``docs/reliability.md``, with the table of what the campaigns found."""
+    before, _, rest = RELIABILITY.read_text(encoding="utf-8").partition(BEGIN)
+    _, _, after = rest.partition(END)
+    lines = ["| campaign | rounds | violations | seconds |", "|---|---|---|---|"]
+    for name, figures in sorted(json.loads(CAMPAIGNS.read_text(encoding="utf-8")).items()):
+        shown = f"{figures['rounds']:,} | {figures['violations']:,} | {figures['seconds']:,.0f}"
+        lines.append(f"| {name.replace('_', ' ')} | {shown} |")
+    return f"{before}{BEGIN}\n" + "\n".join(lines) + f"\n{END}{after}"
+
+
 def main() -> int:
-    """Write the page, or with ``--check`` hold it against what would be written."""
-    text = page()
-    if "--check" in sys.argv[1:]:
-        fresh = PAGE.is_file() and PAGE.read_text(encoding="utf-8") == text
-        print(f"{PAGE} is {'up to date' if fresh else 'out of date; run: make docs'}")
-        return 0 if fresh else 1
-    PAGE.write_text(text, encoding="utf-8")
-    print(f"wrote {PAGE}")
-    return 0
+    """Write the pages, or with ``--check`` hold them against what would be written."""
+    stale = False
+    for path, text in ((PAGE, page()), (RELIABILITY, reliability())):
+        fresh = path.is_file() and path.read_text(encoding="utf-8") == text
+        if "--check" in sys.argv[1:]:
+            print(f"{path} is {'up to date' if fresh else 'out of date; run: make docs'}")
+            stale = stale or not fresh
+        else:
+            path.write_text(text, encoding="utf-8")
+            print(f"wrote {path}")
+    return 1 if stale else 0
 
 
 if __name__ == "__main__":

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
 from typing import Any
 
+import numpy as np
 import orjson
 
-from embedstore.errors import DamagedRow
+from embedstore.errors import DamagedRow, InvalidInput, RecordNotFound, SpaceNotFound
 from embedstore.filters import Node, check_fields, parse_where
 from embedstore.filters.parse import Where
 from embedstore.filters.sql import compile_where
-from embedstore.model import Modality, Record
-from embedstore.records import HASH_BYTES, row_hash, shown
+from embedstore.model import FloatMatrix, Modality, Record
+from embedstore.records import HASH_BYTES, encode_text, row_hash, shown, vector_is_whole
 from embedstore.storage import catalog
-from embedstore.storage.catalog import CollectionRow
+from embedstore.storage.catalog import CollectionRow, SpaceRow
 from embedstore.storage.database import Transaction
 from embedstore.storage.layout import id_range
 
@@ -141,16 +142,67 @@ def record_fault(row: tuple[Any, ...]) -> str | None:
 def vectors_of(
     transaction: Transaction, space_id: int, record_ids: Sequence[int]
 ) -> dict[int, bytes]:
-    """By record id, the bytes of its vector in a space."""
+    """By record id, the bytes of its vector in a space; DamagedRow for one that is not what was written."""
     found: dict[int, bytes] = {}
     members = transaction.dialect.members("ids", "integer")
     for start in range(0, len(record_ids), _CHUNK):
         rows = transaction.all(
-            f"SELECT record_id, vec FROM vectors WHERE space_id = :space AND record_id IN {members}",
+            "SELECT v.record_id, v.vec, v.row_hash, r.key FROM vectors AS v"
+            " LEFT JOIN records AS r ON r.record_id = v.record_id"
+            f" WHERE v.space_id = :space AND v.record_id IN {members}",
             {
                 "space": space_id,
                 "ids": transaction.dialect.list_parameter(list(record_ids[start : start + _CHUNK])),
             },
         )
-        found.update((record_id, bytes(vec)) for record_id, vec in rows)
+        for record_id, vec, hashed, key in rows:
+            if not vector_is_whole(vec, hashed, key):
+                raise DamagedRow(f"the vector of record {record_id} in space {space_id} is not what was written")
+            found[record_id] = bytes(vec)
+    return found
+
+
+def vectors_by_key(
+    transaction: Transaction, collection: CollectionRow, keys: Sequence[str], space: str | None
+) -> FloatMatrix:
+    """The stored vectors of records, float32 (len(keys), dim); RecordNotFound where a key has none."""
+    row = space_row(transaction, collection, space)
+    keys = as_keys(keys)
+    ids = record_ids_of(transaction, collection, keys)
+    held = vectors_of(transaction, row.space_id, list(ids.values()))
+    for key in keys:
+        if key not in ids:
+            raise unknown_key(collection.name, key)
+        if ids[key] not in held:
+            raise RecordNotFound(f"the record {shown(key)} of {collection.name!r} has no vector in space {row.name!r}")
+    if not keys:
+        return np.empty((0, row.dim or 0), np.float32)
+    return np.frombuffer(b"".join(held[ids[key]] for key in keys), "<f4").reshape(len(keys), -1).copy()
+
+
+def space_row(transaction: Transaction, collection: CollectionRow, name: str | None) -> SpaceRow:
+    """A space of a collection by name, or its default one; SpaceNotFound lists those there are."""
+    spaces = catalog.spaces_of(transaction, collection.collection_id)
+    wanted = name or collection.default_space
+    if wanted not in spaces:
+        raise SpaceNotFound(f"{collection.name!r} has no space {wanted!r}; it has: {', '.join(spaces)}")
+    return spaces[wanted]
+
+
+def unknown_key(name: str, key: str) -> RecordNotFound:
+    """The error for a key that no record of the collection called ``name`` has."""
+    return RecordNotFound(f"no record of {name!r} has the key {shown(str(key))}")
+
+
+def as_keys(keys: Iterable[Any]) -> list[str]:
+    """Keys as they are stored: integers are written as decimals."""
+    found = []
+    for key in keys:
+        if isinstance(key, str):
+            encode_text(key, None, "key")
+            found.append(key)
+        elif isinstance(key, int) and not isinstance(key, bool):
+            found.append(str(key))
+        else:
+            raise InvalidInput(f"a key is a string or an integer, not {type(key).__name__}")
     return found

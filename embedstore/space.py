@@ -98,8 +98,6 @@ class Space:
 
     def describe(self) -> dict[str, Any]:
         """What the space is, as plain values."""
-        from embedstore.collection import row_encoder
-
         row = self._row
         uncached, unindexed = self.store.search.space_cache(row.space_id).pending()
         return {
@@ -107,3 +105,10 @@ class Space:
             "encoder": row_encoder(row), "fingerprint": row.fingerprint, "n_vectors": row.n_live,
             "digest": row.digest.hex(), "n_uncached": uncached, "n_unindexed": unindexed,
         }  # fmt: skip
+
+
+def row_encoder(row: SpaceRow) -> str:
+    """A space's encoder in a few words."""
+    from embedstore.encoders import EncoderSpec
+
+    return EncoderSpec.from_json(row.encoder).describe() if row.encoder else "none"

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from embedstore.collection import Collection, CollectionDefaults
 from embedstore.errors import CollectionNotFound, EncoderMismatch, InvalidInput, NotAStore, SpaceMismatch, StoreNotFound
-from embedstore.maintenance.reports import VerifyReport
 from embedstore.forking import abandon, tell_forked
+from embedstore.maintenance.reports import VerifyReport
 from embedstore.model import Metric, choose
 from embedstore.names import check_collection_name, check_dim
 from embedstore.searching.search import CollectionSearch

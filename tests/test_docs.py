@@ -38,6 +38,7 @@ NOT_RUNNABLE = {
     "make demo         # what a new user sees\n"
     "make docs         # writes docs/cli.md anew\n"
     "make bench        # the benchmarks, some minutes",
+    "make faults    # every campaign in its long form, about an hour; results go to tests/faults/results.json",
     "pg_dump --format=custom --file=library.dump --dbname=postgresql://me@db.example.org/library\n"
     "pg_restore --dbname=postgresql://me@db.example.org/empty library.dump",
 }

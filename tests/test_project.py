@@ -24,7 +24,7 @@ LAYERS = [
     ["vector"],
     ["space"],
     ["tables"],
-    ["exporting", "ingesting", "maintenance"],
+    ["asking", "exporting", "ingesting", "maintenance", "making_spaces"],
     ["collection"],
     ["store"],
     ["cli"],

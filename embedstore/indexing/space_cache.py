@@ -382,7 +382,7 @@ def stream_vectors(
     while chunk := _take(rows, _CHUNK_ROWS):
         ids, record_ids, blobs, hashes, keys = zip(*chunk, strict=True)
         for vector_id, blob, hashed, key in zip(ids, blobs, hashes, keys, strict=True):
-            if len(blob) != n_bytes or not vector_is_whole(blob, hashed, key):
+            if not vector_is_whole(blob, hashed, key) or len(blob) != n_bytes:
                 raise DamagedRow(f"vector {vector_id - base} of the space {space.name!r} is not what was written")
         matrix = np.frombuffer(b"".join(blobs), "<f4").reshape(len(chunk), -1)  # (n, dim)
         yield matrix, np.array(ids, np.int64) - base, np.array(record_ids, np.int64)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import mmap
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +47,15 @@ class PageFile:
             return False
         return int.from_bytes(self._map[16:18], "big") == self._page_bytes
 
-    def rows(self) -> Iterator[tuple[int, Cells]]:
-        """The rowid and the cells of every row in every leaf page that is in use; unreadable cells are passed over."""
-        free = self._free_pages()
-        for number in range(1, self._n_pages + 1):
-            if number not in free:
-                yield from self._rows_of(number)
+    def rows(self, newest: Sequence[int] = ()) -> Iterator[tuple[int, Cells]]:
+        """The rowid and the cells of every row in every leaf page that is in use; unreadable cells are passed over.
+
+        The pages ``newest`` come last, in that order.
+        """
+        unread = set(range(1, self._n_pages + 1)) - self._free_pages()
+        last = [number for number in newest if number in unread]
+        for number in [*sorted(unread - set(last)), *last]:
+            yield from self._rows_of(number)
 
     def _page(self, number: int) -> bytes:
         assert self._map is not None

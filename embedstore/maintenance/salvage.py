@@ -16,11 +16,13 @@ import orjson
 
 from embedstore.errors import DamagedRow, InvalidInput, NotAStore, StorageFailed, StoreDamaged, StoreNotFound
 from embedstore.failpoints import reach
-from embedstore.indexing.recipes import DEFAULT_RECIPE
 from embedstore.maintenance.archive import storage_errors
+from embedstore.maintenance.log import bring_in
 from embedstore.maintenance.pages import PageFile
 from embedstore.maintenance.reports import Problem, RepairReport
+from embedstore.maintenance.spaces import SalvagedSpace, salvaged_spaces
 from embedstore.model import Modality
+from embedstore.names import check_collection_name
 from embedstore.reading import record_fault
 from embedstore.records import Batch, metadata_json, vector_is_whole
 from embedstore.storage import catalog
@@ -55,9 +57,9 @@ def repair(source: Path, target: Path) -> RepairReport:
     with storage_errors(target), scratch_folder(target, "repairing") as folder:
         reach("repair.begun")
         report = RepairReport(str(target))
-        copy = _copied(source, folder, report)
+        copy, newest = _copied(source, folder, report)
         _note_lost_commits(source, folder, report)
-        with _found_rows(copy, folder / "found.db", report) as found:
+        with _found_rows(copy, newest, folder / "found.db", report) as found:
             _write_store(found, folder / "store", report)
         os.rename(folder / "store", target)
         sync_folder(target.parent)
@@ -65,26 +67,18 @@ def repair(source: Path, target: Path) -> RepairReport:
     return report
 
 
-def _copied(source: Path, folder: Path, report: RepairReport) -> Path:
-    """A copy of the database, with what SQLite can read of its log brought in."""
+def _copied(source: Path, folder: Path, report: RepairReport) -> tuple[Path, list[int]]:
+    """A copy of the database with its log brought in, and the pages that came from the log, the newest last."""
     copy = folder / DATABASE_NAME
     shutil.copyfile(source / DATABASE_NAME, copy)
     log = source / f"{DATABASE_NAME}-wal"
-    if not log.exists() or log.stat().st_size == 0:
-        return copy
-    shutil.copyfile(log, folder / log.name)
-    try:
-        connection = sqlite3.connect(copy, isolation_level=None)
-        try:
-            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-        finally:
-            connection.close()
-    except sqlite3.DatabaseError as error:
-        what = f"the log cannot be read, newer commits may be in it: {error}"
+    if not log.exists():
+        return copy, []
+    found = bring_in(log, copy, PAGE_BYTES)
+    if found.n_damaged:
+        what = f"{found.n_damaged:,} pages of the log are damaged: some records may be older than they were, or back"
         report.lost.append(Problem("database", log.name, what))
-        with suppress(OSError):
-            (folder / log.name).unlink()
-    return copy
+    return copy, found.pages
 
 
 def _note_lost_commits(source: Path, folder: Path, report: RepairReport) -> None:
@@ -109,12 +103,20 @@ _FOUND = (
     " content_hash BLOB, row_hash BLOB)",
     "CREATE TABLE vectors (id INTEGER PRIMARY KEY, record INTEGER, row_hash BLOB, vec BLOB)",
     "CREATE INDEX by_record ON vectors (record)",
+    "CREATE INDEX by_key ON records (key)",
 )
+_OLDER = (
+    f"SELECT id, key FROM records AS r WHERE EXISTS (SELECT 1 FROM records AS n WHERE n.key = r.key"
+    f" AND n.id > r.id AND n.id / {ID_SHIFT} = r.id / {ID_SHIFT})"
+)
+"""Records that were deleted before others took their keys; a damaged log can bring them back."""
 
 
 @contextmanager
-def _found_rows(copy: Path, path: Path, report: RepairReport) -> Iterator[sqlite3.Connection]:
-    """A scratch database of every row that was found, each once."""
+def _found_rows(
+    copy: Path, newest: list[int], path: Path, report: RepairReport
+) -> Iterator[sqlite3.Connection]:
+    """A scratch database of every row that was found, each once; ``newest`` are the pages whose rows are the newest."""
     found = sqlite3.connect(path, isolation_level=None)
     try:
         found.execute("PRAGMA synchronous = OFF")
@@ -126,9 +128,12 @@ def _found_rows(copy: Path, path: Path, report: RepairReport) -> Iterator[sqlite
                 what = "its header is damaged: records that were deleted long ago may be among those salvaged"
                 report.lost.append(Problem("database", DATABASE_NAME, what))
             found.execute("BEGIN")
-            for rowid, cells in pages.rows():
+            for rowid, cells in pages.rows(newest):
                 _sort_in(found, rowid, cells, report)
             found.execute("COMMIT")
+        for record_id, key in found.execute(_OLDER).fetchall():
+            _lost(report, "record", repr(key), "two records with this key were found; the newer is kept")
+            found.execute("DELETE FROM records WHERE id = ?", (record_id,))
         yield found
     finally:
         found.close()
@@ -145,12 +150,12 @@ def _sort_in(found: sqlite3.Connection, rowid: int, cells: tuple[Any, ...], repo
             return
         before = found.execute("SELECT row_hash FROM records WHERE id = ?", (rowid,)).fetchone()
         if before is not None and before[0] != row_hash:
-            _lost(report, "record", repr(key), "two versions of it were found; the first is kept")
-        found.execute("INSERT OR IGNORE INTO records VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+            _lost(report, "record", repr(key), "two versions of it were found; the newer is kept")
+        found.execute("INSERT OR REPLACE INTO records VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
     elif len(cells) == 5 and cells[0] is None and isinstance(cells[3], bytes) and isinstance(cells[4], bytes):
         if isinstance(cells[2], int):
             row_of = (rowid, cells[2], cells[3], cells[4])
-            found.execute("INSERT OR IGNORE INTO vectors VALUES (?, ?, ?, ?)", row_of)
+            found.execute("INSERT OR REPLACE INTO vectors VALUES (?, ?, ?, ?)", row_of)
     else:
         with suppress(DamagedRow, TypeError, ValueError):
             _sort_in_catalog(found, rowid, cells)
@@ -159,12 +164,13 @@ def _sort_in(found: sqlite3.Connection, rowid: int, cells: tuple[Any, ...], repo
 def _sort_in_catalog(found: sqlite3.Connection, rowid: int, cells: tuple[Any, ...]) -> None:
     if len(cells) == 9 and isinstance(cells[1], str):
         row = catalog.collection_row((rowid, *cells[1:8]))
+        check_collection_name(row.name)
         text = orjson.dumps([row.name, row.default_space, row.n_records, row.digest.hex()]).decode()
-        found.execute("INSERT OR IGNORE INTO collections VALUES (?, ?)", (rowid, text))
+        found.execute("INSERT OR REPLACE INTO collections VALUES (?, ?)", (rowid, text))
     elif len(cells) == 12 and isinstance(cells[2], str):
         space = catalog.space_row((rowid, *cells[1:]))
         text = orjson.dumps([space.collection_id, *cells[2:9], space.n_live]).decode()
-        found.execute("INSERT OR IGNORE INTO spaces VALUES (?, ?)", (rowid, text))
+        found.execute("INSERT OR REPLACE INTO spaces VALUES (?, ?)", (rowid, text))
 
 
 def _lost(report: RepairReport, part: str, name: str, what: str) -> None:
@@ -193,15 +199,9 @@ def _write_collection(
 ) -> None:
     """One collection with its spaces, records and vectors; ``described`` is None where its own row is lost."""
     name, default_space, n_records, _ = described or (f"salvaged-{old_id}", "", None, None)
-    spaces = {
-        space_id: orjson.loads(row) for space_id, row in found.execute("SELECT id, row FROM spaces ORDER BY id")
-        if orjson.loads(row)[0] == old_id
-    }  # fmt: skip
     if described is None:
         _lost(report, "collection", name, "its name and settings are lost; its records are kept under this name")
-    if not spaces:
-        _lost(report, "collection", name, "its spaces are lost, and with them its vectors")
-    names = {space_id: row[1] for space_id, row in spaces.items()}
+    spaces = salvaged_spaces(found, old_id, lambda space, what: _lost(report, "space", f"{name}/{space}", what))
     with database.write() as transaction:
         row = _create(transaction, name, default_space, spaces)
     report.n_collections += 1
@@ -209,33 +209,27 @@ def _write_collection(
     stream = _records_with_vectors(found, old_id)
     while part := list(islice(stream, _BATCH)):
         n_found += len(part)
-        _write_batch(database, row, part, spaces, names, n_vectors, report)
+        _write_batch(database, row, part, spaces, n_vectors, report)
         reach("repair.batch")
     report.n_records += n_found
     report.n_vectors += sum(n_vectors.values())
     if n_records is not None and n_found != n_records:
         _lost(report, "collection", name, f"{n_found:,} of its {n_records:,} records were found whole")
-    for space_id, n_whole in n_vectors.items():
-        if n_whole != spaces[space_id][8]:
-            where = f"{name}/{names[space_id]}"
-            _lost(report, "space", where, f"{n_whole:,} of its {spaces[space_id][8]:,} vectors were found whole")
+    for space_id, space in spaces.items():
+        if space.n_written is not None and n_vectors[space_id] != space.n_written:
+            what = f"{n_vectors[space_id]:,} of its {space.n_written:,} vectors were found whole"
+            _lost(report, "space", f"{name}/{space.name}", what)
 
 
 def _create(
-    transaction: Transaction, name: str, default_space: str, spaces: dict[int, list[Any]]
+    transaction: Transaction, name: str, default_space: str, spaces: dict[int, SalvagedSpace]
 ) -> CollectionRow:
-    names = [row[1] for row in spaces.values()]
-    default = default_space if default_space in names else (names[0] if names else "vector")
-    row = catalog.create_collection(transaction, name, default)
-    for _, space, dim, metric, _, encoder, fingerprint, recipe, _ in spaces.values():
+    names = [space.name for space in spaces.values()]
+    row = catalog.create_collection(transaction, name, default_space if default_space in names else names[0])
+    for space in spaces.values():
         catalog.create_space(
-            transaction, row.collection_id, space, dim=dim, metric=metric, encoder=encoder, fingerprint=fingerprint,
-            recipe=recipe,
-        )  # fmt: skip
-    if not names:
-        catalog.create_space(
-            transaction, row.collection_id, default, dim=None, metric="cosine", encoder="", fingerprint="",
-            recipe=DEFAULT_RECIPE,
+            transaction, row.collection_id, space.name, dim=space.dim, metric=space.metric, encoder=space.encoder,
+            fingerprint=space.fingerprint, recipe=space.recipe,
         )  # fmt: skip
     return row
 
@@ -244,17 +238,16 @@ def _records_with_vectors(
     found: sqlite3.Connection, collection_id: int
 ) -> Iterator[tuple[tuple[Any, ...], list[tuple[int, bytes, bytes]]]]:
     """The records of a collection in order, each with its vectors as (id, hash, bytes)."""
-    records = found.execute("SELECT * FROM records WHERE id BETWEEN ? AND ? ORDER BY id", id_range(collection_id))
-    for row in records:
-        yield row, found.execute("SELECT id, row_hash, vec FROM vectors WHERE record = ?", (row[0],)).fetchall()
+    of_record = "SELECT id, row_hash, vec FROM vectors WHERE record = ? ORDER BY id"
+    for row in found.execute("SELECT * FROM records WHERE id BETWEEN ? AND ? ORDER BY id", id_range(collection_id)):
+        yield row, found.execute(of_record, (row[0],)).fetchall()
 
 
 def _write_batch(
     database: SQLiteDatabase,
     collection: CollectionRow,
     part: list[tuple[tuple[Any, ...], list[tuple[int, bytes, bytes]]]],
-    spaces: dict[int, list[Any]],
-    names: dict[int, str],
+    spaces: dict[int, SalvagedSpace],
     n_vectors: dict[int, int],
     report: RepairReport,
 ) -> None:
@@ -266,14 +259,15 @@ def _write_batch(
             space_id = vector_id // ID_SHIFT
             if space_id not in spaces:
                 continue
-            if len(vec) == 4 * (spaces[space_id][2] or 0) and vector_is_whole(vec, hashed, row[1]):
+            if len(vec) == 4 * (spaces[space_id].dim or 0) and vector_is_whole(vec, hashed, row[1]):
                 lines.setdefault(space_id, {})[position] = vec
             else:
-                _lost(report, "vector", f"{collection.name}/{names[space_id]}/{row[1]!r}", "it is not what was written")
+                where = f"{collection.name}/{spaces[space_id].name}/{row[1]!r}"
+                _lost(report, "vector", where, "it is not what was written")
     given = {}
     for space_id, by_position in lines.items():
         matrix = np.frombuffer(b"".join(by_position.values()), "<f4").reshape(len(by_position), -1)
-        given[names[space_id]] = SpaceVectors(list(by_position), matrix)
+        given[spaces[space_id].name] = SpaceVectors(list(by_position), matrix)
         n_vectors[space_id] += len(by_position)
     with database.write() as transaction:
         writer = CollectionWriter(transaction, collection.name)

@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from embedstore.errors import DamagedRow
+from embedstore.errors import CollectionNotFound, DamagedRow
 from embedstore.model import Metric
 from embedstore.records import FieldKinds, FieldPath
 from embedstore.storage.database import Row, Transaction
@@ -102,6 +102,14 @@ def find_collection(transaction: Transaction, name: str) -> CollectionRow | None
     """The collection called ``name``, or None."""
     row = transaction.one(f"SELECT {_COLLECTION} FROM collections WHERE name = :name", {"name": name})
     return None if row is None else collection_row(row)
+
+
+def require_collection(transaction: Transaction, name: str) -> CollectionRow:
+    """The collection called ``name``; CollectionNotFound where there is none."""
+    row = find_collection(transaction, name)
+    if row is None:
+        raise CollectionNotFound(f"the collection {name!r} does not exist yet; its first write creates it")
+    return row
 
 
 def lock_collection(transaction: Transaction, name: str) -> CollectionRow | None:

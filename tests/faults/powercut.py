@@ -151,14 +151,25 @@ def unchecked_hashes() -> Iterator[None]:
 
 
 def judged(
-    root: Path, seed: int, *, breaks: Sequence[str] = (), models: Sequence[str] = tuple(MODELS),
-    n_sampled: int | None = None, n_operations: int = 12,
-) -> tuple[dict[str, int], list[str]]:  # fmt: skip
-    """Trace a plan and judge all states, or ``n_sampled`` of them: states judged by model, and what was wrong."""
-    plan = short_plan(seed, n_operations)
+    root: Path,
+    plan: Sequence[Operation],
+    seed: int,
+    *,
+    breaks: Sequence[str] = (),
+    models: Sequence[str] = tuple(MODELS),
+    after: str | None = None,
+    n_sampled: int | None = None,
+) -> tuple[dict[str, int], list[str]]:
+    """Trace a plan and judge what a disk may hold: the number of states by model, and what was wrong.
+
+    Of all states, those before the first operation ``after`` are passed over, and ``n_sampled`` of the others judged.
+    """
     real = root / "real"
     real.mkdir()
     found = cuts(real, record(real, plan, seed, breaks), seed, models)
+    if after is not None:
+        first = 1 + next(place for place, operation in enumerate(plan) if operation["verb"] == after)
+        found = (cut for cut in found if cut.n_acknowledged >= first)
     if n_sampled is not None:
         found = iter(_sampled(list(found), n_sampled, seed))
     judge, faults = Judge(plan), []
@@ -199,7 +210,7 @@ def _in_child(seed: int, n_sampled: int | None) -> tuple[dict[str, int], list[st
         pid = os.fork()
         if pid == 0:
             try:
-                answer.write_text(json.dumps(judged(root, seed, n_sampled=n_sampled)))
+                answer.write_text(json.dumps(judged(root, short_plan(seed), seed, n_sampled=n_sampled)))
             except Exception as error:
                 answer.write_text(json.dumps([{}, [f"seed {seed}: {type(error).__name__}: {error}"]]))
             finally:

@@ -114,16 +114,20 @@ def _commits_unsynced() -> None:
     sqlite._pragmas = lambda mode: right(mode) | ({} if mode == "ro" else {"synchronous": "1"})
 
 
-class _WithoutSync:
-    """The module ``os``, but nothing is synced."""
+class _LazySystem:
+    """The module ``os``, but of files only manifests are synced."""
 
     def __getattr__(self, name: str) -> Any:
-        return (lambda descriptor: None) if name == "fsync" else getattr(os, name)
+        return getattr(os, name)
+
+    def fsync(self, descriptor: int) -> None:
+        if "MANIFEST" in os.readlink(f"/proc/self/fd/{descriptor}"):
+            os.fsync(descriptor)
 
 
 def _caches_unsynced() -> None:
-    """Publish cache files whose bytes were not synced; their names still are."""
-    cachefile.os = _WithoutSync()
+    """Publish cache files whose bytes were not synced."""
+    cachefile.os = _LazySystem()
 
 
 BREAKS: dict[str, Callable[[], None]] = {"commits unsynced": _commits_unsynced, "caches unsynced": _caches_unsynced}

@@ -1,0 +1,221 @@
+"""Answers what a user asks of a collection: texts are encoded, keys looked up, vectors checked, then it is searched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from embedstore.errors import InvalidInput, SpaceMismatch
+from embedstore.filters.parse import Where
+from embedstore.model import FloatMatrix, FloatVector, Hits, Metric, Mode
+from embedstore.reading import as_keys, checked_where, record_ids_of, space_row, vectors_by_key
+from embedstore.records import check_length, check_vector
+from embedstore.searching.search import Query
+from embedstore.space import row_encoder
+from embedstore.storage import catalog
+from embedstore.storage.catalog import CollectionRow, SpaceRow
+from embedstore.storage.database import Transaction
+from embedstore.vector import Vector
+
+if TYPE_CHECKING:
+    from embedstore.collection import Collection
+
+_MODEST = 1e-30
+
+SearchQuery = str | Vector | np.ndarray | Sequence[float]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The arguments of ``Collection.search``, as they were given."""
+
+    query: SearchQuery | None
+    k: int
+    where: Where | None
+    space: str | None
+    mode: Mode
+    offset: int
+    mmr: float | None
+    like: Sequence[str]
+    unlike: Sequence[str]
+
+    def check(self) -> None:
+        """Raise InvalidInput for arguments that do not go together."""
+        _check_page(self.k, self.offset)
+        if self.mmr is not None and not 0 <= self.mmr <= 1:
+            raise InvalidInput(f"mmr is {self.mmr}; it must be from 0 (only diverse) to 1 (only near)")
+        words = self.words
+        if words is not None and not words.strip():
+            raise InvalidInput("the query is empty; give a text, a vector, or keys to be like")
+        if self.mode is not Mode.VECTOR and words is None:
+            raise InvalidInput(f"mode {self.mode.value!r} needs a query text")
+        if self.mode is not Mode.VECTOR and self.mmr is not None:
+            raise InvalidInput(f"mmr works on vectors; use mode 'vector' rather than {self.mode.value!r}")
+        if self.mode is Mode.TEXT and (self.like or self.unlike):
+            raise InvalidInput("like and unlike work on vectors; use mode 'vector' or 'hybrid'")
+        if isinstance(self.like, str) or isinstance(self.unlike, str):
+            raise InvalidInput("like and unlike take lists of keys: like=['p1']")
+
+    @property
+    def words(self) -> str | None:
+        """The query's text, where it is one."""
+        return self.query if isinstance(self.query, str) else None
+
+
+def search(collection: Collection, asked: Asked) -> Hits:
+    """The hits of one query."""
+    asked.check()
+    store = collection.store
+    if not store.exists():
+        return _no_hits()
+    encoded = _encoded_query(collection, asked)
+    with store.reading() as transaction:
+        row = catalog.find_collection(transaction, collection.name)
+        if row is None:
+            return _no_hits()
+        tree = None if asked.where is None else checked_where(transaction, row, asked.where)
+        space = space_row(transaction, row, asked.space)
+        vector, excluded = _query_vector(transaction, collection, row, space, encoded, asked)
+        query = Query(asked.mode, vector, asked.words, asked.k, asked.offset, tree, asked.mmr, excluded)
+        return store.search.answer(transaction, row, space, query)
+
+
+def search_batch(
+    collection: Collection,
+    queries: Sequence[SearchQuery] | FloatMatrix,
+    k: int,
+    *,
+    where: Where | None,
+    space: str | None,
+) -> list[Hits]:
+    """The hits of many queries, in their order."""
+    _check_page(k, 0)
+    store = collection.store
+    if not store.exists():
+        return [_no_hits() for _ in queries]
+    vectors = _encoded_batch(collection, queries, space)
+    with store.reading() as transaction:
+        row = catalog.find_collection(transaction, collection.name)
+        if row is None or not len(queries):
+            return [_no_hits() for _ in queries]
+        tree = None if where is None else checked_where(transaction, row, where)
+        searched = space_row(transaction, row, space)
+        checked = np.stack([_checked_query(collection, searched, vector) for vector in vectors])
+        return store.search.answer_batch(transaction, row, searched, checked, k, tree)
+
+
+def _encoding_space(collection: Collection, space: str | None) -> SpaceRow | None:
+    """The space whose encoder encodes a query; None where there is none, which is refused in the search's snapshot."""
+    layout = collection.layout()
+    return None if layout is None else layout.spaces.get(space or layout.collection.default_space)
+
+
+def _encoded_query(collection: Collection, asked: Asked) -> FloatVector | Vector | None:
+    """What a query is as a vector, before any snapshot is opened."""
+    if asked.words is not None:
+        space = None if asked.mode is Mode.TEXT else _encoding_space(collection, asked.space)
+        return None if space is None else collection.store.encoder_of(space).encode_query(asked.words)
+    if asked.query is None or isinstance(asked.query, Vector):
+        return asked.query
+    return check_vector(asked.query, name="query")
+
+
+def _encoded_batch(
+    collection: Collection, queries: Sequence[SearchQuery] | FloatMatrix, space: str | None
+) -> list[FloatVector | Vector]:
+    texts = [(place, query) for place, query in enumerate(queries) if isinstance(query, str)]
+    encoded: dict[int, FloatVector] = {}
+    by = _encoding_space(collection, space) if texts else None
+    if by is not None:
+        for _, text in texts:
+            if not text.strip():
+                raise InvalidInput("a query is empty; every query must have words")
+        made = collection.store.encoder_of(by).encode([text for _, text in texts]).vectors
+        encoded = {place: made[line] for line, (place, _) in enumerate(texts)}
+    vectors: list[FloatVector | Vector] = []
+    for place, query in enumerate(queries):
+        if isinstance(query, str):
+            vectors.append(encoded.get(place, np.empty(0, np.float32)))
+        else:
+            vectors.append(query if isinstance(query, Vector) else check_vector(query, place + 1, "query"))
+    return vectors
+
+
+def _query_vector(
+    transaction: Transaction,
+    collection: Collection,
+    row: CollectionRow,
+    space: SpaceRow,
+    query: FloatVector | Vector | None,
+    asked: Asked,
+) -> tuple[FloatVector | None, tuple[int, ...]]:
+    """The vector to search with, and the records that are not to come back."""
+    if asked.mode is Mode.TEXT:
+        return None, ()
+    parts = [] if query is None else [_checked_query(collection, space, query)]
+    if not (asked.like or asked.unlike):
+        if not parts:
+            raise InvalidInput("nothing to search for: give a query text, a vector, or keys in like")
+        return parts[0], ()
+    if space.dim is None:
+        raise InvalidInput(f"the space {space.name!r} holds no vectors yet, so nothing can be like another")
+    near = [*parts, *vectors_by_key(transaction, row, asked.like, space.name)]
+    far = vectors_by_key(transaction, row, asked.unlike, space.name)
+    cosine = Metric(space.metric) is Metric.COSINE
+    vector = _mean_direction(near, space.dim, cosine) - _mean_direction(far, space.dim, cosine)
+    if cosine and not np.any(vector):
+        raise InvalidInput("like and unlike cancel each other out; there is no direction left to search in")
+    ids = record_ids_of(transaction, row, as_keys([*asked.like, *asked.unlike]))
+    return vector.astype(np.float32), tuple(ids.values())
+
+
+def _checked_query(collection: Collection, row: SpaceRow, query: FloatVector | Vector) -> FloatVector:
+    if isinstance(query, Vector):
+        if query.space_id != row.space_id or query.space.store is not collection.store:
+            raise SpaceMismatch(
+                f"the vector belongs to the space {query.space_name!r}; it cannot be compared with"
+                f" '{collection.name}/{row.name}'"
+            )
+        vector = query.array
+    else:
+        vector = query
+    if row.dim is not None and vector.shape[0] != row.dim:
+        made_by = f", made by {row_encoder(row)}" if row.encoder else ""
+        raise SpaceMismatch(
+            f"the query has {vector.shape[0]} numbers; the space '{collection.name}/{row.name}' holds"
+            f" {row.dim}{made_by}"
+        )
+    with np.errstate(over="ignore", invalid="ignore"):
+        squared = float(np.dot(vector, vector))
+    if _MODEST < squared < 1 / _MODEST:
+        return vector  # finite, not zero, and of a length that can be compared: nothing more to ask
+    if not np.all(np.isfinite(vector)):
+        raise InvalidInput("the query vector holds NaN or infinity; every number must be finite")
+    if Metric(row.metric) is Metric.COSINE and not np.any(vector):
+        raise InvalidInput("the query vector is all zeros, which has no direction to compare by cosine")
+    check_length(float(np.linalg.norm(vector.astype(np.float64))), None, "query")
+    return vector
+
+
+def _no_hits() -> Hits:
+    return Hits([], exact=True, plan="the collection is empty", explanation={})
+
+
+def _mean_direction(vectors: Sequence[FloatVector] | FloatMatrix, dim: int, cosine: bool) -> FloatVector:
+    """The mean of vectors, each of length one under cosine; zeros where there is none."""
+    if not len(vectors):
+        return np.zeros(dim, np.float32)
+    matrix = np.asarray(vectors, np.float32)
+    if cosine:
+        matrix = matrix / np.linalg.norm(matrix, axis=1, keepdims=True)
+    return matrix.mean(axis=0)  # type: ignore[no-any-return]
+
+
+def _check_page(k: int, offset: int) -> None:
+    if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
+        raise InvalidInput(f"k is {k!r}; it must be a whole number from 1 on")
+    if isinstance(offset, bool) or not isinstance(offset, (int, np.integer)) or offset < 0:
+        raise InvalidInput(f"offset is {offset!r}; it must be a whole number from 0 on")

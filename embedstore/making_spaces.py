@@ -1,0 +1,101 @@
+"""Adds spaces to a collection, fills them with vectors, and keeps their indexes and caches up to date."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from embedstore.errors import InvalidInput
+from embedstore.indexing.recipes import find_recipe
+from embedstore.model import Metric, WriteReport
+from embedstore.names import check_collection_name, check_dim
+from embedstore.reading import space_row
+from embedstore.records import Preparer
+from embedstore.storage import catalog
+from embedstore.storage.catalog import SpaceRow
+from embedstore.storage.writing import CollectionWriter
+from embedstore.storing import commit_missing_vectors
+
+if TYPE_CHECKING:
+    from embedstore.collection import Collection
+
+_PAGE = 2000
+
+
+def add_space(
+    collection: Collection, name: str, *, encoder: str, metric: Metric, recipe: str, dim: int | None
+) -> None:
+    """Add a space, and encode every record into it where it has an encoder."""
+    check_collection_name(name)
+    check_dim(dim)
+    collection.create()
+    made = collection.store.load_encoder(encoder)
+    recipe_name = find_recipe(recipe).name
+    with collection.store.database.write() as transaction:
+        transaction.alone()
+        row = catalog.require_collection(transaction, collection.name)
+        if name in catalog.spaces_of(transaction, row.collection_id):
+            raise InvalidInput(f"the collection {collection.name!r} has a space {name!r} already")
+        catalog.create_space(
+            transaction, row.collection_id, name, dim=dim if made is None else made.spec.dim, metric=metric.value,
+            encoder="" if made is None else made.spec.to_json(),
+            fingerprint="" if made is None else made.spec.fingerprint, recipe=recipe_name,
+        )  # fmt: skip
+    if made is not None:
+        fill_spaces(collection)
+
+
+def fill_spaces(collection: Collection) -> WriteReport:
+    """Encode every record that lacks a vector in a space with an encoder; goes on where it was interrupted."""
+    report = WriteReport()
+    layout = collection.layout()
+    if layout is None:
+        return report
+    preparer = Preparer(vector_space=layout.collection.default_space, text_required=False)
+    store = collection.store
+    texts = (
+        {"key": record.key, "text": record.content, "uri": record.uri, "metadata": record.metadata}
+        for record in collection.records()
+        if record.content is not None
+    )
+    while page := list(islice(texts, _PAGE)):
+        batch = preparer.prepare(page)
+        report += commit_missing_vectors(store.database, collection.name, batch, store.encoder_of)
+    return report
+
+
+def build_index(collection: Collection, space: str | None, recipe: str | None) -> SpaceRow:
+    """Bring a space's index up to date with every record, or build it anew by another recipe."""
+    store = collection.store
+    with store.reading() as transaction:
+        row = space_row(transaction, catalog.require_collection(transaction, collection.name), space)
+    wanted = find_recipe(recipe or row.recipe)
+    if Metric(row.metric) not in wanted.metrics:
+        raise InvalidInput(f"the recipe {wanted.name!r} does not serve the metric {row.metric!r}")
+    if not wanted.exact:
+        from embedstore.optional import load_faiss
+
+        load_faiss()
+    if wanted.name != row.recipe:
+        with store.database.write() as transaction:
+            writer = CollectionWriter(transaction, collection.name)
+            writer.set_recipe(row.name, wanted.name)
+            writer.finish()
+    with store.reading() as transaction:
+        owner = catalog.require_collection(transaction, collection.name)
+        row = space_row(transaction, owner, row.name)
+        if row.dim is not None:
+            store.search.space_cache(row.space_id).build(transaction, owner, row, wanted)
+    return row
+
+
+def refresh_caches(collection: Collection) -> None:
+    """Write what caches lack: exact vectors of every space, and the keyword index."""
+    search = collection.store.search
+    with collection.store.reading() as transaction:
+        owner = catalog.require_collection(transaction, collection.name)
+        for row in catalog.spaces_of(transaction, owner.collection_id).values():
+            if row.dim is not None and row.n_live:
+                search.space_cache(row.space_id).refresh(transaction, owner, row)
+        if transaction.dialect.name == "sqlite":
+            search.keyword_cache(owner.collection_id).catch_up(transaction, owner)
