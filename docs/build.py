@@ -1,7 +1,7 @@
 """Writes what is generated of the documentation.
 
 ``docs/cli.md`` comes from the help of every command, the table of ``docs/reliability.md`` from the results of the fault
-campaigns. ``python docs/build.py`` writes them; with ``--check`` it changes nothing and exits 1 where one is out of date.
+campaigns. ``python docs/build.py`` writes them; with ``--check`` it changes nothing and exits 1 where one is stale.
 """
 
 from __future__ import annotations

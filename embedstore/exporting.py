@@ -18,7 +18,7 @@ import numpy as np
 import orjson
 
 from embedstore.encoders import EncoderSpec
-from embedstore.errors import EmbedstoreError, EncoderMismatch, InvalidInput, StorageFailed
+from embedstore.errors import EmbedstoreError, EncoderMismatch, InvalidInput, StorageFailed, StorageFull
 from embedstore.filters import Node
 from embedstore.filters.parse import Where
 from embedstore.indexing.recipes import find_recipe
@@ -29,6 +29,7 @@ from embedstore.records import Preparer
 from embedstore.storage import catalog
 from embedstore.storage.catalog import CollectionRow, SpaceRow
 from embedstore.storage.database import Transaction
+from embedstore.storage.files import is_full
 from embedstore.storing import VectorChecker, commit_batch
 from embedstore.tables import BATCH_ROWS, scan_batches
 
@@ -63,7 +64,8 @@ def export_collection(collection: Collection, path: str, *, where: Where | None,
                 os.fsync(file.fileno())
         os.replace(temporary, target)
     except OSError as error:
-        raise StorageFailed(f"{path} cannot be written: {error.strerror or error}") from error
+        kind = StorageFull if is_full(error) else StorageFailed
+        raise kind(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
     return n

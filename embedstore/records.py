@@ -321,6 +321,8 @@ def check_finite(matrix: np.ndarray, row_numbers: Sequence[int | None], name: st
     """Refuse a row of ``matrix`` (n, dim) that holds NaN or infinity, or only zeros where ``nonzero``."""
     with np.errstate(over="ignore", invalid="ignore"):
         squared = np.einsum("ij,ij->i", matrix, matrix)  # one pass: NaN and infinity survive a sum of squares
+    if squared.size == 0 or (squared.min() > MIN_LENGTH**2 and squared.max() < MAX_LENGTH**2):
+        return  # nor is NaN among them: it would be the least and the greatest
     suspects = np.flatnonzero(~((squared > MIN_LENGTH**2) & (squared < MAX_LENGTH**2)))  # NaN among them
     for position in suspects.tolist():
         line = matrix[position]

@@ -288,21 +288,22 @@ def _vectors_by_space(batch: Batch, spaces: dict[str, SpaceRow], encoded: Encode
         positions = [position for position, line in enumerate(lines) if line is not None]
         if not positions:
             continue
-        by_space[name] = SpaceVectors(positions, _stacked(batch, space, [lines[p] for p in positions], positions))
+        present = [line for line in lines if line is not None]
+        by_space[name] = SpaceVectors(positions, _stacked(batch, space, present, positions))
     return by_space
 
 
 def _stacked(
-    batch: Batch, space: SpaceRow, lines: Sequence[np.ndarray | None], positions: Sequence[int]
+    batch: Batch, space: SpaceRow, lines: Sequence[np.ndarray], positions: Sequence[int]
 ) -> FloatMatrix:
-    checker = VectorChecker({space.name: space})
-    dim = checker.dim_of(space.name, lines)
+    """Vectors as one matrix (n, dim), checked against their space."""
+    dim = len(lines[0]) if space.dim is None else space.dim
     for line, position in zip(lines, positions, strict=True):
-        if line is None or len(line) != dim:
-            raise checker.wrong_dimension(space.name, line, batch.row_numbers[position])
-    matrix = np.concatenate([line for line in lines if line is not None]).reshape(-1, dim)  # (n, dim)
+        if len(line) != dim:
+            raise wrong_dimension(space.name, dim, len(line), batch.row_numbers[position])
+    matrix = np.concatenate(lines).reshape(-1, dim)  # (n, dim)
     rows = [batch.row_numbers[position] for position in positions]
-    check_finite(matrix, rows, "vector", nonzero=Metric(space.metric) is Metric.COSINE)
+    check_finite(matrix, rows, "vector", nonzero=space.metric == Metric.COSINE.value)
     return matrix
 
 
@@ -354,7 +355,7 @@ class VectorChecker:
         if line is None:
             return None
         if len(line) != self.dim_of(name, [line]):
-            return self.wrong_dimension(name, line, row)
+            return wrong_dimension(name, self._dims[name], len(line), row)
         try:
             check_finite(line[None, :], [row], "vector", nonzero=self._metric(name) is Metric.COSINE)
         except InvalidRecord as error:
@@ -367,12 +368,12 @@ class VectorChecker:
             self._dims[name] = next((len(line) for line in lines if line is not None), 0)
         return self._dims[name]
 
-    def wrong_dimension(self, name: str, line: np.ndarray | None, row: int) -> WrongDimension:
-        """The error for a vector of another dimension than its space's."""
-        n_numbers = 0 if line is None else len(line)
-        return WrongDimension(
-            f"the vector has {n_numbers} numbers; the space {name!r} holds {self._dims[name]}", row=row, field="vector"
-        )
+
+def wrong_dimension(space: str, dim: int, n_numbers: int, row: int) -> WrongDimension:
+    """The error for a vector of another dimension than its space's."""
+    return WrongDimension(
+        f"the vector has {n_numbers} numbers; the space {space!r} holds {dim}", row=row, field="vector"
+    )
 
 
 def refuse_given_vectors(batch: Batch, spaces: dict[str, SpaceRow]) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from embedstore.failpoints import reach
-from embedstore.storage.files import sync_folder
+from embedstore.storage.files import sync_folder, write_all
 
 _PAGE_WORDS = 512
 _PAGE_BYTES = _PAGE_WORDS * 8
@@ -92,9 +92,7 @@ class CacheWriter:
     def _put(self, chunk: bytes) -> None:
         self._sha256.update(chunk)
         self._pages.update(_page_sums(np.frombuffer(chunk, np.uint8)))
-        view = memoryview(chunk)
-        while view:
-            view = view[os.write(self._descriptor, view) :]
+        write_all(self._descriptor, chunk)
         self._n_bytes += len(chunk)
 
     def _finish(self) -> None:
@@ -161,14 +159,18 @@ def write_manifest(folder: Path, fields: dict[str, Any]) -> None:
     body = json.dumps(fields, sort_keys=True)
     text = json.dumps({"manifest": fields, "sha256": hashlib.sha256(body.encode()).hexdigest()}, sort_keys=True)
     temporary = folder / f"{MANIFEST_NAME}-{secrets.token_hex(6)}.tmp"
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
-        os.write(descriptor, text.encode())
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    reach("cache.manifest_synced")
-    os.rename(temporary, folder / MANIFEST_NAME)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            write_all(descriptor, text.encode())
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        reach("cache.manifest_synced")
+        os.rename(temporary, folder / MANIFEST_NAME)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     sync_folder(folder)
     reach("cache.manifest_renamed")
 

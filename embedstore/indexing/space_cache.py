@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from embedstore.errors import DamagedRow, StorageFailed, StorageFull, StoreLocked
+from embedstore.errors import DamagedRow, EmbedstoreError, StorageFailed, StorageFull, StoreLocked
 from embedstore.failpoints import reach
 from embedstore.forking import tell_forked
 from embedstore.indexing import cachefile
@@ -30,7 +30,7 @@ from embedstore.model import FloatMatrix, IntVector, Metric
 from embedstore.records import vector_is_whole
 from embedstore.storage.catalog import CollectionRow, SpaceRow, store_uuid
 from embedstore.storage.database import Transaction
-from embedstore.storage.files import make_private
+from embedstore.storage.files import is_full, make_private
 from embedstore.storage.layout import ID_SHIFT
 from embedstore.storage.locks import ProcessLock
 
@@ -92,7 +92,13 @@ class SpaceCache:
 
         Searches go on with the view there is until the new one is written.
         """
-        self._write_cache(transaction, collection, space, recipe, timeout=600.0)
+        try:
+            self._write_cache(transaction, collection, space, recipe, timeout=600.0)
+        except OSError as error:
+            if isinstance(error, EmbedstoreError):
+                raise
+            kind = StorageFull if is_full(error) else StorageFailed
+            raise kind(f"the cache in {self._folder} cannot be written: {error.strerror or error}") from error
         with self._guard:
             self._view = self._caught_up(
                 transaction, collection, space, self._opened(transaction, collection, space)
@@ -276,29 +282,52 @@ class SpaceCache:
         make_private(self._folder)
         with ProcessLock(self._folder / "build.lock").held(timeout):
             reach("cache.begun")
-            exact, labels, seqs = self._write_exact(transaction, space)
-            files = {"exact": exact, "labels": labels}
-            manifest: dict[str, Any] = {
-                "format": cachefile.MANIFEST_FORMAT, "store": store_uuid(transaction), "space": space.space_id,
-                "metric": space.metric, "dim": space.dim, "fingerprint": space.fingerprint,
-                "change": collection.last_change, "hi_seq": space.last_seq, "n_vectors": int(seqs.size),
-                "commit_id": self._commit_id(transaction, collection),
-            }  # fmt: skip
-            if recipe is not None and not recipe.exact and seqs.size:
-                matrix, _ = self._open_pair(exact, labels, int(seqs.size), space.dim)
-                built = build_index(matrix, recipe, Metric(space.metric))
-                files["index"] = write_faiss(built, self._folder, recipe)
-                reach("cache.index")
-                files["index_labels"] = labels
-                manifest["index"] = {
-                    "recipe": recipe.name, "n_vectors": int(seqs.size), "hi_seq": space.last_seq
-                }  # fmt: skip
-            elif keep_index:
-                self._keep_index(transaction, collection, space, manifest, files)
-            manifest["files"] = {name: cachefile.file_fields(file) for name, file in files.items()}
-            cachefile.write_manifest(self._folder, manifest)
-            cachefile.remove_others(self._folder, [file.name for file in files.values()])
+            try:
+                self._write_files(transaction, collection, space, recipe, keep_index=keep_index)
+            finally:
+                self._sweep()
             reach("cache.swept")
+
+    def _write_files(
+        self,
+        transaction: Transaction,
+        collection: CollectionRow,
+        space: SpaceRow,
+        recipe: Recipe | None,
+        *,
+        keep_index: bool,
+    ) -> None:
+        """Write new files, and the manifest that makes them the cache; the caller holds the lock."""
+        assert space.dim is not None
+        exact, labels, seqs = self._write_exact(transaction, space)
+        files = {"exact": exact, "labels": labels}
+        manifest: dict[str, Any] = {
+            "format": cachefile.MANIFEST_FORMAT, "store": store_uuid(transaction), "space": space.space_id,
+            "metric": space.metric, "dim": space.dim, "fingerprint": space.fingerprint,
+            "change": collection.last_change, "hi_seq": space.last_seq, "n_vectors": int(seqs.size),
+            "commit_id": self._commit_id(transaction, collection),
+        }  # fmt: skip
+        if recipe is not None and not recipe.exact and seqs.size:
+            matrix, _ = self._open_pair(exact, labels, int(seqs.size), space.dim)
+            built = build_index(matrix, recipe, Metric(space.metric))
+            files["index"] = write_faiss(built, self._folder, recipe)
+            reach("cache.index")
+            files["index_labels"] = labels
+            manifest["index"] = {"recipe": recipe.name, "n_vectors": int(seqs.size), "hi_seq": space.last_seq}
+        elif keep_index:
+            self._keep_index(transaction, collection, space, manifest, files)
+        manifest["files"] = {name: cachefile.file_fields(file) for name, file in files.items()}
+        cachefile.write_manifest(self._folder, manifest)
+
+    def _sweep(self) -> None:
+        """Delete the files that the published manifest does not name, those of a build that failed among them."""
+        try:
+            manifest = cachefile.read_manifest(self._folder)
+        except DamagedCache:
+            manifest = None
+        if manifest is None or manifest.get("format") == cachefile.MANIFEST_FORMAT:
+            files = {} if manifest is None else manifest["files"]
+            cachefile.remove_others(self._folder, [file["name"] for file in files.values()])
 
     def _keep_index(
         self,

@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import secrets
-import sqlite3
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -33,12 +32,12 @@ from embedstore.maintenance.verifying import verify
 from embedstore.storage import catalog
 from embedstore.storage.damage import damaged
 from embedstore.storage.database import Database, Transaction
-from embedstore.storage.files import make_private, scratch_folder, sync_folder
+from embedstore.storage.files import is_full, make_private, scratch_folder, sync_folder
 from embedstore.storage.head import HEAD_NAME, Head
 from embedstore.storage.layout import APPLICATION, CACHE_NAME, DATABASE_NAME, LOCK_NAME, SCHEMA_REVISION
 from embedstore.storage.locks import ProcessLock
 from embedstore.storage.revision import KNOWN_REVISIONS
-from embedstore.storage.sqlite import SQLiteDatabase
+from embedstore.storage.sqlite import SQLiteDatabase, translated
 from embedstore.version import __version__
 
 FORMAT = 1
@@ -265,15 +264,12 @@ def _put_in_place(partial: Path, folder: Path) -> None:
 @contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
     """Raise the system's and SQLite's errors as the store's."""
-    import errno
-
     try:
-        yield
+        with translated(path):
+            yield
     except EmbedstoreError:
         raise
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if is_full(error):
             raise StorageFull(f"no space left for {path}; nothing was kept of this") from error
         raise StorageFailed(f"{error.filename or path}: {error.strerror or error}") from error
-    except sqlite3.Error as error:
-        raise StorageFailed(f"{path}: {error}") from error

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from embedstore.indexing import cachefile
 from embedstore.indexing.cachefile import CacheFile, DamagedCache
 from embedstore.indexing.exact import prepared
+from embedstore.indexing.faiss_file import layout_fault
 from embedstore.indexing.space_cache import belongs, stream_vectors
 from embedstore.maintenance.reports import VerifyReport
 from embedstore.model import Metric
@@ -52,6 +53,11 @@ def _space_faults(
             mapped = cachefile.open_checked(folder, file)
             if _sha256(mapped) != file.sha256:
                 yield f"{file.name} does not hold what was written"
+        if "index" in files:
+            index = cachefile.open_checked(folder, files["index"])
+            fault = layout_fault(index, Metric(space.metric), manifest["dim"], manifest["index"]["n_vectors"])
+            if fault is not None:
+                yield f"{files['index'].name} is not the index that was written: {fault}"
         yield from _exact_faults(transaction, space, folder, manifest, files)
     except DamagedCache as error:
         yield str(error)

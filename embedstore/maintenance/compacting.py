@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import shutil
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
+from embedstore.errors import StorageFailed, StoreLocked
 from embedstore.failpoints import reach
 from embedstore.maintenance.reports import CompactReport
 from embedstore.searching.search import CollectionSearch
@@ -14,6 +15,7 @@ from embedstore.storage import catalog
 from embedstore.storage.catalog import CollectionRow
 from embedstore.storage.database import Database, Transaction
 from embedstore.storage.layout import keyword_cache_path, space_cache_folder
+from embedstore.storage.locks import ProcessLock
 
 _LEFT_BEHIND = (".corrupt", ".tmp")
 
@@ -83,25 +85,35 @@ def _sweep(database: Database, caches: Path) -> int:
     """Delete caches of collections and spaces that are no more, and files set aside or left by killed processes."""
     if not caches.is_dir():
         return 0
+    # Listed before the snapshot: what is made meanwhile is not taken for a leftover. A lock goes after what it guards.
+    held = sorted(caches.iterdir(), key=lambda path: (path.suffix == ".lock", path.name))
     with database.read() as transaction:
         collections = {row.collection_id for row in catalog.all_collections(transaction)}
         spaces = {
             space.space_id for one in collections for space in catalog.spaces_of(transaction, one).values()
         }
     n_files = 0
-    for path in sorted(caches.iterdir()):
+    for path in held:
         owner = re.fullmatch(r"(space|keywords)-(\d+)(\..*)?", path.name)
         gone = owner is not None and int(owner[2]) not in (spaces if owner[1] == "space" else collections)
-        if path.is_dir():
-            inside = list(path.iterdir())
-            old = inside if gone else [one for one in inside if one.suffix in _LEFT_BEHIND]
-            n_files += len(old)
-            for one in old:
-                one.unlink(missing_ok=True)
-            if gone:
-                shutil.rmtree(path, ignore_errors=True)
-        elif gone or path.suffix in _LEFT_BEHIND:
-            with suppress(OSError):
-                path.unlink()
-                n_files += 1
+        lock = path / "build.lock" if path.is_dir() else path.with_name(path.name.split(".")[0] + ".lock")
+        with suppress(StoreLocked, StorageFailed, OSError):  # whoever holds it is writing these files just now
+            with ProcessLock(lock).held(0) if owner is not None else nullcontext():
+                n_files += _swept(path, gone)
     return n_files
+
+
+def _swept(path: Path, gone: bool) -> int:
+    """Delete what is left over of a cache, or all of it; the number of files deleted."""
+    if path.is_dir():
+        inside = list(path.iterdir())
+        old = inside if gone else [one for one in inside if one.suffix in _LEFT_BEHIND]
+        for one in old:
+            one.unlink(missing_ok=True)
+        if gone:
+            shutil.rmtree(path, ignore_errors=True)
+        return len(old)
+    if gone or path.suffix in _LEFT_BEHIND:
+        path.unlink()
+        return 1
+    return 0

@@ -12,20 +12,22 @@ import os
 import re
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
+from hashlib import blake2b
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from embedstore.errors import StorageFailed, StoreLocked
+from embedstore.errors import DamagedRow, EmbedstoreError, StorageFailed, StorageFull, StoreLocked
 from embedstore.failpoints import reach
-from embedstore.forking import abandon, tell_forked
+from embedstore.forking import abandon, inside_sqlite, tell_forked
 from embedstore.indexing.cachefile import file_page_hash
+from embedstore.records import HASH_BYTES
 from embedstore.storage.catalog import CollectionRow, store_uuid
 from embedstore.storage.database import Transaction
-from embedstore.storage.files import make_private, replace_file
+from embedstore.storage.files import is_full, make_private, replace_file
 from embedstore.storage.layout import id_range
 from embedstore.storage.locks import ProcessLock
 
@@ -76,12 +78,18 @@ class KeywordCache:
         if not terms:
             return []
         match = " OR ".join('"' + term.replace('"', "") + '"' for term in terms)
-        with self._guard:
+        with self._guard, inside_sqlite:
             try:
                 return self._ranked(transaction, collection, match, limit)
             except sqlite3.DatabaseError as error:
+                if _cannot_write(error):
+                    return self._ranked_alone(transaction, collection, match, limit)
                 self._refuse_or_rebuild(error)
                 return self._ranked(transaction, collection, match, limit)
+            except OSError as error:
+                if isinstance(error, EmbedstoreError):
+                    raise
+                return self._ranked_alone(transaction, collection, match, limit)
 
     def _refuse_or_rebuild(self, error: sqlite3.DatabaseError) -> None:
         """Raise what rebuilding cannot mend; set a damaged file aside."""
@@ -90,8 +98,9 @@ class KeywordCache:
             raise StoreLocked(
                 f"another process is bringing the keyword index {self._path} up to date; try again when it is done"
             ) from error
-        if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
-            raise StorageFailed(f"the keyword index {self._path} cannot be written: {error}") from error
+        if _cannot_write(error):
+            kind = StorageFull if code == sqlite3.SQLITE_FULL else StorageFailed
+            raise kind(f"the keyword index {self._path} cannot be written: {error}") from error
         self._rebuild()
 
     def _ranked(self, transaction: Transaction, collection: CollectionRow, match: str, limit: int) -> Scored:
@@ -106,6 +115,10 @@ class KeywordCache:
                     return _best(connection, match, limit)
             finally:
                 connection.execute("COMMIT")
+        return self._ranked_alone(transaction, collection, match, limit)
+
+    def _ranked_alone(self, transaction: Transaction, collection: CollectionRow, match: str, limit: int) -> Scored:
+        """The answer from an index in memory, made for it alone."""
         private = self._private(transaction, collection)
         try:
             return _best(private, match, limit)
@@ -114,16 +127,21 @@ class KeywordCache:
 
     def catch_up(self, transaction: Transaction, collection: CollectionRow) -> None:
         """Index what was committed since the last time."""
-        with self._guard:
+        with self._guard, inside_sqlite:
             try:
                 self._caught_up(transaction, collection)
             except sqlite3.DatabaseError as error:
                 self._refuse_or_rebuild(error)
                 self._caught_up(transaction, collection)
+            except OSError as error:
+                if isinstance(error, EmbedstoreError):
+                    raise
+                kind = StorageFull if is_full(error) else StorageFailed
+                raise kind(f"the keyword index {self._path} cannot be written: {error.strerror or error}") from error
 
     def close(self) -> None:
         """Close the file."""
-        with self._guard:
+        with self._guard, inside_sqlite:
             if self._connection is not None:
                 self._connection.close()
             self._connection = None
@@ -210,17 +228,22 @@ class KeywordCache:
             connection.executemany("DELETE FROM words WHERE rowid = ?", [(record_id,) for record_id in chunk])
             connection.executemany(
                 "INSERT INTO words (rowid, content) VALUES (?, ?)",
-                transaction.all(
-                    f"SELECT record_id, content FROM records WHERE record_id IN {ids} AND content IS NOT NULL",
-                    {"ids": transaction.dialect.list_parameter(chunk)},
+                _whole(
+                    transaction.all(
+                        "SELECT record_id, content, content_hash FROM records"
+                        f" WHERE record_id IN {ids} AND content IS NOT NULL",
+                        {"ids": transaction.dialect.list_parameter(chunk)},
+                    )
                 ),
             )
         connection.executemany(
             "INSERT INTO words (rowid, content) VALUES (?, ?)",
-            transaction.stream(
-                "SELECT record_id, content FROM records"
-                " WHERE record_id > :last AND record_id <= :high AND content IS NOT NULL ORDER BY record_id",
-                {"last": state["last_record"], "high": id_range(collection.collection_id)[1]},
+            _whole(
+                transaction.stream(
+                    "SELECT record_id, content, content_hash FROM records"
+                    " WHERE record_id > :last AND record_id <= :high AND content IS NOT NULL ORDER BY record_id",
+                    {"last": state["last_record"], "high": id_range(collection.collection_id)[1]},
+                )
             ),
         )
 
@@ -276,6 +299,14 @@ class KeywordCache:
         return connection
 
 
+def _whole(rows: Iterable[tuple[Any, ...]]) -> Iterator[tuple[int, str]]:
+    """The ids and texts of rows of id, content and its hash; DamagedRow for a text that is not what was written."""
+    for record_id, content, hashed in rows:
+        if not isinstance(content, str) or blake2b(content.encode(), digest_size=HASH_BYTES).digest() != hashed:
+            raise DamagedRow(f"the text of record {record_id} is not what was written")
+        yield record_id, content
+
+
 def _seal(connection: sqlite3.Connection, path: Path) -> None:
     """Bring the log into the file and note the file's page hash beside it; the caller holds the lock.
 
@@ -295,7 +326,7 @@ def _is_sealed(path: Path) -> bool:
         if path.stat().st_size != note["n_bytes"]:
             return False
         return bool(file_page_hash(path) == note["page_hash"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
 
@@ -309,6 +340,8 @@ def _has_content(path: Path) -> bool:
 def keyword_faults(path: Path, transaction: Transaction, collection: CollectionRow) -> Iterator[str]:
     """What is wrong with a keyword index: its file, or words that are not those of the records."""
     with suppress(StorageFailed), ProcessLock(path.with_suffix(".lock")).held(_LOCK_SECONDS):
+        if not path.with_suffix(".seal").exists():
+            return  # it was never finished, so it is made anew before it is used
         if not _is_sealed(path):
             yield "it is not what was written"
             return
@@ -362,8 +395,12 @@ def _connect(address: str) -> sqlite3.Connection:
 
 
 def _state(connection: sqlite3.Connection) -> dict[str, Any]:
-    state: dict[str, Any] = dict(connection.execute("SELECT name, value FROM state").fetchall())
-    return {name: int(value) if name in ("change", "last_record") else value for name, value in state.items()}
+    """What the index holds; nothing where it does not say so in full."""
+    found: dict[str, Any] = dict(connection.execute("SELECT name, value FROM state").fetchall())
+    numbers = {name: str(found.get(name)) for name in ("change", "last_record")}
+    if not ({"version", "store", "commit_id"} <= found.keys() and all(map(str.isdecimal, numbers.values()))):
+        return {}
+    return found | {name: int(number) for name, number in numbers.items()}
 
 
 def _put_state(
@@ -379,6 +416,12 @@ def _put_state(
         "last_record": str(id_range(collection.collection_id)[0] + collection.last_serial),
     }  # fmt: skip
     connection.executemany("INSERT OR REPLACE INTO state (name, value) VALUES (?, ?)", list(values.items()))
+
+
+def _cannot_write(error: sqlite3.DatabaseError) -> bool:
+    """Whether the file is refused room, so that making it anew would not help."""
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
+    return code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
 
 
 def _empty(connection: sqlite3.Connection) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shutil
@@ -22,14 +23,30 @@ def make_private(folder: Path) -> None:
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Give a file new content, whole or not at all for whoever reads it; not synced."""
+    """Give a file new content, whole or not at all for whoever reads it; not synced. OSError where there is no room."""
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(6)}.tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
-        os.write(descriptor, content)
-    finally:
-        os.close(descriptor)
-    os.replace(temporary, path)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            write_all(descriptor, content)
+        finally:
+            os.close(descriptor)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_all(descriptor: int, content: bytes | memoryview) -> None:
+    """Write every byte; ``os.write`` alone writes what there is room for, and says nothing of the rest."""
+    view = memoryview(content)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def is_full(error: OSError) -> bool:
+    """Whether an operation failed for want of space."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from embedstore.errors import StorageFailed, StoreLocked
+from embedstore.errors import StorageFailed, StorageFull, StoreLocked
 from embedstore.forking import tell_forked
+from embedstore.storage.files import is_full
 
 _POLL_SECONDS = 0.01
 _NOTE_BYTES = 100
@@ -81,7 +82,8 @@ class ProcessLock:
         try:
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
-            raise StorageFailed(
+            kind = StorageFull if is_full(error) else StorageFailed
+            raise kind(
                 f"the lock {self._path} cannot be taken: {error.strerror or error}; writing needs a folder that"
                 " can be written to"
             ) from error

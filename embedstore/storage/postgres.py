@@ -280,10 +280,13 @@ def _engine(url: str) -> Engine:
 
     try:
         engine = create_engine(url, pool_pre_ping=True, hide_parameters=True)
-    except (ArgumentError, NoSuchModuleError, ModuleNotFoundError):
+        if "@" in (engine.url.host or ""):
+            raise ValueError  # the end of a password that holds an @, which would be shown as a host
+    except (ArgumentError, NoSuchModuleError, ModuleNotFoundError, ValueError):
         # The URL is not repeated: it may hold a password.
         raise InvalidInput(
-            "the database URL cannot be read; write it as postgresql+psycopg://USER@HOST/NAME"
+            "the database URL cannot be read; write it as postgresql+psycopg://USER@HOST/NAME, special characters of a"
+            " password as %40"
         ) from None
     if engine.dialect.name != "postgresql" or engine.driver != "psycopg":
         raise InvalidInput(

@@ -27,7 +27,7 @@ from embedstore.errors import (
     StoreLocked,
 )
 from embedstore.failpoints import reach
-from embedstore.forking import abandon, tell_forked
+from embedstore.forking import abandon, inside_sqlite, tell_forked
 from embedstore.storage.damage import damaged
 from embedstore.storage.database import Parameters, RecordRows, Row, Transaction, VectorRows
 from embedstore.storage.files import make_private, sync_folder
@@ -44,6 +44,7 @@ CHECKPOINT_BYTES = 128 << 20
 CHECKPOINT_PAGES = 1000
 """After a small commit it is copied from so many pages on, and then written over: a log that grows syncs slowly."""
 _SMALL_COMMIT = 1000  # rows
+_FETCHED_ROWS = 256
 _BUSY_MILLISECONDS = 10_000
 
 
@@ -76,30 +77,36 @@ class SQLiteTransaction:
         self._connection = connection
 
     def all(self, sql: str, parameters: Parameters | None = None) -> list[Row]:
-        return self._connection.execute(sql, parameters or {}).fetchall()
+        with inside_sqlite:
+            return self._connection.execute(sql, parameters or {}).fetchall()
 
     def stream(self, sql: str, parameters: Parameters | None = None) -> Iterator[Row]:
-        return iter(self._connection.execute(sql, parameters or {}))
+        with inside_sqlite:
+            return _fetched(self._connection.execute(sql, parameters or {}))
 
     def one(self, sql: str, parameters: Parameters | None = None) -> Row | None:
-        return self._connection.execute(sql, parameters or {}).fetchone()  # type: ignore[no-any-return]
+        with inside_sqlite:
+            return self._connection.execute(sql, parameters or {}).fetchone()  # type: ignore[no-any-return]
 
     def run(self, sql: str, parameters: Parameters | None = None) -> int:
-        return self._connection.execute(sql, parameters or {}).rowcount
+        with inside_sqlite:
+            return self._connection.execute(sql, parameters or {}).rowcount
 
     def many(self, sql: str, parameters: Sequence[Parameters]) -> None:
-        self._connection.executemany(sql, parameters)
+        with inside_sqlite:
+            self._connection.executemany(sql, parameters)
 
     def back_up(self, target: sqlite3.Connection) -> None:
         """Copy what this transaction sees into another database."""
-        self._connection.backup(target)
+        with inside_sqlite:
+            self._connection.backup(target)
 
     def alone(self) -> None:
         pass  # every write transaction is
 
     def insert_records(self, records: RecordRows) -> None:
         # One statement, as for vectors.
-        self._connection.execute(
+        self.run(
             "INSERT INTO records (record_id, collection_id, key, modality, content, uri, metadata, content_hash,"
             " row_hash) SELECT :first + row.key, :collection, json_extract(row.value, '$[0]'), :modality,"
             " json_extract(row.value, '$[1]'), json_extract(row.value, '$[2]'), json_extract(row.value, '$[3]'),"
@@ -116,7 +123,7 @@ class SQLiteTransaction:
     def insert_vectors(self, vectors: VectorRows) -> None:
         # One statement cuts the rows out of one blob: half the time of a statement a row, and without the
         # interpreter's lock, so that another thread can prepare the next batch meanwhile.
-        self._connection.execute(
+        self.run(
             "INSERT INTO vectors (vector_id, space_id, record_id, row_hash, vec)"
             " SELECT :first + row.key, :space, row.value, substr(:row_hashes, 1 + 16 * row.key, 16),"
             " substr(:vecs, 1 + :n_bytes * row.key, :n_bytes) FROM json_each(:records) AS row",
@@ -129,7 +136,17 @@ class SQLiteTransaction:
 
     def insert(self, table: str, columns: Sequence[str], rows: Iterable[Row]) -> None:
         marks = ",".join("?" * len(columns))
-        self._connection.executemany(f"INSERT INTO {table} ({','.join(columns)}) VALUES ({marks})", rows)
+        with inside_sqlite:
+            self._connection.executemany(f"INSERT INTO {table} ({','.join(columns)}) VALUES ({marks})", rows)
+
+
+def _fetched(cursor: sqlite3.Cursor) -> Iterator[Row]:
+    while True:
+        with inside_sqlite:
+            rows = cursor.fetchmany(_FETCHED_ROWS)
+        if not rows:
+            return
+        yield from rows
 
 
 class SQLiteDatabase:
@@ -189,7 +206,7 @@ class SQLiteDatabase:
             reach("create.file")
             sync_folder(self._folder)
             sync_folder(self._folder.parent)  # where the folder was there before, its name may not be durable yet
-            with self._committing() as transaction:
+            with inside_sqlite, self._committing() as transaction:
                 if transaction.one("SELECT 1 FROM sqlite_master") is not None:
                     raise NotAStore(f"{self._path} is the database of another program; give a new or an empty folder")
                 create_tables(transaction)
@@ -237,15 +254,18 @@ class SQLiteDatabase:
         with translated(self._path):
             connection = self._take_reader()
             try:
-                connection.execute("BEGIN")
+                with inside_sqlite:
+                    connection.execute("BEGIN")
                 yield SQLiteTransaction(connection)
             except BaseException:
-                connection.close()
+                with inside_sqlite:
+                    connection.close()
                 raise
-            connection.execute("COMMIT")
-            if not connection.lasting:
-                connection.close()
-                return
+            with inside_sqlite:
+                connection.execute("COMMIT")
+                if not connection.lasting:
+                    connection.close()
+                    return
             with self._guard:
                 self._readers.append(connection)
 
@@ -257,7 +277,8 @@ class SQLiteDatabase:
             if self._lost is not None:
                 what = f"{self._lost}. Nothing more is written; to go on with what is left, delete {HEAD_NAME}"
                 raise damaged(self._path, what)
-            with self._committing() as transaction:
+            # All of it: a child that is forked in the middle would hold its copy of SQLite's lock for ever.
+            with inside_sqlite, self._committing() as transaction:
                 check_current(transaction, self.address)
                 yield transaction
 
@@ -335,7 +356,7 @@ class SQLiteDatabase:
 
     def _drop_writer(self) -> None:
         if self._writer is not None:
-            with suppress(sqlite3.Error):
+            with suppress(sqlite3.Error), inside_sqlite:
                 self._writer.close()
             self._writer = None
 
@@ -353,6 +374,10 @@ class SQLiteDatabase:
         self._wrote = False
 
     def _connect(self, mode: str) -> _Connection:
+        with inside_sqlite:
+            return self._connected(mode)
+
+    def _connected(self, mode: str) -> _Connection:
         """Open the file. Readers open it read-only, so that they never checkpoint, even as the last to close."""
         address = f"file:{quote(str(self._path.absolute()))}?mode={mode}"
         connection = _opened(address)
@@ -459,13 +484,14 @@ class SQLiteDatabase:
                     self._close_writer(lock)
         with self._guard:
             idle, self._readers = self._readers, []
-        for connection in idle:
-            connection.close()
+        with inside_sqlite:
+            for connection in idle:
+                connection.close()
 
     def _close_writer(self, lock: ProcessLock) -> None:
         """Copy the log into the database, and close the writing connection; no other thread has it."""
         if self._wrote and self._writer is not None:
-            with suppress(EmbedstoreError, sqlite3.Error), lock.kept_from_processes(0):
+            with suppress(EmbedstoreError, sqlite3.Error), lock.kept_from_processes(0), inside_sqlite:
                 self._writer.execute("PRAGMA busy_timeout = 0")
                 self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
                 reach("close.checkpointed")

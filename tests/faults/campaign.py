@@ -21,7 +21,7 @@ from typing import Any
 
 TESTS = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).with_name("results.json")
-MODULES = ("kills", "powercut", "migrations", "concurrency", "signals", "damage", "diskfull", "machine")
+MODULES = ("kills", "powercut", "migrations", "concurrency", "sharing", "signals", "damage", "diskfull", "machine")
 
 Campaign = Callable[[int], dict[str, Any]]
 

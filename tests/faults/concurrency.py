@@ -409,6 +409,10 @@ def _summary(report: dict[str, Any]) -> dict[str, Any]:
 
 
 CAMPAIGNS = {"concurrency on SQLite": on_sqlite, "concurrency on PostgreSQL": on_postgres}
+QUICK_CAMPAIGNS = {
+    "concurrency on SQLite": lambda seed: on_sqlite(seed, 5.0),
+    "concurrency on PostgreSQL": lambda seed: on_postgres(seed, 5.0),
+}
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import shutil
 import sqlite3
+import struct
 import sys
 import tempfile
 import traceback
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from shared import ROOT
 
 import embedstore
 from embedstore.errors import EmbedstoreError
@@ -42,7 +44,6 @@ from faults.specimen import (
     same,
     truth_of,
 )
-from shared import ROOT
 
 PAGE_BYTES = 8192
 _SHARES = {"store.db": 45, "store.db-wal": 20, "cache": 45, "HEAD": 4, "other": 6}
@@ -89,6 +90,8 @@ class Outcome:
 
     damage: Damage
     found: str = ""
+    older: bool = False
+    """Whether commits were lost, so that answers are of an older one, as a warning says at opening."""
     wrong: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     n_lost: int = 0
@@ -167,7 +170,8 @@ def _pages_of(folder: Path, truth: Truth) -> dict[tuple[str, str, str], set[int]
 def _names(folder: Path) -> dict[tuple[int, int], str]:
     connection = sqlite3.connect(f"file:{folder / 'store.db'}?mode=ro", uri=True)
     names = {(row[0], 0): row[1] for row in connection.execute("SELECT collection_id, name FROM collections")}
-    names |= {(row[0], row[1]): row[2] for row in connection.execute("SELECT collection_id, space_id, name FROM spaces")}
+    spaces = connection.execute("SELECT collection_id, space_id, name FROM spaces")
+    names |= {(collection, space): name for collection, space, name in spaces}
     connection.close()
     return names
 
@@ -265,6 +269,7 @@ def _advice(message: str, error: EmbedstoreError) -> bool:
 
 def _hold_report(report: embedstore.maintenance.VerifyReport | None, outcome: Outcome) -> None:
     part = outcome.damage.part
+    outcome.older = report is not None and any("was acknowledged" in str(one) for one in report.lost)
     if report is None:
         outcome.found = "refused"
         if part in ("cache", "other"):
@@ -298,7 +303,7 @@ def _hold_answers(folder: Path, outcome: Outcome) -> None:
 
 
 def _write(folder: Path, outcome: Outcome) -> None:
-    """Everything that changes a store or writes files; whatever it does, it is an answer or an error of embedstore's."""
+    """Change the store and write files, in every way; each ends well or in an error of embedstore's."""
     with embedstore.open(folder) as store:
         notes, points = store.collection("notes"), store.collection("points")
         calls: dict[str, Callable[[], Any]] = {
@@ -396,18 +401,39 @@ def _hit(specimen: Specimen, damage: Damage) -> set[tuple[str, str, str]]:
     """The records and vectors that lie, in whole or in part, where the damage is."""
     if damage.part != "database" or damage.file.endswith("-shm"):
         return set()
-    if damage.file.endswith("-wal"):
-        return set(specimen.pages_of)  # SQLite reads a log up to its first fault; which pages that are is not told here
-    hit = _pages_hit(damage, specimen.folder / damage.file)
+    path = specimen.folder / damage.file
+    hit = _log_pages_hit(damage, path) if damage.file.endswith("-wal") else _pages_hit(damage, path)
     return {one for one, pages in specimen.pages_of.items() if pages & hit}
 
 
-def _pages_hit(damage: Damage, path: Path) -> set[int]:
+def _log_pages_hit(damage: Damage, path: Path) -> set[int]:
+    """The pages of the frames that were hit, of those behind each, whose checksum goes on from it, and of commits that
+
+    have lost their end.
+    """
+    log = path.read_bytes()
+    n_bytes = 24 + PAGE_BYTES
+    frames = [struct.unpack_from(">2I", log, at) for at in range(32, len(log) - n_bytes + 1, n_bytes)]
+    start, stop = _bytes_hit(damage, len(log))
+    first, last = max(0, (start - 32) // n_bytes), min(len(frames), (stop - 33) // n_bytes + 2)
+    if not any(n_pages for _, n_pages in frames[last:]):  # the newest commits have lost their end
+        while first and not frames[first - 1][1]:
+            first -= 1
+        last = len(frames)
+    return {page for page, _ in frames[first:last]}
+
+
+def _bytes_hit(damage: Damage, n_bytes: int) -> tuple[int, int]:
     if damage.kind == "flip":
-        return {damage.place // 8 // PAGE_BYTES + 1}
+        return damage.place // 8, damage.place // 8 + 1
     if damage.kind == "zero":
-        return {damage.place + 1}
-    return set(range(damage.place // PAGE_BYTES + 1, path.stat().st_size // PAGE_BYTES + 1))
+        return damage.place * PAGE_BYTES, (damage.place + 1) * PAGE_BYTES
+    return damage.place, n_bytes
+
+
+def _pages_hit(damage: Damage, path: Path) -> set[int]:
+    start, stop = _bytes_hit(damage, path.stat().st_size)
+    return set(range(start // PAGE_BYTES + 1, (stop - 1) // PAGE_BYTES + 2))
 
 
 # ---- campaigns
@@ -453,7 +479,7 @@ def summed(outcomes: list[Outcome]) -> dict[str, Any]:
     by_part = Counter(f"{one.damage.part}: {one.found}" for one in outcomes)
     database = [one for one in outcomes if one.damage.part == "database"]
     told = [one for one in database if one.found in ("damaged", "refused")]
-    answers = Counter("wrong" if one.wrong else "an error" if one.errors else "right" for one in told)
+    answers = Counter(map(_answered, told))
     return {
         "rounds": len(outcomes), "violations": len(violations),
         "details": {
@@ -462,10 +488,16 @@ def summed(outcomes: list[Outcome]) -> dict[str, Any]:
             "unused bytes of the database": sum(one.found in ("clean", "cache") for one in database),
             "rows on damaged pages": sum(one.n_hit for one in database),
             "rows that repair lost": sum(one.n_lost for one in database),
-            "wrong": [f"{one.damage}: {one.wrong}" for one in told if one.wrong][:500],
-            "violations": [f"{damage}: {what}" for damage, what in violations][:500],
+            "wrong": [f"{one.damage}: {one.wrong}" for one in told if _answered(one) == "wrong"],
+            "violations": [f"{damage}: {what}" for damage, what in violations],
         },
     }  # fmt: skip
+
+
+def _answered(outcome: Outcome) -> str:
+    if outcome.wrong:
+        return "of an older commit, as a warning says" if outcome.older else "wrong"
+    return "an error" if outcome.errors else "right"
 
 
 CAMPAIGNS: dict[str, Callable[[int], dict[str, Any]]] = {"damage": campaign}

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -27,7 +28,8 @@ WORKER = Path(__file__).with_name("worker.py")
 MAX_FAULTS = 20
 """A campaign ends early after so many violations."""
 _MAX_RECORDS = 1500
-_MAX_SECONDS = 120.0
+MAX_SECONDS = 120.0
+"""A worker that takes longer has stopped for good, which is a violation."""
 
 
 @dataclass(slots=True)
@@ -94,6 +96,7 @@ def run_worker(
             [sys.executable, str(WORKER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
             env=environment(failpoint),
         )  # fmt: skip
+        limit = threading.Timer(MAX_SECONDS, process.kill)
         with process:
             assert process.stdin is not None and process.stdout is not None
             try:
@@ -101,13 +104,15 @@ def run_worker(
                     process.stdin.write(f"{job}\n")
                 lines = [process.stdout.readline().strip()]
                 started = time.monotonic()
+                limit.start()
                 if kill_after is not None:
                     with suppress(subprocess.TimeoutExpired):
                         process.wait(kill_after)
                     process.kill()
                 lines += process.stdout.read().splitlines()
-                process.wait(_MAX_SECONDS)
+                process.wait()
             finally:
+                limit.cancel()
                 process.kill()
             seconds = time.monotonic() - started
         errors.seek(0)
@@ -123,6 +128,8 @@ def judge(session: Session, plan: list[Operation], outcome: Outcome, seed: int, 
     """
     if outcome.status not in (0, -9):
         raise Violation(f"the worker failed with {outcome.status}: {outcome.errors[-1500:]}")
+    if outcome.seconds >= MAX_SECONDS:
+        raise Violation(f"the worker stopped at operation {outcome.n_acknowledged} of {len(plan)}")
     if outcome.status == 0 and outcome.n_acknowledged != len(plan):
         raise Violation(f"the worker ended well after {outcome.n_acknowledged} of {len(plan)} operations")
     _judge_backup(session, plan, outcome, seed)
@@ -219,7 +226,8 @@ class Campaign:
         seed = self.seed()
         planner = Planner(seed, state=session.state, next_number=session.next_number, largest=self._largest)
         if failpoint:  # seldom reached ones need certain operations
-            plan = [*planner.plan(self._n_operations // 3), *planner.building(), {"verb": "compact"}, {"verb": "backup"}, {"verb": "reopen"}]
+            plan = [*planner.plan(self._n_operations // 3), *planner.building()]
+            plan += [{"verb": "compact"}, {"verb": "backup"}, {"verb": "reopen"}]
         else:
             plan = planner.plan(self._n_operations)
         settings = {"CHECKPOINT_BYTES": 100_000} if failpoint else settings_of(seed)

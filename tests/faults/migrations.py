@@ -244,3 +244,4 @@ def campaign(seed: int, n_kills: int = 40, n_races: int = 5) -> dict[str, Any]:
 
 
 CAMPAIGNS = {"migrations": campaign}
+QUICK_CAMPAIGNS = {"migrations": lambda seed: campaign(seed, n_kills=2, n_races=1)}

@@ -121,10 +121,19 @@ def _check_all(store: embedstore.Store, state: State, states: Sequence[State], s
     for name, holding in state.items():
         collection = store.collection(name)
         _check_stats(collection, holding)
-        _check_own_vectors(collection, holding, rng)
+        touched = _touched(name, state, states)
+        _check_own_vectors(collection, holding, touched, rng)
         _check_filters(collection, holding)
         _check_words(collection, holding, _absent_words(name, state, states), rng)
-        _check_own_vectors(collection, holding, rng)
+        _check_own_vectors(collection, holding, touched, rng)
+
+
+def _touched(name: str, state: State, states: Sequence[State]) -> set[str]:
+    """The keys of records that the operation in flight wrote or would have changed."""
+    others = [other[name].records if name in other else {} for other in states if other is not state]
+    return {
+        key for key, one in state[name].records.items() if any(records.get(key) != one for records in others)
+    }  # fmt: skip
 
 
 def _check_stats(collection: embedstore.Collection, holding: Holding) -> None:
@@ -162,12 +171,17 @@ def _total(hashes: Sequence[bytes]) -> str:
     return halves.sum(axis=0, dtype=np.uint64).astype("<u8").tobytes().hex()
 
 
-def _check_own_vectors(collection: embedstore.Collection, holding: Holding, rng: np.random.Generator) -> None:
-    """Each of a sample of records, the newest among them, is the nearest to its own vector."""
+def _check_own_vectors(
+    collection: embedstore.Collection, holding: Holding, touched: set[str], rng: np.random.Generator
+) -> None:
+    """Each record that was touched, of the newest, and of a sample of the others is the nearest to its own vector."""
     keys = [key for key, one in holding.records.items() if one.vector is not None]
     if len(keys) > N_SEARCHED:
-        keys = [*rng.choice(keys[:-50], N_SEARCHED - 50, replace=False).tolist(), *keys[-50:]]
+        chosen = {*rng.choice(keys, N_SEARCHED, replace=False).tolist(), *keys[-50:], *touched}
+        keys = [key for key in keys if key in chosen]
     if not keys:
+        if collection.search(np.ones(holding.dim, np.float32)).keys:
+            raise Violation(f"{collection.name}: a search finds records, but none has a vector")
         return
     queries = np.stack([np.frombuffer(holding.records[key].vector or b"", "<f4") for key in keys])
     first = collection.search(queries[-1], k=1).keys
@@ -196,10 +210,10 @@ def _check_filters(collection: embedstore.Collection, holding: Holding) -> None:
 
 
 def _absent_words(name: str, state: State, states: Sequence[State]) -> list[str]:
-    """Words of records that the store might hold but does not."""
+    """A word that is never used, and words of records that the store might hold but does not."""
     here = {one.word for one in state[name].records.values()}
     other = {one.word for other in states if name in other for one in other[name].records.values()}
-    return sorted(word for word in other - here if word is not None)[:N_WORDS]
+    return [word_of(0, 0), *sorted(word for word in other - here if word is not None)[:N_WORDS]]
 
 
 def _check_words(

@@ -22,10 +22,11 @@ from unittest import mock
 
 import numpy as np
 
+import embedstore
 from faults.disk import MODELS, Image
 from faults.kills import WORKER, environment
 from faults.oracle import Violation, check
-from faults.plans import Operation, Planner, State, settings_of, states_within
+from faults.plans import Operation, Planner, State, archive_of, settings_of, states_within
 from faults.tracing import Tracer, strace
 
 STORE = "shelf/library"
@@ -65,6 +66,16 @@ def short_plan(seed: int, n_operations: int = 12) -> list[Operation]:
     planner = Planner(seed, largest=40)
     plan = planner.plan(n_operations)
     return plan + planner.building()
+
+
+def upkeep_plan(seed: int, root: Path) -> list[Operation]:
+    """A few operations, and then every command that keeps a store sound."""
+    store = root / STORE
+    return [
+        *short_plan(seed, 3), {"verb": "compact"}, {"verb": "backup"},
+        {"verb": "restore", "archive": str(archive_of(store)), "into": str(store.with_name("restored"))},
+        {"verb": "repair", "source": str(store), "into": str(store.with_name("repaired"))},
+    ]  # fmt: skip
 
 
 def record(root: Path, plan: Sequence[Operation], seed: int, breaks: Sequence[str] = ()) -> Path:
@@ -122,6 +133,7 @@ class Judge:
             self._states.append(within)
             state = within[-1]
         self._states.append([state])
+        self._plan = plan
 
     def violation(self, cut: Cut, root: Path) -> str | None:
         """What is wrong with a state; None where nothing is. It is put below ``root``, and removed afterwards."""
@@ -131,11 +143,34 @@ class Judge:
         try:
             cut.image.put(folder)
             check(folder / STORE, states if cut.n_tried > cut.n_acknowledged else states[:1], seed=0)
-        except Violation as violation:
+            for place, operation in enumerate(self._plan[: cut.n_tried]):
+                self._check_made(folder / STORE, operation, self._states[place], done=place < cut.n_acknowledged)
+        except (Violation, embedstore.EmbedstoreError) as violation:
             return f"{cut.model}, after {cut.place}, {cut.n_acknowledged}/{cut.n_tried} operations: {violation}"
         finally:
             shutil.rmtree(folder)
         return None
+
+
+    @staticmethod
+    def _check_made(store: Path, operation: Operation, states: list[State], *, done: bool) -> None:
+        """What a backup, a restore or a repair made is whole, and is there if it was acknowledged."""
+        with tempfile.TemporaryDirectory(dir=store.parent) as scratch:
+            match operation["verb"]:
+                case "backup":
+                    made, archive = Path(scratch) / "restored", archive_of(store)
+                    if archive.exists():
+                        embedstore.restore(archive, made)
+                case "restore" | "repair":
+                    made = store.with_name(Path(operation["into"]).name)
+                case _:
+                    return
+            with embedstore.open(made) as opened:
+                there = opened.exists()
+            if there:
+                check(made, states, seed=0)
+            elif done:
+                raise Violation(f"what {operation['verb']} made is gone")
 
 
 @contextmanager
@@ -190,27 +225,30 @@ def _sampled(found: list[Cut], n: int, seed: int) -> list[Cut]:
 # ---- the long form
 
 
-def campaign(seed: int, n_plans: int = 4, n_sampled: int | None = None) -> dict[str, Any]:
-    """All states of some plans, or ``n_sampled`` of each."""
+def campaign(
+    seed: int, n_plans: int = 4, n_sampled: int | None = None, *, upkeep: bool = False
+) -> dict[str, Any]:  # fmt: skip
+    """All states of some plans, or ``n_sampled`` of each; with ``upkeep``, of plans with compact, backup and so on."""
     missing = why_not()
     if missing is not None:
         return {"rounds": 0, "violations": 1, "faults": [missing]}
     counts, faults = dict.fromkeys(MODELS, 0), []
     for number in range(n_plans):
-        found, wrong = _in_child(seed + number, n_sampled)
+        found, wrong = _in_child(seed + number, n_sampled, upkeep)
         counts = {model: counts[model] + found.get(model, 0) for model in counts}
         faults += wrong
     return {"rounds": sum(counts.values()), "violations": len(faults), "faults": faults[:20], "models": counts}
 
 
-def _in_child(seed: int, n_sampled: int | None) -> tuple[dict[str, int], list[str]]:
+def _in_child(seed: int, n_sampled: int | None, upkeep: bool) -> tuple[dict[str, int], list[str]]:
     """``judged`` in a process of its own: a state that brings it down is a violation too."""
     with scratch() as root:
         answer = root / "answer.json"
         pid = os.fork()
         if pid == 0:
             try:
-                answer.write_text(json.dumps(judged(root, short_plan(seed), seed, n_sampled=n_sampled)))
+                plan = upkeep_plan(seed, root / "real") if upkeep else short_plan(seed)
+                answer.write_text(json.dumps(judged(root, plan, seed, n_sampled=n_sampled)))
             except Exception as error:
                 answer.write_text(json.dumps([{}, [f"seed {seed}: {type(error).__name__}: {error}"]]))
             finally:
@@ -222,5 +260,8 @@ def _in_child(seed: int, n_sampled: int | None) -> tuple[dict[str, int], list[st
         return counts, faults
 
 
-CAMPAIGNS = {"power cuts": campaign}
-QUICK_CAMPAIGNS = {"power cuts": partial(campaign, n_plans=2, n_sampled=100)}
+CAMPAIGNS = {"power cuts": campaign, "power cuts in upkeep": partial(campaign, n_plans=2, upkeep=True)}
+QUICK_CAMPAIGNS = {
+    "power cuts": partial(campaign, n_plans=2, n_sampled=100),
+    "power cuts in upkeep": partial(campaign, n_plans=1, n_sampled=100, upkeep=True),
+}

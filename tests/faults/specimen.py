@@ -20,11 +20,11 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+from shared import ROOT, brute_force
 
 import embedstore
 from embedstore.indexing import space_cache
 from embedstore.searching import plan
-from shared import ROOT, brute_force
 
 DIM, EXTRA_DIM = 16, 24
 _GAP = 1e-3

@@ -81,7 +81,7 @@ def test_the_oracle_notices_half_of_an_operation(tmp_path):
     half = {"verb": "delete", "collection": "first", "numbers": list(range(10))}
     with embedstore.open(tmp_path / "store") as store:
         store.collection("first").delete([f"k{number}" for number in range(5)])
-    with pytest.raises(Violation, match="none of the states it may be in: first lacks 0 .* 5 more .*; or: first lacks 5"):
+    with pytest.raises(Violation, match=r"it may be in: first lacks 0 .* 5 more .*; or: first lacks 5"):
         check(tmp_path / "store", acceptable([*plan, half], 2, 3, {}), seed=1)
 
 

@@ -29,6 +29,22 @@ def test_a_power_cut_at_any_system_call_loses_nothing_that_was_acknowledged(root
 
 
 @traced
+def test_a_power_cut_while_a_store_is_made_leaves_none_or_a_whole_one(root):
+    plan = [{"verb": "create", "collection": "first", "dim": 8, "metric": "cosine"}]
+    counts, faults = powercut.judged(root, plan, 1)
+    assert faults == []
+    assert sum(counts.values()) > 100
+
+
+@traced
+def test_a_power_cut_in_compact_backup_restore_and_repair_loses_nothing(root):
+    plan = powercut.upkeep_plan(3, root / "real")
+    counts, faults = powercut.judged(root, plan, 3, after="compact", n_sampled=80)
+    assert faults == []
+    assert sum(counts.values()) == 80
+
+
+@traced
 def test_commits_that_are_not_synced_are_noticed(root):
     plan = powercut.short_plan(1, 4)
     _, faults = powercut.judged(root, plan, 1, breaks=["commits unsynced"], models=["nothing unsynced"])

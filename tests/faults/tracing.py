@@ -137,7 +137,19 @@ class Tracer:
                 file.write(at, chunk)
                 held.offset = at + len(chunk)
                 return True
+            case "sendfile" if file is not None:
+                chunk = self._sent(arguments, result)
+                file.write(held.offset, chunk)
+                held.offset += len(chunk)
+                return True
         _refuse(f"{name} {self._shown(arguments)}")
+
+    def _sent(self, arguments: list[str], n_bytes: int) -> bytes:
+        """What ``sendfile`` copied from a file on the same disk."""
+        source, offset = self._open.get(_number(arguments[1])), re.match(r"\[(\d+)\]", arguments[2])
+        if source is None or offset is None:
+            _refuse(f"sendfile {arguments}")
+        return bytes(self.disk.files[source.inode].content[int(offset[1]) :][:n_bytes])
 
     def _paths(self, arguments: list[str]) -> list[str | None]:
         """The paths that a call names, below the root; None for those outside."""

@@ -1,0 +1,177 @@
+"""A damaged file is noticed; no answer is wrong for it but those of a database that ``verify`` calls damaged."""
+
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from shared import ROOT
+
+import embedstore
+from embedstore import StoreDamaged
+from faults import damage
+from faults.damage import Damage, Specimen, copied, drawn, examine
+from faults.specimen import clear_query, everything_used, made, nearest_by_brute_force, same
+
+N = 120
+
+
+@pytest.fixture(scope="module")
+def specimens(tmp_path_factory):
+    """A store that was closed, and one whose newest commits are in SQLite's log alone."""
+    folder = tmp_path_factory.mktemp("specimens")
+    for end in ("closed", "killed"):
+        made(folder / end, N, end)
+    return {end: Specimen.of(folder / end) for end in ("closed", "killed")}
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    """Warnings about damage are expected here."""
+    logger = logging.getLogger("embedstore")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    yield
+    logger.setLevel(before)
+
+
+def test_the_answers_are_those_of_brute_force(specimens):
+    for specimen in specimens.values():
+        for (name, space), metric in {
+            ("notes", "text"): "cosine", ("notes", "extra"): "euclidean", ("points", "vector"): "cosine"
+        }.items():  # fmt: skip
+            for where in (None, "even = true") if name == "points" else (None,):
+                query = clear_query(specimen.truth, name, space, metric, where)
+                wanted = nearest_by_brute_force(specimen.truth, name, space, metric, where, query)
+                assert same(specimen.answers[f"{name}/{space} where {where}"], wanted)
+
+
+@pytest.mark.parametrize("end", ["closed", "killed"])
+@pytest.mark.parametrize("kind", ["flip", "zero", "cut"])
+def test_damage_of_any_file_is_told_or_changes_no_answer(specimens, end, kind):
+    specimen = specimens[end]
+    counts = {"flip": 0, "zero": 0, "cut": 0} | {kind: 10 if kind == "flip" else 6}
+    for number, one in enumerate(drawn(specimen.folder, *counts.values(), seed=3)):
+        outcome = examine(specimen, one, caches_at_once=number % 2 == 0)
+        assert outcome.violations == [], one
+
+
+@pytest.mark.parametrize(
+    "table", ["sqlite_schema", "records", "vectors", "spaces", "collections", "store_info", "commits"]
+)
+def test_a_zeroed_page_of_any_table_loses_at_most_its_own_rows_in_repair(specimens, table):
+    specimen = specimens["closed"]
+    for page in sorted(pages_of_table(specimen.folder, table))[:2]:
+        outcome = damage.Outcome(Damage("zero", "store.db", page - 1))
+        with copied(specimen.folder) as folder:
+            outcome.damage.apply(folder)
+            damage._repair(specimen, folder, outcome)
+        assert outcome.violations == [], page
+
+
+def pages_of_table(folder, table):
+    import sqlite3
+    from contextlib import closing
+
+    with closing(sqlite3.connect(f"file:{folder / 'store.db'}?mode=ro&immutable=1", uri=True)) as database:
+        return [row[0] for row in database.execute("SELECT pageno FROM dbstat WHERE name = ?", [table])]
+
+
+def test_a_flipped_bit_in_the_log_costs_at_most_its_own_page_in_repair(specimens):
+    specimen = specimens["killed"]
+    for place in (4_000, 1_000_000, 4_000_001):
+        outcome = damage.Outcome(Damage("flip", "store.db-wal", place))
+        with copied(specimen.folder) as folder:
+            outcome.damage.apply(folder)
+            damage._repair(specimen, folder, outcome)
+        assert outcome.violations == []
+
+
+def test_a_lost_log_is_noticed_and_nothing_is_written_until_the_loss_is_accepted(specimens, caplog):
+    logging.getLogger("embedstore").setLevel(logging.WARNING)
+    with copied(specimens["killed"].folder) as folder:
+        os.remove(folder / "store.db-wal")
+        os.remove(folder / "store.db-shm")
+        refuses_to_write(folder, caplog)
+        os.remove(folder / "HEAD")
+        with embedstore.open(folder) as store:
+            assert store.verify().lost == []
+            store.collection("points").add([{"key": "new", "text": "accepted"}])
+            assert store.collection("points").get("new").content == "accepted"
+
+
+def test_an_older_database_put_in_place_is_noticed(specimens, caplog):
+    logging.getLogger("embedstore").setLevel(logging.WARNING)
+    with copied(specimens["closed"].folder) as folder:
+        older = shutil.copy(folder / "store.db", folder.parent / "older.db")
+        with embedstore.open(folder) as store:
+            store.collection("points").add([{"key": "new", "text": "x"}])
+        shutil.copy(older, folder / "store.db")
+        refuses_to_write(folder, caplog)
+
+
+def refuses_to_write(folder: Path, caplog) -> None:
+    caplog.clear()
+    with embedstore.open(folder) as store:
+        n = store.collection("points").count()
+        assert "was acknowledged" in caplog.text
+        assert "embedstore verify" in caplog.text
+        with pytest.raises(StoreDamaged, match="Nothing more is written"):
+            store.collection("points").add([{"key": "late", "text": "x"}])
+        assert store.collection("points").count() == n
+        assert any("was acknowledged" in str(one) for one in store.verify().lost)
+        with pytest.raises(StoreDamaged, match="was acknowledged"):
+            store.backup(folder.parent / "lost.backup")
+    assert not (folder.parent / "lost.backup").exists()
+
+
+@pytest.mark.parametrize(
+    ("one", "searching"),
+    [
+        (Damage("flip", "store.db", 8 * 8192 * 20 + 8 * 8000), None),
+        (Damage("zero", "store.db", 0), 4),
+        (Damage("cut", "store.db", 5000), 4),
+        (Damage("flip", "cache/keywords-1.db", 8 * 9000), 0),
+    ],
+)
+def test_the_command_line_says_damage_in_one_line_and_ends_with_4(specimens, one, searching):
+    with copied(specimens["closed"].folder) as folder:
+        assert one.apply(folder)
+        assert_one_line(run(folder, "verify"), 4)
+        if searching is None:
+            assert_one_line(run(folder, "backup", str(folder.parent / "refused.backup")), 4)
+            assert not (folder.parent / "refused.backup").exists()
+        else:
+            done = run(folder, "search", "notes", "word1x0", "--mode", "text")
+            assert_one_line(done, searching)
+        if one.part == "database":
+            assert_one_line(run(folder, "repair", "--into", str(folder.parent / "repaired")), 4)
+            assert_one_line(run(folder.parent / "repaired", "verify"), 0)
+
+
+def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests" / "plugin"), "COLUMNS": "160"}
+    command = [sys.executable, "-m", "embedstore", "--store", str(folder), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
+def assert_one_line(done: subprocess.CompletedProcess, code: int) -> None:
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    errors = [line for line in done.stderr.splitlines() if "error:" in line]
+    assert len(errors) <= 1, done.stderr
+    if code == 4 and errors:
+        assert "store.db" in errors[0]
+        assert "embedstore verify" in errors[0]
+
+
+def test_questions_are_answered_alike_with_caches_written_at_once_and_late(specimens):
+    specimen = specimens["closed"]
+    for at_once in (True, False):
+        with copied(specimen.folder) as folder, everything_used(caches_at_once=at_once):
+            with embedstore.open(folder) as store:
+                for name, question in specimen.asked.items():
+                    assert same(question(store), specimen.answers[name]), name
