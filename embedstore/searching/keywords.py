@@ -263,7 +263,8 @@ class KeywordCache:
     def _opened(self) -> sqlite3.Connection:
         """The file, made where it is missing or not what was last sealed; the caller holds the lock."""
         if self._path.exists() and not _is_sealed(self._path):
-            _LOG.warning("keyword index damaged or unfinished, rebuilding from the database: %s", self._path)
+            if self._path.with_suffix(".seal").exists():
+                _LOG.warning("keyword index damaged, rebuilding from the database: %s", self._path)
             self._rebuild()
         if not self._path.exists():
             os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
@@ -310,8 +311,9 @@ def _whole(rows: Iterable[tuple[Any, ...]]) -> Iterator[tuple[int, str]]:
 def _seal(connection: sqlite3.Connection, path: Path) -> None:
     """Bring the log into the file and note the file's page hash beside it; the caller holds the lock.
 
-    Until the note is written the file does not fit its note, and is made anew by whoever opens it next.
+    The older note goes first: a file without one is unfinished, and is made anew by whoever opens it next.
     """
+    path.with_suffix(".seal").unlink(missing_ok=True)
     connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     reach("keywords.checkpointed")
     note = json.dumps({"n_bytes": path.stat().st_size, "page_hash": file_page_hash(path)})

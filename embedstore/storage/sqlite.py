@@ -46,6 +46,7 @@ CHECKPOINT_PAGES = 1000
 _SMALL_COMMIT = 1000  # rows
 _FETCHED_ROWS = 256
 _BUSY_MILLISECONDS = 10_000
+_SHORT_MILLISECONDS = 500
 
 
 class SQLiteDialect:
@@ -415,7 +416,9 @@ class SQLiteDatabase:
         """Write the file anew without free pages. Needs room for two more copies of it while it runs."""
         with self.exclusive() as connection:
             connection.execute("VACUUM")
+            connection.execute(f"PRAGMA busy_timeout = {_SHORT_MILLISECONDS}")  # a reader may go on for long
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            connection.execute(f"PRAGMA busy_timeout = {_BUSY_MILLISECONDS}")
 
     def copy_to(self, target: Path) -> None:
         """Copy the newest commit to a new file by SQLite's online backup; others may read and write meanwhile."""

@@ -114,13 +114,16 @@ class Journal:
 
 
 class Part:
-    """A process that works on the store until told to stop, and counts what it did and what went wrong."""
+    """A process that works on the store for some seconds, and counts what it did and what went wrong.
+
+    It says that it is ready, and begins when its input ends, so that all begin together.
+    """
 
     def __init__(self, arguments: Sequence[str]) -> None:
-        name, folder, cache, url, stop, seed = arguments
+        name, folder, cache, url, seconds, seed = arguments
         self.name = name
         self.folder = Path(folder)
-        self.stop = float(stop)
+        self.seconds = float(seconds)
         self.number = int(seed) % 1000
         self.random = Random(int(seed))
         self.store = embedstore.open(cache, database=url or None, lock_timeout=PATIENCE)
@@ -131,8 +134,12 @@ class Part:
     def run(self) -> None:
         """Work, then print the report."""
         work = getattr(self, self.name)
+        len(self.collection)
+        print("ready", flush=True)
+        sys.stdin.read()
+        stop = time.monotonic() + self.seconds
         try:
-            while time.time() < self.stop and len(self.faults) < 10:
+            while time.monotonic() < stop and len(self.faults) < 10:
                 self.done[work()] += 1
         except BaseException:
             self.faults.append(f"{self.name} {self.number}: {traceback.format_exc()[-2500:]}")
@@ -239,13 +246,13 @@ class Part:
 # ---- the conductor
 
 
-def spawn(role: str, folder: Path, cache: Path, url: str | None, stop: float, seed: int) -> subprocess.Popen[str]:
-    """Start a part."""
+def spawn(role: str, folder: Path, cache: Path, url: str | None, seconds: float, seed: int) -> subprocess.Popen[str]:
+    """Start a part; it waits for its input to end."""
     environment = {**os.environ, "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS / 'plugin'}"}
     return subprocess.Popen(
         [sys.executable, "-W", "error::ResourceWarning", __file__, role, str(folder), str(cache), url or "",
-         str(stop), str(seed)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+         str(seconds), str(seed)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
     )  # fmt: skip
 
 
@@ -263,12 +270,18 @@ def run_parts(
     prepare(caches[0], url)
     journals = folder / "journals"
     journals.mkdir()
-    stop = time.time() + seconds + 1.5
     roles = [*["writer"] * n_writers, *["reader"] * n_readers, "builder"]
     parts = [
-        spawn(role, journals, caches[place % len(caches)], url, stop, 1000 * seed + place)
+        spawn(role, journals, caches[place % len(caches)], url, seconds, 1000 * seed + place)
         for place, role in enumerate(roles)
     ]
+    for part in parts:
+        assert part.stdin is not None
+        assert part.stdout is not None
+        part.stdout.readline()
+    for part in parts:
+        part.stdin.close()
+        part.stdin = None
     done: dict[str, int] = defaultdict(int)
     faults: list[str] = []
     for role, part in zip(roles, parts, strict=True):

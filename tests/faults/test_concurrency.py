@@ -155,12 +155,13 @@ def test_a_living_holder_is_waited_for_and_a_dead_one_is_not(tmp_path, url):
             assert f"is being written to by {who}" in refused.stderr
             assert refused.stderr.count("\n") == 1
             assert collection.count() == 1  # readers do not wait
-            holder.kill()
-            holder.wait()
-            began = time.monotonic()
             with embedstore.open(folder, database=url, lock_timeout=10) as patient:
+                assert patient.collection("c").count() == 1
+                holder.kill()
+                holder.wait()
+                began = time.monotonic()
                 assert patient.collection("c").delete(["a"]) == 1
-            assert time.monotonic() - began < 1
+                assert time.monotonic() - began < 1
 
 
 # ---- two machines

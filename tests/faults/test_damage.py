@@ -175,3 +175,36 @@ def test_questions_are_answered_alike_with_caches_written_at_once_and_late(speci
             with embedstore.open(folder) as store:
                 for name, question in specimen.asked.items():
                     assert same(question(store), specimen.answers[name]), name
+
+
+@pytest.fixture
+def small(store):
+    """A store with two records."""
+    collection = store.collection("c", encoder="none")
+    collection.add([{"key": "a", "vector": [1.0, 0.0], "text": "abc"}, {"key": "b", "vector": [0.0, 1.0]}])
+    return store
+
+
+@pytest.mark.parametrize("vec", ["zeroblob(8)", "5", "'text'", "zeroblob(7)"])
+def test_a_vector_that_is_not_what_was_written_is_never_given_out(small, tmp_path, vec):
+    with small.database.write() as transaction:
+        transaction.run(f"UPDATE vectors SET vec = {vec}")
+    collection = small.collection("c")
+    for call in (
+        lambda: collection.vectors(["a"]), lambda: collection.search([1.0, 0.0]),
+        lambda: collection.search(like=["a"]), collection.refresh, collection.index,
+        lambda: collection.export(str(tmp_path / "out.parquet")),
+        lambda: collection.export(str(tmp_path / "out.jsonl")),
+        lambda: list(collection.scan(columns=["vector.vector"])),
+    ):  # fmt: skip
+        with pytest.raises(StoreDamaged, match="embedstore verify"):
+            call()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["store"]
+    assert {one.part for one in small.verify().problems} == {"vector"}
+
+
+def test_a_text_that_is_not_what_was_written_is_not_indexed(small):
+    with small.database.write() as transaction:
+        transaction.run("UPDATE records SET content = 'abd' WHERE key = 'a'")
+    with pytest.raises(StoreDamaged, match="embedstore verify"):
+        small.collection("c").search("other", mode="text")

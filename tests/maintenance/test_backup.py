@@ -17,17 +17,28 @@ from embedstore import InvalidInput, StoreDamaged, UnsupportedFormat
 from embedstore.maintenance import archive as archives
 
 
-@pytest.fixture
-def backed_up(store, tmp_path):
-    """A store, and the file of its backup."""
-    collection = store.collection("c", encoder="none", metric="dot")
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A folder with a closed store, and the file of its backup."""
+    folder = tmp_path_factory.mktemp("backup")
     matrix = np.random.default_rng(0).standard_normal((300, 6)).astype(np.float32)
-    collection.add({"key": f"k{i}", "vector": row, "text": f"word{i} common"} for i, row in enumerate(matrix))
-    collection.update([{"key": "k3", "n": 1}])
-    collection.delete(["k5"])
-    collection.refresh()
-    store.backup(tmp_path / "file.backup")
-    return store, tmp_path / "file.backup"
+    with embedstore.open(folder / "store") as store:
+        collection = store.collection("c", encoder="none", metric="dot")
+        collection.add({"key": f"k{i}", "vector": row, "text": f"word{i} common"} for i, row in enumerate(matrix))
+        collection.update([{"key": "k3", "n": 1}])
+        collection.delete(["k5"])
+        collection.refresh()
+        store.backup(folder / "file.backup")
+    return folder
+
+
+@pytest.fixture
+def backed_up(written, tmp_path):
+    """Copies of the store and of the file of its backup."""
+    shutil.copytree(written / "store", tmp_path / "store")
+    shutil.copy(written / "file.backup", tmp_path / "file.backup")
+    with embedstore.open(tmp_path / "store") as store:
+        yield store, tmp_path / "file.backup"
 
 
 def contents(store):
@@ -59,9 +70,8 @@ def test_a_restored_store_is_the_one_that_was_backed_up(backed_up, tmp_path):
         assert new.verify().ok
 
 
-def test_a_backup_is_readable_by_its_owner_alone(backed_up):
-    _, file = backed_up
-    assert file.stat().st_mode & 0o077 == 0
+def test_a_backup_is_readable_by_its_owner_alone(written):
+    assert (written / "file.backup").stat().st_mode & 0o077 == 0
 
 
 def test_a_backup_is_not_overwritten_unless_asked(backed_up):
@@ -241,10 +251,8 @@ def test_a_description_with_a_wrong_field_is_refused(backed_up, tmp_path, name, 
     else:
         about[name] = value
     crafted(file, [("store.db", database), ("BACKUP.json", json.dumps(about))])
-    if name in ("commit", "taken_at") and type(value) is type(parts_of(file)[1][name]):
-        return  # it says something else, but nothing that matters to the store
-    if name == "collections" and value == []:
-        return
+    if (name, value) in (("commit", -1), ("commit", 2**80), ("taken_at", "x"), ("collections", [])):
+        return  # something else than was written, but it could have been
     assert_refused(file, tmp_path / "new")
 
 

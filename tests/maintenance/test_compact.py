@@ -6,11 +6,11 @@ import sys
 import numpy as np
 import pytest
 
-import embedstore
 from embedstore.indexing import space_cache
 from embedstore.searching import plan
 
 DIM = 8
+LOGS = ("changed_records", "dead_vectors", "commits")
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def assert_answers(store, held):
 
 def n_logged(store):
     with store.reading() as transaction:
-        return [transaction.one(f"SELECT count(*) FROM {name}")[0] for name in ("changed_records", "dead_vectors")]
+        return [transaction.one(f"SELECT count(*) FROM {name}")[0] for name in LOGS]
 
 
 def test_answers_stay_the_same(worn):
@@ -62,21 +62,17 @@ def test_answers_stay_the_same(worn):
     after = store.collection("c").stats()
     assert (after["digest"], after["n_records"]) == (before["digest"], before["n_records"])
     assert store.verify().ok
-    with embedstore.open(store.path, database=None if store.database.address.endswith("store.db") else url_of(store)) as fresh:
-        assert_answers(fresh, held)
-
-
-def url_of(store):
-    return store.database._url if hasattr(store.database, "_url") else store.database.url
+    store.close()
+    assert_answers(store, held)
 
 
 def test_logs_are_pruned_and_what_was_removed_is_counted(worn):
     store, _ = worn
     before = n_logged(store)
-    assert min(before) > 100
+    assert min(before[:2]) > 100
     report = store.compact()
-    assert n_logged(store) == [0, 0]
-    assert report.n_log_rows == sum(before)
+    assert n_logged(store) == [0, 0, 1]  # the newest commit stays, to know caches by
+    assert report.n_log_rows == sum(before) - 1
     assert store.compact().n_log_rows == 0
 
 
@@ -137,15 +133,14 @@ def test_an_open_store_of_another_process_goes_on_across_a_compact(store, monkey
             "(['k7'], ['k7'], 10)"
         )
         for step in range(4):
-            collection.upsert({"key": f"k{i}", "vector": [-i - step, 1.0], "text": f"s{step}w{i}"} for i in range(0, 50))
+            collection.upsert({"key": f"k{i}", "vector": [-i - step, 1.0], "text": f"s{step}w{i}"} for i in range(50))
             collection.delete([f"k{100 + step}"])
             store.compact()
             assert asked(f"c.search([{-20.0 - step}, 1.0], 1).keys") == "['k20']"
-            assert asked(f"c.search('s{step}w9', mode='text').keys, c.search('word{100 + step}', mode='text').keys") == (
-                "(['k9'], [])"
-            )
-            assert asked(f"len(c.upsert([{{'key': 'mine{step}', 'vector': [0.0, {step}.5]}}]).__class__.__name__) > 0") == "True"
-            assert collection.search([0.0, 1.0], 300, where=None).keys.count(f"mine{step}") == 1
+            assert asked(f"c.search('s{step}w9', mode='text').keys") == "['k9']"
+            assert asked(f"c.search('word{100 + step}', mode='text').keys") == "[]"
+            assert asked(f"c.add([{{'key': 'mine{step}', 'vector': [0.0, {step}.5]}}]).added") == "1"
+            assert collection.search([0.0, 1.0], 300).keys.count(f"mine{step}") == 1
             assert store.verify().ok
         other.stdin.close()
         assert other.wait() == 0
