@@ -20,6 +20,7 @@ from embedstore.reading import (
     record_ids_of,
     record_ids_where,
     records_by_id,
+    require_whole,
     sample_ids,
     space_row,
     stream_records,
@@ -215,6 +216,7 @@ class Collection:
             writer = CollectionWriter(transaction, self.name)
             if tree is not None:
                 ids = record_ids_where(transaction, collection, tree)
+                require_whole(transaction, ids)
             else:
                 ids = list(record_ids_of(transaction, collection, as_keys(keys or ())).values())
             n_deleted = writer.delete(ids)

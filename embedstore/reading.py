@@ -82,7 +82,7 @@ def record_ids_of(transaction: Transaction, collection: CollectionRow, keys: Seq
 
 
 def records_by_id(transaction: Transaction, record_ids: Sequence[int]) -> dict[int, Record]:
-    """By id, the records that exist."""
+    """By id, the records; DamagedRow where one that an index or a vector leads to is not there."""
     found: dict[int, Record] = {}
     members = transaction.dialect.members("ids", "integer")
     for start in range(0, len(record_ids), _CHUNK):
@@ -92,7 +92,16 @@ def records_by_id(transaction: Transaction, record_ids: Sequence[int]) -> dict[i
         )
         for row in rows:
             found[row[0]] = _record(row)
+    missing = next((one for one in record_ids if one not in found), None)
+    if missing is not None:
+        raise DamagedRow(f"the record of number {missing} is not there, but an index or a vector leads to it")
     return found
+
+
+def require_whole(transaction: Transaction, record_ids: Sequence[int]) -> None:
+    """Raise DamagedRow for a record that is not what was written, so that nothing is done by what damage says."""
+    for start in range(0, len(record_ids), _CHUNK):
+        records_by_id(transaction, record_ids[start : start + _CHUNK])
 
 
 def stream_records(

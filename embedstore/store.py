@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embedstore.collection import Collection, CollectionDefaults
-from embedstore.errors import CollectionNotFound, EncoderMismatch, InvalidInput, NotAStore, SpaceMismatch, StoreNotFound
+from embedstore.errors import (
+    CollectionNotFound,
+    EncoderMismatch,
+    InvalidInput,
+    NotAStore,
+    SpaceMismatch,
+    StoreNotFound,
+    UnsupportedFormat,
+)
 from embedstore.forking import abandon, tell_forked
 from embedstore.maintenance.reports import VerifyReport
 from embedstore.model import Metric, choose
@@ -44,7 +52,7 @@ class Store:
         lock_timeout: float = DEFAULT_LOCK_TIMEOUT,
         allow_network: bool = False,
     ) -> None:
-        self.path = Path(path)
+        self.path = Path(os.path.abspath(path))  # a change of the working folder must not change the store
         self._allow_network = allow_network
         self._guard = threading.RLock()
         self._encoders: dict[str, Encoder] = {}
@@ -142,13 +150,21 @@ class Store:
     def verify(self) -> VerifyReport:
         """Check every row, count, digest and cache file; a report of all that is not as it was written.
 
-        Nothing is changed. Damage is reported, not raised; StoreNotFound where there is no store.
+        Nothing is changed. Damage is reported, not raised; StoreNotFound where there is no store, UnsupportedFormat
+        where its tables are of another revision.
         """
         from embedstore.maintenance.verifying import noting, verify
+        from embedstore.storage.revision import stored_revision
 
         report = VerifyReport()
         with noting(report, "database", self.database.address):
-            self._ready()
+            self.require()
+            found = stored_revision(self.database)
+            if found != SCHEMA_REVISION:
+                raise UnsupportedFormat(
+                    f"{self.database.address} has tables of revision {found!r}; 'embedstore db upgrade' brings them to"
+                    f" {SCHEMA_REVISION!r}, and keeps the old ones, then they can be verified"
+                )
         return report if report.problems else verify(self.database, self.path / CACHE_NAME)
 
     def compact(self) -> CompactReport:
@@ -294,14 +310,16 @@ def restore(file: str | os.PathLike[str], path: str | os.PathLike[str]) -> Resto
     return restore_archive(Path(file), Path(path))
 
 
-def repair(path: str | os.PathLike[str], into: str | os.PathLike[str]) -> RepairReport:
+def repair(path: str | os.PathLike[str], into: str | os.PathLike[str] | None = None) -> RepairReport:
     """Salvage what is whole in the damaged store at ``path`` into a new store at ``into``, which must not exist.
 
+    Without ``into`` that is the store's folder with ``.repaired`` behind its name.
     The damaged store is not changed. The report lists what could not be brought over.
     """
     from embedstore.maintenance.salvage import repair as salvage
 
-    return salvage(Path(path), Path(into))
+    source = Path(os.path.abspath(path))
+    return salvage(source, source.with_name(f"{source.name}.repaired") if into is None else Path(into))
 
 
 def open_store(

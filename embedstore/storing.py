@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import orjson
 
-from embedstore.errors import InvalidInput, InvalidRecord, RecordNotFound, SpaceNotFound, WrongDimension
+from embedstore.errors import DamagedRow, InvalidInput, InvalidRecord, RecordNotFound, SpaceNotFound, WrongDimension
 from embedstore.model import FloatMatrix, Metric, Modality, WriteReport
+from embedstore.reading import RECORD_COLUMNS, record_fault
 from embedstore.records import Batch, FieldKinds, check_finite, metadata_json, row_hash, shown
 from embedstore.storage import catalog
 from embedstore.storage.catalog import CollectionRow, SpaceRow
@@ -254,16 +256,19 @@ def _stored_rows(transaction: Transaction, collection: CollectionRow, keys: Sequ
     members = transaction.dialect.members("keys", "text")
     for start in range(0, len(keys), _CHUNK):
         rows = transaction.all(
-            "SELECT key, record_id, modality, uri, metadata, content_hash, row_hash FROM records"
-            f" WHERE collection_id = :collection AND key IN {members}",
+            f"SELECT {RECORD_COLUMNS} FROM records AS r WHERE r.collection_id = :collection AND r.key IN {members}",
             {
                 "collection": collection.collection_id,
                 "keys": transaction.dialect.list_parameter(keys[start : start + _CHUNK]),
             },
         )
-        for key, record_id, modality, uri, metadata, content_hash, hashed in rows:
+        for row in rows:
+            fault = record_fault(row)
+            if fault is not None:  # with a new hash its damage would never be found again
+                raise DamagedRow(fault)
+            record_id, key, _, metadata, modality, uri, content_hash, hashed = row
             found[key] = _Stored(
-                record_id, Modality(modality), uri, transaction.dialect.metadata_out(metadata),
+                record_id, Modality(modality), uri, orjson.loads(metadata),
                 None if content_hash is None else bytes(content_hash), bytes(hashed),
             )  # fmt: skip
     return found

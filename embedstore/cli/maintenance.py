@@ -96,8 +96,7 @@ def repair_command(context: click.Context, /, state: State, into: Path | None) -
 
     if state.database is not None:
         raise InvalidInput("repair reads a folder; a damaged PostgreSQL database is restored from its own backup")
-    source = Path(state.store)
-    report = embedstore.repair(source, into or source.with_name(f"{source.name}.repaired"))
+    report = embedstore.repair(state.store, into)
     if report.lost:
         print_rows(_problems(report.lost), state.format_)
         state.note(

@@ -57,8 +57,10 @@ def backup(database: Database, target: Path, *, overwrite: bool = False) -> Back
         raise InvalidInput(
             f"{database.address} is backed up with PostgreSQL's own tools: pg_dump --format=custom --file=FILE DATABASE"
         )
+    if target.resolve().is_relative_to(database.folder.resolve()):
+        raise InvalidInput(f"{target} lies in the store itself; give a file outside of {database.folder}")
     if target.exists() and not overwrite:
-        raise InvalidInput(f"{target} exists; give another file, or overwrite it (--overwrite)")
+        raise InvalidInput(f"{target} exists; give another file, or overwrite it (--overwrite, overwrite=True)")
     if not target.parent.is_dir():
         raise InvalidInput(f"{target.parent} is not a folder; give a file in a folder that exists")
     reach("backup.begun")
@@ -256,6 +258,8 @@ def _put_in_place(partial: Path, folder: Path) -> None:
     with ProcessLock(folder / LOCK_NAME).held(_LOCK_SECONDS):
         if (folder / DATABASE_NAME).exists():
             raise InvalidInput(f"{folder} holds a store that was made meanwhile; restore into a new folder")
+        for left in (folder / CACHE_NAME).glob("keywords-*"):  # of a later commit it could not be caught up
+            left.unlink(missing_ok=True)
         os.rename(partial, folder / DATABASE_NAME)
         sync_folder(folder)
         sync_folder(folder.parent)

@@ -19,6 +19,7 @@ import numpy.typing as npt
 _HEADER = struct.Struct(">8I")  # magic, version, page size, sequence, two salts, two sums
 _FRAME = struct.Struct(">6I")  # page, pages of the database after a commit (else 0), two salts, two sums
 _BIG_ENDIAN = 0x377F0683
+_HEADER_SUMMED_BYTES = 24
 _SUMMED_BYTES = 8
 """So much of a frame's header is summed, before the page."""
 
@@ -64,12 +65,14 @@ def _whole_frames(source: BinaryIO, page_bytes: int) -> tuple[dict[int, _Frame],
     header = source.read(_HEADER.size)
     if len(header) < _HEADER.size:
         return {}, 0
-    magic, *_, first_sum, second_sum = _HEADER.unpack(header)
+    magic, _, _, _, *salted, first_sum, second_sum = _HEADER.unpack(header)
     order = ">u4" if magic == _BIG_ENDIAN else "<u4"
     before = (first_sum, second_sum)
     frames: dict[int, _Frame] = {}
     offset, place = _HEADER.size, 0
-    salts = None
+    salts: tuple[int, int] | None = None
+    if _checksum(np.frombuffer(header[:_HEADER_SUMMED_BYTES], order), (0, 0)) == before:
+        salts = (salted[0], salted[1])  # those of the newest log; else its first whole frame tells
     while len(content := source.read(_FRAME.size + page_bytes)) == _FRAME.size + page_bytes:
         page, n_pages, salt, other_salt, *sums = _FRAME.unpack_from(content)
         words = np.frombuffer(content[:_SUMMED_BYTES] + content[_FRAME.size :], order)

@@ -47,6 +47,13 @@ class PageFile:
             return False
         return int.from_bytes(self._map[16:18], "big") == self._page_bytes
 
+    @property
+    def n_missing(self) -> int:
+        """How many pages the file has lost at its end, as far as its header says."""
+        if self._map is None or not self.header_is_whole:
+            return 0
+        return max(0, int.from_bytes(self._map[28:32], "big") - self._n_pages)
+
     def rows(self, newest: Sequence[int] = ()) -> Iterator[tuple[int, Cells]]:
         """The rowid and the cells of every row in every leaf page that is in use; unreadable cells are passed over.
 
@@ -102,6 +109,8 @@ class PageFile:
 
     def _payload(self, page: bytes, offset: int, n_bytes: int) -> bytes:
         """A row's bytes: those in its page, and the rest from its chain of overflow pages."""
+        if n_bytes > self._page_bytes * self._n_pages:
+            raise ValueError(n_bytes)
         most = self._page_bytes - 35
         if n_bytes <= most:
             found = page[offset : offset + n_bytes]

@@ -127,6 +127,9 @@ def _found_rows(
             if not pages.header_is_whole:
                 what = "its header is damaged: records that were deleted long ago may be among those salvaged"
                 report.lost.append(Problem("database", DATABASE_NAME, what))
+            if pages.n_missing:
+                what = f"its last {pages.n_missing:,} pages are missing, with whatever was in them"
+                report.lost.append(Problem("database", DATABASE_NAME, what))
             found.execute("BEGIN")
             for rowid, cells in pages.rows(newest):
                 _sort_in(found, rowid, cells, report)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from embedstore.errors import InvalidInput, StoreDamaged
+from embedstore.errors import InvalidInput
 from embedstore.filters import Node
 from embedstore.forking import tell_forked
 from embedstore.indexing.exact import top_k
@@ -103,10 +103,11 @@ class CollectionSearch:
             path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Close files."""
+        """Close files, and forget what was read: another store may be at this place when it is next asked."""
         with self._guard:
-            held = list(self._keywords.values())
-        for keywords in held:
+            closing = list(self._keywords.values())
+            self._keywords, self._spaces, self._columns = {}, {}, {}
+        for keywords in closing:
             keywords.close()
 
     # ---- answering
@@ -303,11 +304,6 @@ def _hits_of(
     plan: str,
     details: dict[str, Any],
 ) -> Hits:
-    missing = [record_id for record_id, _ in pairs if record_id not in records]
-    if missing:
-        raise StoreDamaged(
-            f"{len(missing)} vectors have no record in the database, which is damaged; keep a copy and restore a backup"
-        )
     hits = [
         Hit(records[record_id], float(score), rank)
         for rank, (record_id, score) in enumerate(pairs, start=offset + 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import secrets
 import shutil
@@ -52,7 +53,7 @@ def is_full(error: OSError) -> bool:
 @contextmanager
 def scratch_folder(target: Path, word: str) -> Iterator[Path]:
     """A private folder beside ``target``, gone when the block ends; those that killed processes left are gone first."""
-    for left in target.parent.glob(f".{target.name}.*.{word}"):
+    for left in target.parent.glob(f".{glob.escape(target.name)}.*.{word}"):
         if not _is_running(left.name.split(".")[-2].partition("-")[0]):
             shutil.rmtree(left, ignore_errors=True)
     folder = target.parent / f".{target.name}.{os.getpid()}-{secrets.token_hex(6)}.{word}"
@@ -66,7 +67,7 @@ def scratch_folder(target: Path, word: str) -> Iterator[Path]:
 def _is_running(pid: str) -> bool:
     try:
         os.kill(int(pid), 0)
-    except (ValueError, ProcessLookupError):
+    except (ValueError, OverflowError, ProcessLookupError):
         return False
     except OSError:
         pass  # it runs, for another user

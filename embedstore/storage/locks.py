@@ -103,6 +103,8 @@ class ProcessLock:
             except BlockingIOError:
                 if time.monotonic() >= give_up:
                     raise self._refused(timeout) from None
+            except OSError as error:
+                raise StorageFailed(f"the lock {self._path} cannot be taken: {error.strerror or error}") from error
             time.sleep(_POLL_SECONDS)
 
     def _refused(self, timeout: float) -> StoreLocked:

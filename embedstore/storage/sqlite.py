@@ -156,7 +156,7 @@ class SQLiteDatabase:
     dialect = SQLiteDialect()
 
     def __init__(self, folder: Path, *, lock_timeout: float) -> None:
-        self._folder = folder
+        self._folder = folder = Path(os.path.abspath(folder))
         self._path = folder / DATABASE_NAME
         self._head_path = os.fspath(folder / HEAD_NAME)
         self._lock_timeout = lock_timeout
@@ -167,12 +167,18 @@ class SQLiteDatabase:
         self._anchor: sqlite3.Connection | None = None
         self._wrote = False
         self._lost: str | None = None
+        self._identity: tuple[int, int] | None = None
         self._checkpoint_pages = 0
         tell_forked(self)
 
     @property
     def address(self) -> str:
         return str(self._path)
+
+    @property
+    def folder(self) -> Path:
+        """The store's folder."""
+        return self._folder
 
     def exists(self) -> bool:
         if self._has_tables():
@@ -275,6 +281,7 @@ class SQLiteDatabase:
         waiting = self._lock_timeout if timeout is None else timeout
         with self._writer_lock().held(waiting), translated(self._path):
             reach("write.locked")
+            self._refuse_replaced()
             if self._lost is not None:
                 what = f"{self._lost}. Nothing more is written; to go on with what is left, delete {HEAD_NAME}"
                 raise damaged(self._path, what)
@@ -334,9 +341,8 @@ class SQLiteDatabase:
         if grown:
             reach("checkpoint.begun")
             with suppress(sqlite3.Error):  # the commit stands whether or not the log could be copied
-                connection.execute("PRAGMA busy_timeout = 0")  # a reader that goes on is not waited for
-                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-                connection.execute(f"PRAGMA busy_timeout = {_BUSY_MILLISECONDS}")
+                with _impatient(connection):
+                    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             reach("checkpoint.done")
 
     def _writer_lock(self) -> ProcessLock:
@@ -362,10 +368,21 @@ class SQLiteDatabase:
             self._writer = None
 
     def _take_reader(self) -> _Connection:
+        self._refuse_replaced()
         with self._guard:
             if self._readers:
                 return self._readers.pop()
         return self._connect("ro")
+
+    def _refuse_replaced(self) -> None:
+        """Raise StorageFailed where another file has come into the place of the one that is open."""
+        if self._identity is None:
+            return
+        if _identity(self._path) != self._identity:
+            raise StorageFailed(
+                f"{self._path} was moved away or replaced while this process had it open; close the store, and open it"
+                " again"
+            )
 
     def forget_parent(self) -> None:
         """Give up the parent's connections. Closing them here would free locks that the parent holds on the file."""
@@ -380,7 +397,7 @@ class SQLiteDatabase:
 
     def _connected(self, mode: str) -> _Connection:
         """Open the file. Readers open it read-only, so that they never checkpoint, even as the last to close."""
-        address = f"file:{quote(str(self._path.absolute()))}?mode={mode}"
+        address = f"file:{quote(os.fsencode(self._path))}?mode={mode}"
         connection = _opened(address)
         if mode == "ro" and not _may_write(self._folder) and not _can_read(connection):
             # Without the right to write there is no shared memory to read a log by. A store that was closed cleanly has
@@ -393,6 +410,8 @@ class SQLiteDatabase:
                 )
             connection = _opened(f"{address}&immutable=1")
             connection.lasting = False
+        if self._identity is None:
+            self._identity = _identity(self._path)
         try:
             for name, value in _pragmas(mode).items():
                 connection.execute(f"PRAGMA {name} = {value}").fetchall()
@@ -416,9 +435,8 @@ class SQLiteDatabase:
         """Write the file anew without free pages. Needs room for two more copies of it while it runs."""
         with self.exclusive() as connection:
             connection.execute("VACUUM")
-            connection.execute(f"PRAGMA busy_timeout = {_SHORT_MILLISECONDS}")  # a reader may go on for long
-            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            connection.execute(f"PRAGMA busy_timeout = {_BUSY_MILLISECONDS}")
+            with _impatient(connection):
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def copy_to(self, target: Path) -> None:
         """Copy the newest commit to a new file by SQLite's online backup; others may read and write meanwhile."""
@@ -437,9 +455,10 @@ class SQLiteDatabase:
 
     def structural_faults(self) -> Iterator[str]:
         """What SQLite itself finds wrong with the file, and commits that it lost."""
-        lost = self.lost_commits()
-        if lost is not None:
-            yield lost
+        with translated(self._path):
+            for found in (self.lost_commits(), self._unwritable()):
+                if found is not None:
+                    yield found
         with self.read() as transaction:
             if transaction.one("PRAGMA application_id") != (APPLICATION,):
                 yield "the file's header does not say that it is a store"
@@ -453,6 +472,23 @@ class SQLiteDatabase:
         self._lost = self.lost_commits()
         if self._lost is not None:
             _LOG.warning("%s", damaged(self._path, self._lost))
+
+    def _unwritable(self) -> str | None:
+        """What keeps the file from being written, where it is not the system; another writer is passed over."""
+        if not _may_write(self._folder):
+            return None
+        with suppress(StoreLocked), self._writer_lock().held(0):
+            connection = self._connect("rw")
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+                connection.execute("ROLLBACK")
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_READONLY:
+                    return "the file's header says that it cannot be written to"
+                raise
+            finally:
+                connection.close()
+        return None
 
     def lost_commits(self) -> str | None:
         """What is wrong, where the database lacks a commit that was acknowledged in this folder; else None."""
@@ -490,6 +526,7 @@ class SQLiteDatabase:
         with inside_sqlite:
             for connection in idle:
                 connection.close()
+        self._identity = None
 
     def _close_writer(self, lock: ProcessLock) -> None:
         """Copy the log into the database, and close the writing connection; no other thread has it."""
@@ -508,6 +545,16 @@ class _Connection(sqlite3.Connection):
     """A connection that is kept for the next transaction, unless it is not ``lasting``."""
 
     lasting = True
+
+
+@contextmanager
+def _impatient(connection: sqlite3.Connection) -> Iterator[None]:
+    """Within the block, the connection waits for nobody: a reader may go on for long."""
+    connection.execute("PRAGMA busy_timeout = 0")
+    try:
+        yield
+    finally:
+        connection.execute(f"PRAGMA busy_timeout = {_BUSY_MILLISECONDS}")
 
 
 def _advance_head(connection: sqlite3.Connection) -> Head | None:
@@ -548,6 +595,15 @@ def _pragmas(mode: str) -> dict[str, str]:
 
 def _may_write(folder: Path) -> bool:
     return os.access(folder, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What tells a file from another that has its name; None where there is none."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _has_content(path: Path) -> bool:

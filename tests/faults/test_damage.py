@@ -208,3 +208,39 @@ def test_a_text_that_is_not_what_was_written_is_not_indexed(small):
         transaction.run("UPDATE records SET content = 'abd' WHERE key = 'a'")
     with pytest.raises(StoreDamaged, match="embedstore verify"):
         small.collection("c").search("other", mode="text")
+
+
+def test_an_index_that_leads_to_no_record_is_told_as_damage(small):
+    import sqlite3
+    from contextlib import closing
+
+    small.close()
+    with closing(sqlite3.connect(small.path / "store.db", isolation_level=None)) as database:
+        database.execute("PRAGMA foreign_keys = OFF")
+        database.execute("PRAGMA writable_schema = ON")  # the rows go, and the index over their keys stays as it is
+        kept = database.execute("SELECT type, name, tbl_name, rootpage, sql FROM sqlite_schema").fetchall()
+        database.execute("DELETE FROM sqlite_schema WHERE tbl_name = 'records' AND type = 'index'")
+        database.execute("UPDATE sqlite_schema SET sql = replace(sql, 'UNIQUE (collection_id, \"key\")', 'CHECK (1)')"
+                         " WHERE name = 'records'")
+        database.execute("UPDATE sqlite_schema SET sql = replace(sql, 'UNIQUE (collection_id, key)', 'CHECK (1)')"
+                         " WHERE name = 'records'")
+    with closing(sqlite3.connect(small.path / "store.db", isolation_level=None)) as database:
+        database.execute("DELETE FROM records WHERE key = 'a'")
+        database.execute("PRAGMA writable_schema = ON")
+        database.execute("DELETE FROM sqlite_schema WHERE tbl_name = 'records'")
+        database.executemany(
+            "INSERT INTO sqlite_schema VALUES (?, ?, ?, ?, ?)", [one for one in kept if one[2] == "records"]
+        )
+    collection = small.collection("c")
+    for call in (lambda: collection.get("a"), lambda: collection.search([1.0, 0.0])):
+        with pytest.raises(StoreDamaged, match="embedstore verify"):
+            call()
+    assert not small.verify().ok
+
+
+def test_a_database_that_was_cut_behind_its_first_page_is_listed_as_lost(specimens, tmp_path):
+    with copied(specimens["closed"].folder) as folder:
+        os.truncate(folder / "store.db", 10_000)
+        report = embedstore.repair(folder, tmp_path / "new")
+    assert (report.n_collections, report.n_records) == (0, 0)
+    assert any("pages are missing" in str(one) for one in report.lost)
