@@ -124,9 +124,13 @@ class StoreLocked(EmbedstoreError, TimeoutError):
 
 
 class StoreDamaged(EmbedstoreError):
-    """The store's own data do not agree with their hashes."""
+    """The store's own data do not agree with their hashes. ``what`` is what is wrong, without place and advice."""
 
     exit_code = 4
+
+    def __init__(self, message: str, what: str | None = None) -> None:
+        super().__init__(message)
+        self.what = message if what is None else what
 
 
 class DamagedRow(StoreDamaged):

@@ -65,9 +65,19 @@ def _handle(handler: object) -> None:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
 
-def _raise(number: int, _: FrameType | None) -> None:
+def _raise(number: int, frame: FrameType | None) -> None:
     leave_at_once()
+    if _is_importing(frame):
+        _leave(number, None)  # an exception in the middle of a compiled module's start can crash the interpreter
     raise Interrupted(number)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _leave(number: int, _: FrameType | None) -> None:

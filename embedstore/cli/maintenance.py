@@ -28,10 +28,13 @@ def verify_command(context: click.Context, /, state: State) -> None:
 
     with state.opened() as store:
         report = store.verify()
+    if report.ok or state.format_ in ("json", "ndjson"):
+        problems = _problems(report.problems) if state.format_ in ("json", "ndjson") else 0
+        print_mapping({**_counts(report), "problems": problems}, state.format_)
+    else:
+        print_rows(_problems(report.problems), state.format_)
     if report.ok:
-        print_mapping({**_counts(report), "problems": 0}, state.format_)
         return
-    print_rows(_problems(report.problems), state.format_)
     n_lost = len(report.lost)
     if n_lost:
         state.note(
@@ -97,14 +100,17 @@ def repair_command(context: click.Context, /, state: State, into: Path | None) -
     if state.database is not None:
         raise InvalidInput("repair reads a folder; a damaged PostgreSQL database is restored from its own backup")
     report = embedstore.repair(state.store, into)
-    if report.lost:
+    if not report.lost or state.format_ in ("json", "ndjson"):
+        lost = _problems(report.lost) if state.format_ in ("json", "ndjson") else 0
+        print_mapping({"path": report.path, **_counts(report), "lost": lost}, state.format_)
+    else:
         print_rows(_problems(report.lost), state.format_)
+    if report.lost:
         state.note(
             f"embedstore: damage: {report.path} has {report.n_records:,} records, {report.n_vectors:,} vectors that are"
             " whole; what is listed could not be brought over"
         )
         context.exit(DAMAGE_FOUND)
-    print_mapping({"path": report.path, **_counts(report), "lost": 0}, state.format_)
 
 
 @click.command("compact")

@@ -134,16 +134,17 @@ def open_checked(folder: Path, file: CacheFile) -> npt.NDArray[np.uint8]:
     return mapped
 
 
-def file_page_hash(path: Path) -> str:
-    """The page hash of a file, which is read in pieces; OSError where it cannot be read."""
+def descriptor_page_hash(descriptor: int) -> str:
+    """The page hash of an open file, which is read in pieces; OSError where it cannot be read."""
     hashed = hashlib.sha256()
-    with path.open("rb", buffering=0) as file:
-        piece = file.read(_CHUNK_BYTES)
-        while True:
+    offset = 0
+    while True:
+        piece = os.pread(descriptor, _CHUNK_BYTES, offset)
+        if piece or not offset:
             hashed.update(_page_sums(np.frombuffer(piece, np.uint8)))
-            piece = file.read(_CHUNK_BYTES)
-            if not piece:
-                return hashed.hexdigest()
+        if not piece:
+            return hashed.hexdigest()
+        offset += len(piece)
 
 
 def page_hash(content: npt.NDArray[np.uint8]) -> str:

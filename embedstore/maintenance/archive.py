@@ -90,8 +90,10 @@ def _described(folder: Path, address: str) -> dict[str, Any]:
     try:
         found = verify(copy, None)
         if found.problems:
+            first = found.problems[0]
+            name = "" if first.part == "database" else f"{first.part} {first.name}: "  # the copy's place is of no use
             more = "" if len(found.problems) == 1 else f" (the first of {len(found.problems):,} problems)"
-            raise damaged(address, f"{found.problems[0]}{more}. It was not backed up")
+            raise damaged(address, f"{name}{first.what}{more}. It was not backed up")
         with copy.read() as transaction:
             return _about(transaction)
     finally:

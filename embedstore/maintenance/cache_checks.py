@@ -24,6 +24,7 @@ from embedstore.storage.database import Transaction
 from embedstore.storage.layout import keyword_cache_path, space_cache_folder
 
 _CHUNK_BYTES = 4 << 20
+_MAX_LOOKS = 5
 
 
 def check_caches(transaction: Transaction, folder: Path, report: VerifyReport) -> None:
@@ -31,13 +32,32 @@ def check_caches(transaction: Transaction, folder: Path, report: VerifyReport) -
     for collection in catalog.all_collections(transaction):
         for space in catalog.spaces_of(transaction, collection.collection_id).values():
             path = space_cache_folder(folder, space.space_id)
-            for what in _space_faults(transaction, collection, space, path, report):
+            for what in _settled_faults(transaction, collection, space, path, report):
                 report.add("cache", str(path), what)
         path = keyword_cache_path(folder, collection.collection_id)
         if path.exists():
             report.n_cache_files += 1
             for what in keyword_faults(path, transaction, collection):
                 report.add("cache", str(path), what)
+
+
+def _settled_faults(
+    transaction: Transaction, collection: CollectionRow, space: SpaceRow, folder: Path, report: VerifyReport
+) -> list[str]:
+    """What is wrong with the cache of a space; looked at again where another process replaced it meanwhile."""
+    for _ in range(_MAX_LOOKS):
+        before = _published(folder)
+        faults = list(_space_faults(transaction, collection, space, folder, report))
+        if not faults or _published(folder) == before:
+            return faults
+    return []  # it is replaced all the time, so whatever was wrong is gone
+
+
+def _published(folder: Path) -> bytes | None:
+    try:
+        return (folder / cachefile.MANIFEST_NAME).read_bytes()
+    except OSError:
+        return None
 
 
 def _space_faults(

@@ -26,6 +26,7 @@ from embedstore.names import check_collection_name
 from embedstore.reading import record_fault
 from embedstore.records import Batch, metadata_json, vector_is_whole
 from embedstore.storage import catalog
+from embedstore.storage.apart import copy_apart
 from embedstore.storage.catalog import CollectionRow
 from embedstore.storage.database import Transaction
 from embedstore.storage.files import make_private, scratch_folder, sync_folder
@@ -61,6 +62,11 @@ def repair(source: Path, target: Path) -> RepairReport:
         _note_lost_commits(source, folder, report)
         with _found_rows(copy, newest, folder / "found.db", report) as found:
             _write_store(found, folder / "store", report)
+        if not report.n_collections:
+            raise StoreDamaged(
+                f"nothing that is whole was found in {source / DATABASE_NAME}, and no new store was made; restore a"
+                " backup"
+            )
         os.rename(folder / "store", target)
         sync_folder(target.parent)
         reach("repair.renamed")
@@ -70,7 +76,7 @@ def repair(source: Path, target: Path) -> RepairReport:
 def _copied(source: Path, folder: Path, report: RepairReport) -> tuple[Path, list[int]]:
     """A copy of the database with its log brought in, and the pages that came from the log, the newest last."""
     copy = folder / DATABASE_NAME
-    shutil.copyfile(source / DATABASE_NAME, copy)
+    copy_apart(source / DATABASE_NAME, copy)
     log = source / f"{DATABASE_NAME}-wal"
     if not log.exists():
         return copy, []

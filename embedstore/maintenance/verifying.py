@@ -52,7 +52,9 @@ def noting(report: VerifyReport, part: str, name: str) -> Iterator[None]:
     """Turn what damage raises into a problem of the report; other errors, such as a missing store, stay errors."""
     try:
         yield
-    except (StoreDamaged, StorageFailed) as error:
+    except StoreDamaged as error:
+        report.add(part, name, error.what)
+    except StorageFailed as error:
         report.add(part, name, str(error))
 
 

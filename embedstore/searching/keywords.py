@@ -13,7 +13,7 @@ import re
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from hashlib import blake2b
 from itertools import zip_longest
 from pathlib import Path
@@ -23,8 +23,9 @@ from urllib.parse import quote
 from embedstore.errors import DamagedRow, EmbedstoreError, StorageFailed, StorageFull, StoreLocked
 from embedstore.failpoints import reach
 from embedstore.forking import abandon, inside_sqlite, tell_forked
-from embedstore.indexing.cachefile import file_page_hash
+from embedstore.indexing.cachefile import descriptor_page_hash
 from embedstore.records import HASH_BYTES
+from embedstore.storage.apart import descriptors, held
 from embedstore.storage.catalog import CollectionRow, store_uuid
 from embedstore.storage.database import Transaction
 from embedstore.storage.files import is_full, make_private, replace_file
@@ -36,7 +37,9 @@ _PHRASE = re.compile(r'"([^"]*)"')
 _VERSION = "1"
 _CHUNK = 2000
 _MAX_ATTEMPTS = 3
-_LOCK_SECONDS = 30.0
+_SEARCH_SECONDS = 1.0
+"""A search waits so long for another process that is bringing the index up to date, then makes one for itself."""
+_BUILD_SECONDS = 30.0
 _LOG = logging.getLogger("embedstore")
 _WORDS = (
     "CREATE VIRTUAL TABLE IF NOT EXISTS words USING fts5("
@@ -61,6 +64,7 @@ class KeywordCache:
         self._path = path
         self._guard = threading.Lock()
         self._connection: sqlite3.Connection | None = None
+        self._file: tuple[int, int] | None = None
         self._lock: ProcessLock | None = None
         tell_forked(self)
 
@@ -68,6 +72,7 @@ class KeywordCache:
         """Give up the parent's connection."""
         abandon(self._connection)
         self._connection = None
+        self._file = None
         self._guard = threading.Lock()
 
     def search(
@@ -78,7 +83,7 @@ class KeywordCache:
         if not terms:
             return []
         match = " OR ".join('"' + term.replace('"', "") + '"' for term in terms)
-        with self._guard, inside_sqlite:
+        with self._guard:
             try:
                 return self._ranked(transaction, collection, match, limit)
             except sqlite3.DatabaseError as error:
@@ -106,33 +111,40 @@ class KeywordCache:
     def _ranked(self, transaction: Transaction, collection: CollectionRow, match: str, limit: int) -> Scored:
         """The answer at exactly the transaction's commit: from the file, or from an index made for it alone."""
         for _ in range(_MAX_ATTEMPTS):
-            connection = self._caught_up(transaction, collection)
+            try:
+                connection = self._caught_up(transaction, collection, _SEARCH_SECONDS)
+            except StoreLocked:
+                break
             if connection is None:
                 break
-            connection.execute("BEGIN")  # one snapshot for the state and the words
-            try:
-                if _state(connection).get("change") == collection.last_change:
-                    return _best(connection, match, limit)
-            finally:
-                connection.execute("COMMIT")
+            with inside_sqlite:
+                connection.execute("BEGIN")  # one snapshot for the state and the words
+                try:
+                    if _state(connection).get("change") == collection.last_change:
+                        return _best(connection, match, limit)
+                finally:
+                    connection.execute("COMMIT")
         return self._ranked_alone(transaction, collection, match, limit)
 
     def _ranked_alone(self, transaction: Transaction, collection: CollectionRow, match: str, limit: int) -> Scored:
         """The answer from an index in memory, made for it alone."""
-        private = self._private(transaction, collection)
-        try:
-            return _best(private, match, limit)
-        finally:
-            private.close()
+        with inside_sqlite:
+            private = self._private(transaction, collection)
+            try:
+                return _best(private, match, limit)
+            finally:
+                private.close()
 
     def catch_up(self, transaction: Transaction, collection: CollectionRow) -> None:
         """Index what was committed since the last time."""
-        with self._guard, inside_sqlite:
+        with self._guard:
             try:
-                self._caught_up(transaction, collection)
+                self._caught_up(transaction, collection, _BUILD_SECONDS)
             except sqlite3.DatabaseError as error:
                 self._refuse_or_rebuild(error)
-                self._caught_up(transaction, collection)
+                self._caught_up(transaction, collection, _BUILD_SECONDS)
+            except StoreLocked as error:
+                _LOG.debug("the keyword index is left to whoever is at it: %s", error)
             except OSError as error:
                 if isinstance(error, EmbedstoreError):
                     raise
@@ -142,18 +154,22 @@ class KeywordCache:
     def close(self) -> None:
         """Close the file."""
         with self._guard, inside_sqlite:
-            if self._connection is not None:
-                self._connection.close()
-            self._connection = None
+            self._disconnect()
 
-    def _caught_up(self, transaction: Transaction, collection: CollectionRow) -> sqlite3.Connection | None:
-        """The file at the transaction's commit or later; None where it is ahead by another reader's work."""
-        connection = self._open()
+    def _caught_up(
+        self, transaction: Transaction, collection: CollectionRow, seconds: float
+    ) -> sqlite3.Connection | None:
+        """The file at the transaction's commit or later; None where it is ahead by another reader's work.
+
+        Raises StoreLocked where another process is at it for longer than ``seconds``.
+        """
+        connection = self._open(seconds)
         uuid = store_uuid(transaction)
-        state = _state(connection)
+        with inside_sqlite:
+            state = _state(connection)
         if state.get("change") == collection.last_change and self.same_history(transaction, collection, state, uuid):
             return connection
-        with self._locked():
+        with self._locked(seconds):
             return self._updated(connection, transaction, collection, uuid)
 
     def _updated(
@@ -187,9 +203,20 @@ class KeywordCache:
             _seal(connection, self._path)
         return connection
 
-    def _locked(self) -> AbstractContextManager[None]:
-        """The lock under which the file changes; an index in memory needs none."""
-        return nullcontext() if self._lock is None else self._lock.held(_LOCK_SECONDS)
+    @contextmanager
+    def _locked(self, seconds: float) -> Iterator[None]:
+        """Hold the lock under which the file changes; an index in memory needs none. Raises StoreLocked."""
+        with nullcontext() if self._lock is None else self._lock.held(seconds), inside_sqlite:
+            yield
+
+    def _disconnect(self) -> None:
+        """Close the file: first the connection, whose locks the descriptor would take along."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+        if self._file is not None:
+            descriptors.release(self._file)
+            self._file = None
 
     @staticmethod
     def same_history(
@@ -247,14 +274,16 @@ class KeywordCache:
             ),
         )
 
-    def _open(self) -> sqlite3.Connection:
+    def _open(self, seconds: float) -> sqlite3.Connection:
         if self._connection is not None:
             return self._connection
         try:
             make_private(self._path.parent)
             self._lock = ProcessLock(self._path.with_suffix(".lock"))
-            with self._locked():
+            with self._locked(seconds):
                 self._connection = self._opened()
+        except StoreLocked:
+            raise
         except (StorageFailed, OSError, sqlite3.OperationalError):
             self._lock = None
             self._connection = _connect(":memory:")  # a read-only folder: the index lives as long as the process
@@ -268,22 +297,15 @@ class KeywordCache:
             self._rebuild()
         if not self._path.exists():
             os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
-        try:
-            connection = _connect(str(self._path))
-        except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.OperationalError):
-                raise
-            self._rebuild()
-            connection = _connect(str(self._path))
+        self._file = descriptors.hold(self._path)
+        connection = _connect(str(self._path))
         if not _is_sealed(self._path) or _has_content(Path(f"{self._path}-wal")):
             _seal(connection, self._path)
         return connection
 
     def _rebuild(self) -> None:
         """Set a damaged file aside, so that the next use starts afresh."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        self._disconnect()
         for suffix in ("", "-wal", "-shm"):
             path = Path(f"{self._path}{suffix}")
             if path.exists():
@@ -316,7 +338,8 @@ def _seal(connection: sqlite3.Connection, path: Path) -> None:
     path.with_suffix(".seal").unlink(missing_ok=True)
     connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     reach("keywords.checkpointed")
-    note = json.dumps({"n_bytes": path.stat().st_size, "page_hash": file_page_hash(path)})
+    with held(path) as descriptor:
+        note = json.dumps({"n_bytes": path.stat().st_size, "page_hash": descriptor_page_hash(descriptor)})
     replace_file(path.with_suffix(".seal"), note.encode())
     reach("keywords.sealed")
 
@@ -327,7 +350,8 @@ def _is_sealed(path: Path) -> bool:
         note = json.loads(path.with_suffix(".seal").read_bytes())
         if path.stat().st_size != note["n_bytes"]:
             return False
-        return bool(file_page_hash(path) == note["page_hash"])
+        with held(path) as descriptor:
+            return bool(descriptor_page_hash(descriptor) == note["page_hash"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
@@ -341,7 +365,8 @@ def _has_content(path: Path) -> bool:
 
 def keyword_faults(path: Path, transaction: Transaction, collection: CollectionRow) -> Iterator[str]:
     """What is wrong with a keyword index: its file, or words that are not those of the records."""
-    with suppress(StorageFailed), ProcessLock(path.with_suffix(".lock")).held(_LOCK_SECONDS):
+    # Whoever holds the lock for long is bringing it up to date, and will seal it.
+    with suppress(StorageFailed, StoreLocked), ProcessLock(path.with_suffix(".lock")).held(_SEARCH_SECONDS), held(path):
         if not path.with_suffix(".seal").exists():
             return  # it was never finished, so it is made anew before it is used
         if not _is_sealed(path):
@@ -351,7 +376,7 @@ def keyword_faults(path: Path, transaction: Transaction, collection: CollectionR
 
 
 def _content_faults(path: Path, transaction: Transaction, collection: CollectionRow) -> Iterator[str]:
-    connection = sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode=ro", uri=True, isolation_level=None)
+    connection = sqlite3.connect(f"file:{quote(os.fsencode(path.absolute()))}?mode=ro", uri=True, isolation_level=None)
     try:
         state = _state(connection)
         same = KeywordCache.same_history(transaction, collection, state, store_uuid(transaction))

@@ -24,6 +24,7 @@ from embedstore.errors import (
     NotAStore,
     StorageFailed,
     StorageFull,
+    StoreDamaged,
     StoreLocked,
 )
 from embedstore.failpoints import reach
@@ -185,7 +186,10 @@ class SQLiteDatabase:
             return True
         head = read_head(self._folder)
         if head is not None:
-            raise damaged(self._path, f"it is missing or empty, but commit {head.number:,} was acknowledged here")
+            raise StoreDamaged(
+                f"{self._path} is missing or empty, but commit {head.number:,} was acknowledged here; there is nothing"
+                " to salvage: restore a backup into a new folder"
+            )
         return False
 
     def _has_tables(self) -> bool:
@@ -481,6 +485,7 @@ class SQLiteDatabase:
             connection = self._connect("rw")
             try:
                 connection.execute("BEGIN IMMEDIATE")
+                connection.execute("UPDATE store_info SET value = value")  # in memory only
                 connection.execute("ROLLBACK")
             except sqlite3.OperationalError as error:
                 if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_READONLY:

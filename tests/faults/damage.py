@@ -264,7 +264,7 @@ def _guarded(call: Callable[[], Any], name: str, outcome: Outcome) -> Any:
 
 def _advice(message: str, error: EmbedstoreError) -> bool:
     """Whether the error for damage names the command to run; other errors have other advice."""
-    return "embedstore verify" in message or not isinstance(error, embedstore.StoreDamaged)
+    return "embedstore verify" in message or "restore a backup" in message or not isinstance(error, embedstore.StoreDamaged)
 
 
 def _hold_report(report: embedstore.maintenance.VerifyReport | None, outcome: Outcome) -> None:
@@ -338,7 +338,7 @@ def _repair(specimen: Specimen, folder: Path, outcome: Outcome) -> None:
     if _hashes(folder) != before:
         outcome.violations.append("repair changed the damaged store")
     if report is None:
-        if outcome.damage.kind != "cut" or outcome.damage.place >= PAGE_BYTES:
+        if len(_hit(specimen, outcome.damage)) < len(specimen.pages_of):
             outcome.violations.append(f"nothing was repaired: {outcome.errors[-1:]}")
         return
     found = _verified(target, outcome)

@@ -13,7 +13,7 @@ import pytest
 
 import embedstore
 from embedstore.indexing import cachefile, faiss_index, space_cache
-from embedstore.indexing.cachefile import DamagedCache, file_page_hash, read_manifest, write_manifest
+from embedstore.indexing.cachefile import DamagedCache, page_hash, read_manifest, write_manifest
 from embedstore.optional import load_faiss
 from embedstore.searching import plan
 
@@ -55,7 +55,7 @@ def put_file(folder, kind, content):
     (folder / file["name"]).write_bytes(content)
     file |= {
         "n_bytes": len(content), "sha256": hashlib.sha256(content).hexdigest(),
-        "page_hash": file_page_hash(folder / file["name"]),
+        "page_hash": page_hash(np.fromfile(folder / file["name"], np.uint8)),
     }  # fmt: skip
     write_manifest(folder, manifest)
 
@@ -296,7 +296,7 @@ def test_a_keyword_index_that_was_altered_and_sealed_is_made_anew(indexed, state
     with closing(sqlite3.connect(path, isolation_level=None)) as database:
         database.execute(statement)
         database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-    seal = {"n_bytes": path.stat().st_size, "page_hash": file_page_hash(path)}
+    seal = {"n_bytes": path.stat().st_size, "page_hash": page_hash(np.fromfile(path, np.uint8))}
     path.with_suffix(".seal").write_text(json.dumps(seal))
     assert all(one.cached for one in store.verify().problems)
     assert store.collection("c").search("word7", mode="text").keys == ["7"]
