@@ -149,7 +149,8 @@ def test_the_command_line_says_damage_in_one_line_and_ends_with_4(specimens, one
             assert_one_line(done, searching)
         if one.part == "database":
             assert_one_line(run(folder, "repair", "--into", str(folder.parent / "repaired")), 4)
-            assert_one_line(run(folder.parent / "repaired", "verify"), 0)
+            if one.kind != "cut":  # of which nothing is left
+                assert_one_line(run(folder.parent / "repaired", "verify"), 0)
 
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
@@ -165,7 +166,7 @@ def assert_one_line(done: subprocess.CompletedProcess, code: int) -> None:
     assert len(errors) <= 1, done.stderr
     if code == 4 and errors:
         assert "store.db" in errors[0]
-        assert "embedstore verify" in errors[0]
+        assert "embedstore verify" in errors[0] or "restore a backup" in errors[0]
 
 
 def test_questions_are_answered_alike_with_caches_written_at_once_and_late(specimens):
