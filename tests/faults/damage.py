@@ -264,7 +264,8 @@ def _guarded(call: Callable[[], Any], name: str, outcome: Outcome) -> Any:
 
 def _advice(message: str, error: EmbedstoreError) -> bool:
     """Whether the error for damage names the command to run; other errors have other advice."""
-    return "embedstore verify" in message or "restore a backup" in message or not isinstance(error, embedstore.StoreDamaged)
+    advice = ("embedstore verify", "restore a backup")
+    return any(one in message for one in advice) or not isinstance(error, embedstore.StoreDamaged)
 
 
 def _hold_report(report: embedstore.maintenance.VerifyReport | None, outcome: Outcome) -> None:
