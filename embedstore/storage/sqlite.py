@@ -380,9 +380,8 @@ class SQLiteDatabase:
 
     def _refuse_replaced(self) -> None:
         """Raise StorageFailed where another file has come into the place of the one that is open."""
-        if self._identity is None:
-            return
-        if _identity(self._path) != self._identity:
+        opened = self._identity  # another thread may be closing the store
+        if opened is not None and _identity(self._path) != opened:
             raise StorageFailed(
                 f"{self._path} was moved away or replaced while this process had it open; close the store, and open it"
                 " again"
