@@ -12,6 +12,7 @@ TITLES = {
     "startup": "From process start to its end",
     "store_writing": "Durable writing: 60,000 records with text, four metadata fields and a vector of 384 numbers",
     "store_cold": "A new process to its first ten hits, 60,000 vectors, vector given",
+    "single_add": "One durable add beside a bare SQLite commit of the same row; opening 60,000 vectors",
     "store_searching": "Queries over 60,000 vectors, top 10 with text and metadata",
     "ingest_text": "Ingest of scientific abstracts with minilm",
     "scifact": "SciFact (BEIR): 5,183 abstracts, 809 queries, through the command line",

@@ -142,7 +142,7 @@ class Columns:
         order = np.argsort(merged, kind="stable")
         newer = Columns(collection, merged[order])
         if fresh.size * _RELOAD_FRACTION <= merged.size:
-            for field, column in self._columns.items():
+            for field, column in list(self._columns.items()):  # another thread may be adding one
                 if column is not None and len(column.texts) > 2 * merged.size + _MAX_MASKS:
                     continue  # mostly texts that no record has any more: read it again when it is next asked for
                 newer._columns[field] = None if column is None else newer._merge(
