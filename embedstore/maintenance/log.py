@@ -26,9 +26,13 @@ _SUMMED_BYTES = 8
 
 @dataclass(slots=True)
 class LogPages:
-    """What was brought in: the pages, oldest first, and how many others could not be read."""
+    """What was brought in: the pages, oldest first, and how many others could not be read.
+
+    doubtful: pages whose newest version could not be read; what the database has of them is older than the rest.
+    """
 
     pages: list[int] = field(default_factory=list)
+    doubtful: set[int] = field(default_factory=set)
     n_damaged: int = 0
 
 
@@ -44,10 +48,10 @@ def bring_in(log: Path, database: Path, page_bytes: int) -> LogPages:
     """Write into ``database`` every page of ``log`` that is whole and belongs to a finished commit."""
     found = LogPages()
     with log.open("rb") as source, database.open("r+b") as target:
-        frames, n_frames = _whole_frames(source, page_bytes)
+        frames, lost = _whole_frames(source, page_bytes)
         last = max((i for i, frame in frames.items() if frame.n_pages), default=None)
         if last is None:
-            found.n_damaged = n_frames
+            found.n_damaged = len(lost)
             return found
         found.n_damaged = last + 1 - sum(i <= last for i in frames)
         newest = {frame.page: frame for i, frame in frames.items() if i <= last}
@@ -56,19 +60,26 @@ def bring_in(log: Path, database: Path, page_bytes: int) -> LogPages:
             target.seek((frame.page - 1) * page_bytes)
             target.write(source.read(page_bytes))
         target.truncate(frames[last].n_pages * page_bytes)
-    found.pages = sorted(newest, key=lambda page: newest[page].offset)
+    found.doubtful = {page for i, page in lost.items() if i <= last and not _is_newer(frames, page, i, last)}
+    found.pages = sorted(newest.keys() - found.doubtful, key=lambda page: newest[page].offset)
     return found
 
 
-def _whole_frames(source: BinaryIO, page_bytes: int) -> tuple[dict[int, _Frame], int]:
-    """By place, the frames of the newest log in the file whose checksum is right; and how many frames there are."""
+def _is_newer(frames: dict[int, _Frame], page: int, place: int, last: int) -> bool:
+    """Whether a whole frame behind ``place``, of a finished commit, holds the page."""
+    return any(frame.page == page for i, frame in frames.items() if place < i <= last)
+
+
+def _whole_frames(source: BinaryIO, page_bytes: int) -> tuple[dict[int, _Frame], dict[int, int]]:
+    """By place, the frames of the newest log in the file whose checksum is right; and which page the others claim."""
     header = source.read(_HEADER.size)
     if len(header) < _HEADER.size:
-        return {}, 0
+        return {}, {}
     magic, _, _, _, *salted, first_sum, second_sum = _HEADER.unpack(header)
     order = ">u4" if magic == _BIG_ENDIAN else "<u4"
     before = (first_sum, second_sum)
     frames: dict[int, _Frame] = {}
+    lost: dict[int, int] = {}
     offset, place = _HEADER.size, 0
     salts: tuple[int, int] | None = None
     if _checksum(np.frombuffer(header[:_HEADER_SUMMED_BYTES], order), (0, 0)) == before:
@@ -79,10 +90,12 @@ def _whole_frames(source: BinaryIO, page_bytes: int) -> tuple[dict[int, _Frame],
         if salts in (None, (salt, other_salt)) and page and _checksum(words, before) == tuple(sums):
             salts = (salt, other_salt)  # frames behind the newest log are left from an older one
             frames[place] = _Frame(offset, page, n_pages, salts)
+        else:
+            lost[place] = page
         before = (sums[0], sums[1])
         offset += len(content)
         place += 1
-    return frames, place
+    return frames, lost
 
 
 def _checksum(words: npt.NDArray[np.uint32], before: tuple[int, int]) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import mmap
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,14 +54,17 @@ class PageFile:
             return 0
         return max(0, int.from_bytes(self._map[28:32], "big") - self._n_pages)
 
-    def rows(self, newest: Sequence[int] = ()) -> Iterator[tuple[int, Cells]]:
+    def rows(
+        self, newest: Sequence[int] = (), doubtful: Collection[int] = ()
+    ) -> Iterator[tuple[int, Cells]]:
         """The rowid and the cells of every row in every leaf page that is in use; unreadable cells are passed over.
 
-        The pages ``newest`` come last, in that order.
+        The pages ``doubtful`` come first, the pages ``newest`` last, in that order.
         """
         unread = set(range(1, self._n_pages + 1)) - self._free_pages()
         last = [number for number in newest if number in unread]
-        for number in [*sorted(unread - set(last)), *last]:
+        first = sorted(unread & set(doubtful))
+        for number in [*first, *sorted(unread - set(last) - set(first)), *last]:
             yield from self._rows_of(number)
 
     def _page(self, number: int) -> bytes:

@@ -17,7 +17,7 @@ import orjson
 from embedstore.errors import DamagedRow, InvalidInput, NotAStore, StorageFailed, StoreDamaged, StoreNotFound
 from embedstore.failpoints import reach
 from embedstore.maintenance.archive import storage_errors
-from embedstore.maintenance.log import bring_in
+from embedstore.maintenance.log import LogPages, bring_in
 from embedstore.maintenance.pages import PageFile
 from embedstore.maintenance.reports import Problem, RepairReport
 from embedstore.maintenance.spaces import SalvagedSpace, salvaged_spaces
@@ -58,9 +58,9 @@ def repair(source: Path, target: Path) -> RepairReport:
     with storage_errors(target), scratch_folder(target, "repairing") as folder:
         reach("repair.begun")
         report = RepairReport(str(target))
-        copy, newest = _copied(source, folder, report)
+        copy, log = _copied(source, folder, report)
         _note_lost_commits(source, folder, report)
-        with _found_rows(copy, newest, folder / "found.db", report) as found:
+        with _found_rows(copy, log, folder / "found.db", report) as found:
             _write_store(found, folder / "store", report)
         if not report.n_collections:
             raise StoreDamaged(
@@ -73,18 +73,18 @@ def repair(source: Path, target: Path) -> RepairReport:
     return report
 
 
-def _copied(source: Path, folder: Path, report: RepairReport) -> tuple[Path, list[int]]:
-    """A copy of the database with its log brought in, and the pages that came from the log, the newest last."""
+def _copied(source: Path, folder: Path, report: RepairReport) -> tuple[Path, LogPages]:
+    """A copy of the database with its log brought in, and what came from the log."""
     copy = folder / DATABASE_NAME
     copy_apart(source / DATABASE_NAME, copy)
     log = source / f"{DATABASE_NAME}-wal"
     if not log.exists():
-        return copy, []
+        return copy, LogPages()
     found = bring_in(log, copy, PAGE_BYTES)
     if found.n_damaged:
         what = f"{found.n_damaged:,} pages of the log are damaged: some records may be older than they were, or back"
         report.lost.append(Problem("database", log.name, what))
-    return copy, found.pages
+    return copy, found
 
 
 def _note_lost_commits(source: Path, folder: Path, report: RepairReport) -> None:
@@ -120,9 +120,9 @@ _OLDER = (
 
 @contextmanager
 def _found_rows(
-    copy: Path, newest: list[int], path: Path, report: RepairReport
+    copy: Path, log: LogPages, path: Path, report: RepairReport
 ) -> Iterator[sqlite3.Connection]:
-    """A scratch database of every row that was found, each once; ``newest`` are the pages whose rows are the newest."""
+    """A scratch database of every row that was found, each once, in its newest version as far as can be told."""
     found = sqlite3.connect(path, isolation_level=None)
     try:
         found.execute("PRAGMA synchronous = OFF")
@@ -137,7 +137,7 @@ def _found_rows(
                 what = f"its last {pages.n_missing:,} pages are missing, with whatever was in them"
                 report.lost.append(Problem("database", DATABASE_NAME, what))
             found.execute("BEGIN")
-            for rowid, cells in pages.rows(newest):
+            for rowid, cells in pages.rows(log.pages, log.doubtful):
                 _sort_in(found, rowid, cells, report)
             found.execute("COMMIT")
         for record_id, key in found.execute(_OLDER).fetchall():
