@@ -463,7 +463,3 @@ class Collection:
         """The spaces as they are stored; empty where the collection does not exist yet."""
         layout = self.layout()
         return {} if layout is None else layout.spaces
-
-    def _default_space_name(self) -> str:
-        with self._store.reading() as transaction:
-            return self._row(transaction).default_space

@@ -61,7 +61,7 @@ class PageFile:
 
         The pages ``doubtful`` come first, the pages ``newest`` last, in that order.
         """
-        unread = set(range(1, self._n_pages + 1)) - self._free_pages()
+        unread = set(range(1, self._n_pages + 1)) - self.free_pages()
         last = [number for number in newest if number in unread]
         first = sorted(unread & set(doubtful))
         for number in [*first, *sorted(unread - set(last) - set(first)), *last]:
@@ -73,19 +73,33 @@ class PageFile:
             raise ValueError(number)
         return self._map[(number - 1) * self._page_bytes : number * self._page_bytes]
 
-    def _free_pages(self) -> set[int]:
-        """The pages that hold nothing any more, as the header says; they may still show rows that were deleted."""
+    def free_pages(self) -> set[int]:
+        """The pages that hold nothing any more, as the header says; they may still show rows that were deleted.
+
+        Empty where their list is not as long as the header says: a page of it is damaged, or older than the rest, and
+        might count pages as free that are in use.
+        """
         free: set[int] = set()
-        if not self.header_is_whole:
-            return free
-        trunk = struct.unpack(">I", self._page(1)[32:36])[0]
+        trunk, n_free = self._freelist()
         while 1 <= trunk <= self._n_pages and trunk not in free:
             page = self._page(trunk)
             following, n_leaves = struct.unpack(">II", page[:8])
             n_leaves = min(n_leaves, self._page_bytes // 4 - 2)
             free |= {trunk, *struct.unpack(f">{n_leaves}I", page[8 : 8 + 4 * n_leaves])}
             trunk = following
-        return free
+        return free if len(free) == n_free else set()
+
+    @property
+    def freelist_is_whole(self) -> bool:
+        """Whether it is known which pages hold nothing any more."""
+        return self.header_is_whole and len(self.free_pages()) == self._freelist()[1]
+
+    def _freelist(self) -> tuple[int, int]:
+        """The first page of the list of free pages, and how many there are; (0, 0) where the header is not whole."""
+        if not self.header_is_whole:
+            return 0, 0
+        trunk, n_free = struct.unpack(">2I", self._page(1)[32:40])
+        return int(trunk), int(n_free)
 
     def _rows_of(self, number: int) -> Iterator[tuple[int, Cells]]:
         page = self._page(number)

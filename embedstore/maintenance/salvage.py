@@ -130,8 +130,11 @@ def _found_rows(
         for statement in _FOUND:
             found.execute(statement)
         with PageFile(copy, PAGE_BYTES) as pages:
-            if not pages.header_is_whole:
-                what = "its header is damaged: records that were deleted long ago may be among those salvaged"
+            if not pages.freelist_is_whole:
+                what = (
+                    "its header or its list of free pages is damaged: records that were deleted long ago may be among"
+                    " those salvaged"
+                )
                 report.lost.append(Problem("database", DATABASE_NAME, what))
             if pages.n_missing:
                 what = f"its last {pages.n_missing:,} pages are missing, with whatever was in them"

@@ -6,7 +6,6 @@ that is killed on the way leaves the tables as they were.
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import sqlite3
@@ -27,11 +26,11 @@ from embedstore.errors import EmbedstoreError, StorageFailed, StorageFull, Store
 from embedstore.failpoints import reach
 from embedstore.shipped import shipped_folder
 from embedstore.storage.database import Database
-from embedstore.storage.files import sync_folder
+from embedstore.storage.files import is_full, sync_folder
 from embedstore.storage.layout import SCHEMA_REVISION
 from embedstore.storage.postgres import PostgresDatabase, PostgresTransaction
 from embedstore.storage.revision import check_known, revision_in
-from embedstore.storage.sqlite import SQLiteDatabase, SQLiteTransaction, translated
+from embedstore.storage.sqlite import SQLiteDatabase, SQLiteTransaction, translated, write_copy
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -39,7 +38,6 @@ if TYPE_CHECKING:
     from embedstore.storage.database import Row, Transaction
 
 _LOG = logging.getLogger("embedstore")
-_PAGES_A_STEP = 4096
 _STATE = (
     "SELECT name, value FROM store_info ORDER BY name",
     "SELECT * FROM collections ORDER BY collection_id",
@@ -140,36 +138,23 @@ def _copy(connection: sqlite3.Connection, target: Path) -> None:
     partial = target.with_name(f"{target.name}.partial")
     try:
         with translated(target):
-            _write_copy(connection, partial)
+            partial.unlink(missing_ok=True)  # of a process that was killed
+            write_copy(connection, partial)
         os.replace(partial, target)
         sync_folder(target.parent)
     except BaseException as error:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
         if isinstance(error, OSError) and not isinstance(error, EmbedstoreError):
-            kind = StorageFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else StorageFailed
+            kind = StorageFull if is_full(error) else StorageFailed
             raise kind(f"the backup {target} cannot be written: {error.strerror or error}") from error
         raise
-
-
-def _write_copy(connection: sqlite3.Connection, partial: Path) -> None:
-    partial.unlink(missing_ok=True)  # of a process that was killed
-    descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with closing(sqlite3.connect(partial, isolation_level=None)) as copy:
-            copy.execute("PRAGMA journal_mode = OFF")  # a copy that fails is thrown away
-            copy.execute("PRAGMA synchronous = OFF")  # synced below, once
-            # Signals are answered when Python code runs, between two steps.
-            connection.backup(copy, pages=_PAGES_A_STEP, progress=lambda *_: None)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _holds_the_same(connection: sqlite3.Connection, backup: Path) -> bool:
     """Whether a backup is whole, and nothing was written to the database since it was taken."""
     try:
-        with closing(sqlite3.connect(f"file:{quote(str(backup.absolute()))}?immutable=1", uri=True)) as kept:
+        with closing(sqlite3.connect(f"file:{quote(os.fsencode(backup.absolute()))}?immutable=1", uri=True)) as kept:
             if _state(kept) != _state(connection):
                 return False
             return bool(kept.execute("PRAGMA quick_check(1)").fetchone() == ("ok",))

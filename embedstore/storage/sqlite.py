@@ -11,7 +11,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -46,6 +46,7 @@ CHECKPOINT_PAGES = 1000
 """After a small commit it is copied from so many pages on, and then written over: a log that grows syncs slowly."""
 _SMALL_COMMIT = 1000  # rows
 _FETCHED_ROWS = 256
+_PAGES_A_STEP = 4096
 _BUSY_MILLISECONDS = 10_000
 _SHORT_MILLISECONDS = 500
 
@@ -98,10 +99,10 @@ class SQLiteTransaction:
         with inside_sqlite:
             self._connection.executemany(sql, parameters)
 
-    def back_up(self, target: sqlite3.Connection) -> None:
-        """Copy what this transaction sees into another database."""
+    def copy_to(self, target: Path) -> None:
+        """Copy what this transaction sees into a new file."""
         with inside_sqlite:
-            self._connection.backup(target)
+            write_copy(self._connection, target)
 
     def alone(self) -> None:
         pass  # every write transaction is
@@ -445,16 +446,8 @@ class SQLiteDatabase:
         """Copy the newest commit to a new file by SQLite's online backup; others may read and write meanwhile."""
         with self.read() as transaction:
             transaction.one("SELECT 1 FROM store_info")  # from here on the copy is of this snapshot
-            os.close(os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
-            try:
-                copy = sqlite3.connect(target, isolation_level=None)
-                try:
-                    copy.execute("PRAGMA synchronous = OFF")  # whoever asked for the copy syncs what becomes of it
-                    transaction.back_up(copy)
-                finally:
-                    copy.close()
-            except sqlite3.Error as error:
-                raise _translation(error, target) from error
+            with translated(target):
+                transaction.copy_to(target)
 
     def structural_faults(self) -> Iterator[str]:
         """What SQLite itself finds wrong with the file, and commits that it lost."""
@@ -599,6 +592,20 @@ def _pragmas(mode: str) -> dict[str, str]:
 
 def _may_write(folder: Path) -> bool:
     return os.access(folder, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
+
+
+def write_copy(connection: sqlite3.Connection, target: Path) -> None:
+    """Copy what a connection sees into a new file, and sync it; OSError where there is one already."""
+    descriptor = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with closing(sqlite3.connect(target, isolation_level=None)) as copy:
+            copy.execute("PRAGMA journal_mode = OFF")  # a copy that fails is thrown away
+            copy.execute("PRAGMA synchronous = OFF")  # synced below, once
+            # Signals are answered when Python code runs, between two steps.
+            connection.backup(copy, pages=_PAGES_A_STEP, progress=lambda *_: None)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

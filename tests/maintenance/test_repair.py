@@ -1,6 +1,7 @@
 """``repair`` brings what is whole into a new store, lists the rest, and leaves the damaged store as it is."""
 
 import sqlite3
+import struct
 from contextlib import closing
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import embedstore
 from embedstore import InvalidInput, StoreNotFound
 from embedstore.model import Metric
+from embedstore.storage.sqlite import PAGE_BYTES
 
 DIM = 4
 
@@ -170,3 +172,20 @@ def test_what_is_no_store_and_what_is_in_the_way_is_refused(filled, tmp_path):
     with pytest.raises(InvalidInput, match="in the store itself"):
         embedstore.repair(path, path / "new")
     assert sorted(one.name for one in tmp_path.iterdir()) == ["store"]
+
+
+def test_a_damaged_list_of_free_pages_makes_no_page_in_use_be_left_out(filled, tmp_path):
+    folder, held, _ = filled
+    with embedstore.open(folder) as store:
+        store.collection("films").delete(where="n >= 200")
+    kept = {key: one for key, one in held.items() if int(key[1:]) < 200}
+    content = bytearray((folder / "store.db").read_bytes())
+    trunk, n_free = struct.unpack(">2I", content[32:40])
+    assert n_free  # or there is no list to damage
+    claimed = [page for page in range(2, len(content) // PAGE_BYTES + 1) if page != trunk]
+    start = (trunk - 1) * PAGE_BYTES
+    content[start : start + 8 + 4 * len(claimed)] = struct.pack(f">{2 + len(claimed)}I", 0, len(claimed), *claimed)
+    (folder / "store.db").write_bytes(content)
+    report = embedstore.repair(folder, tmp_path / "new")
+    assert any("list of free pages" in problem.what for problem in report.lost)
+    assert kept.items() <= read(tmp_path / "new")["films"].items()
