@@ -15,9 +15,9 @@ from embedstore.indexing.cachefile import CacheFile, DamagedCache
 from embedstore.indexing.exact import prepared
 from embedstore.indexing.faiss_file import layout_fault
 from embedstore.indexing.space_cache import belongs, stream_vectors
+from embedstore.maintenance.keyword_checks import keyword_faults
 from embedstore.maintenance.reports import VerifyReport
 from embedstore.model import Metric
-from embedstore.searching.keywords import keyword_faults
 from embedstore.storage import catalog
 from embedstore.storage.catalog import CollectionRow, SpaceRow
 from embedstore.storage.database import Transaction

@@ -6,29 +6,26 @@ double quotes must stand as it is. Writing is not slowed by it: the index reads 
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from hashlib import blake2b
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from embedstore.errors import DamagedRow, EmbedstoreError, StorageFailed, StorageFull, StoreLocked
 from embedstore.failpoints import reach
 from embedstore.forking import abandon, inside_sqlite, tell_forked
-from embedstore.indexing.cachefile import descriptor_page_hash
 from embedstore.records import HASH_BYTES
-from embedstore.storage.apart import descriptors, held
+from embedstore.searching.sealing import is_sealed, seal
+from embedstore.storage.apart import descriptors
 from embedstore.storage.catalog import CollectionRow, store_uuid
 from embedstore.storage.database import Transaction
-from embedstore.storage.files import is_full, make_private, replace_file
+from embedstore.storage.files import has_content, is_full, make_private
 from embedstore.storage.layout import id_range
 from embedstore.storage.locks import ProcessLock
 
@@ -37,7 +34,7 @@ _PHRASE = re.compile(r'"([^"]*)"')
 _VERSION = "1"
 _CHUNK = 2000
 _MAX_ATTEMPTS = 3
-_SEARCH_SECONDS = 1.0
+SEARCH_SECONDS = 1.0
 """A search waits so long for another process that is bringing the index up to date, then makes one for itself."""
 _BUILD_SECONDS = 30.0
 _LOG = logging.getLogger("embedstore")
@@ -112,7 +109,7 @@ class KeywordCache:
         """The answer at exactly the transaction's commit: from the file, or from an index made for it alone."""
         for _ in range(_MAX_ATTEMPTS):
             try:
-                connection = self._caught_up(transaction, collection, _SEARCH_SECONDS)
+                connection = self._caught_up(transaction, collection, SEARCH_SECONDS)
             except StoreLocked:
                 break
             if connection is None:
@@ -120,7 +117,7 @@ class KeywordCache:
             with inside_sqlite:
                 connection.execute("BEGIN")  # one snapshot for the state and the words
                 try:
-                    if _state(connection).get("change") == collection.last_change:
+                    if index_state(connection).get("change") == collection.last_change:
                         return _best(connection, match, limit)
                 finally:
                     connection.execute("COMMIT")
@@ -166,7 +163,7 @@ class KeywordCache:
         connection = self._open(seconds)
         uuid = store_uuid(transaction)
         with inside_sqlite:
-            state = _state(connection)
+            state = index_state(connection)
         if state.get("change") == collection.last_change and self.same_history(transaction, collection, state, uuid):
             return connection
         with self._locked(seconds):
@@ -179,7 +176,7 @@ class KeywordCache:
         connection.execute("BEGIN IMMEDIATE")
         reach("keywords.begun")
         try:
-            state = _state(connection)  # another process may have been first
+            state = index_state(connection)  # another process may have been first
             usable = (
                 collection.log_floor <= state.get("change", -1) <= collection.last_change
                 and self.same_history(transaction, collection, state, uuid)
@@ -200,7 +197,7 @@ class KeywordCache:
                 connection.execute("ROLLBACK")
             raise
         if self._lock is not None:
-            _seal(connection, self._path)
+            seal(connection, self._path)
         return connection
 
     @contextmanager
@@ -291,7 +288,7 @@ class KeywordCache:
 
     def _opened(self) -> sqlite3.Connection:
         """The file, made where it is missing or not what was last sealed; the caller holds the lock."""
-        if self._path.exists() and not _is_sealed(self._path):
+        if self._path.exists() and not is_sealed(self._path):
             if self._path.with_suffix(".seal").exists():
                 _LOG.warning("keyword index damaged, rebuilding from the database: %s", self._path)
             self._rebuild()
@@ -299,8 +296,8 @@ class KeywordCache:
             os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
         self._file = descriptors.hold(self._path)
         connection = _connect(str(self._path))
-        if not _is_sealed(self._path) or _has_content(Path(f"{self._path}-wal")):
-            _seal(connection, self._path)
+        if not is_sealed(self._path) or has_content(Path(f"{self._path}-wal")):
+            seal(connection, self._path)
         return connection
 
     def _rebuild(self) -> None:
@@ -330,82 +327,6 @@ def _whole(rows: Iterable[tuple[Any, ...]]) -> Iterator[tuple[int, str]]:
         yield record_id, content
 
 
-def _seal(connection: sqlite3.Connection, path: Path) -> None:
-    """Bring the log into the file and note the file's page hash beside it; the caller holds the lock.
-
-    The older note goes first: a file without one is unfinished, and is made anew by whoever opens it next.
-    """
-    path.with_suffix(".seal").unlink(missing_ok=True)
-    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    reach("keywords.checkpointed")
-    with held(path) as descriptor:
-        note = json.dumps({"n_bytes": path.stat().st_size, "page_hash": descriptor_page_hash(descriptor)})
-    replace_file(path.with_suffix(".seal"), note.encode())
-    reach("keywords.sealed")
-
-
-def _is_sealed(path: Path) -> bool:
-    """Whether the file is what was last sealed."""
-    try:
-        note = json.loads(path.with_suffix(".seal").read_bytes())
-        if path.stat().st_size != note["n_bytes"]:
-            return False
-        with held(path) as descriptor:
-            return bool(descriptor_page_hash(descriptor) == note["page_hash"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return False
-
-
-def _has_content(path: Path) -> bool:
-    try:
-        return path.stat().st_size > 0
-    except OSError:
-        return False
-
-
-def keyword_faults(path: Path, transaction: Transaction, collection: CollectionRow) -> Iterator[str]:
-    """What is wrong with a keyword index: its file, or words that are not those of the records."""
-    # Whoever holds the lock for long is bringing it up to date, and will seal it.
-    with suppress(StorageFailed, StoreLocked), ProcessLock(path.with_suffix(".lock")).held(_SEARCH_SECONDS), held(path):
-        if not path.with_suffix(".seal").exists():
-            return  # it was never finished, so it is made anew before it is used
-        if not _is_sealed(path):
-            yield "it is not what was written"
-            return
-        yield from _content_faults(path, transaction, collection)
-
-
-def _content_faults(path: Path, transaction: Transaction, collection: CollectionRow) -> Iterator[str]:
-    connection = sqlite3.connect(f"file:{quote(os.fsencode(path.absolute()))}?mode=ro", uri=True, isolation_level=None)
-    try:
-        state = _state(connection)
-        same = KeywordCache.same_history(transaction, collection, state, store_uuid(transaction))
-        if not same or not collection.log_floor <= state["change"] <= collection.last_change:
-            return  # of another history: made anew before it is used
-        changed = {
-            row[0] for row in transaction.all(
-                "SELECT record_id FROM changed_records WHERE collection_id = :collection AND change > :change",
-                {"collection": collection.collection_id, "change": state["change"]},
-            )
-        }  # fmt: skip
-        indexed = ((rowid, text) for rowid, text in connection.execute("SELECT rowid, content FROM words"))
-        stored = transaction.stream(
-            "SELECT record_id, content FROM records WHERE record_id BETWEEN :low AND :last AND content IS NOT NULL"
-            " ORDER BY record_id",
-            {"low": id_range(collection.collection_id)[0], "last": state["last_record"]},
-        )
-        wanted = (row for row in stored if row[0] not in changed)
-        found = (row for row in indexed if row[0] not in changed)
-        for one, other in zip_longest(found, wanted):
-            if one is None or other is None or tuple(one) != tuple(other):
-                yield f"its words are not those of record {(other or one)[0]}"
-                return
-    except sqlite3.DatabaseError as error:
-        yield f"it cannot be read: {error}"
-    finally:
-        connection.close()
-
-
 def _connect(address: str) -> sqlite3.Connection:
     connection = sqlite3.connect(address, isolation_level=None, check_same_thread=False, timeout=30.0)
     try:
@@ -421,7 +342,7 @@ def _connect(address: str) -> sqlite3.Connection:
     return connection
 
 
-def _state(connection: sqlite3.Connection) -> dict[str, Any]:
+def index_state(connection: sqlite3.Connection) -> dict[str, Any]:
     """What the index holds; nothing where it does not say so in full."""
     found: dict[str, Any] = dict(connection.execute("SELECT name, value FROM state").fetchall())
     numbers = {name: str(found.get(name)) for name in ("change", "last_record")}

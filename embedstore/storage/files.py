@@ -45,6 +45,14 @@ def write_all(descriptor: int, content: bytes | memoryview) -> None:
         view = view[os.write(descriptor, view) :]
 
 
+def has_content(path: Path) -> bool:
+    """Whether there is a file that is not empty."""
+    try:
+        return path.stat().st_size > 0
+    except OSError:
+        return False
+
+
 def is_full(error: OSError) -> bool:
     """Whether an operation failed for want of space."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
