@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from embedstore.errors import DamagedRow
 from embedstore.indexing import cachefile
 from embedstore.indexing.cachefile import CacheFile, DamagedCache
 from embedstore.indexing.exact import prepared
@@ -81,6 +82,8 @@ def _space_faults(
         yield from _exact_faults(transaction, space, folder, manifest, files)
     except DamagedCache as error:
         yield str(error)
+    except DamagedRow:
+        return  # listed as what it is, a vector of the database; there is nothing to hold the cache against
 
 
 def _sha256(mapped: npt.NDArray[np.uint8]) -> str:

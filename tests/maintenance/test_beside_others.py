@@ -176,3 +176,15 @@ def test_repair_of_what_holds_nothing_makes_no_store(tmp_path):
     with pytest.raises(StoreDamaged, match="nothing that is whole was found"):
         embedstore.repair(tmp_path / "s")
     assert [path.name for path in tmp_path.iterdir()] == ["s"]
+
+
+def test_a_damaged_vector_is_listed_once_and_does_not_keep_other_caches_from_being_checked(store):
+    for name in ("first", "second"):
+        store.collection(name, encoder="none").add(FILL)
+        store.collection(name).refresh()
+    store.close()
+    meddle(store.path, "UPDATE vectors SET vec = zeroblob(8) WHERE vector_id % 1099511627776 = 4 AND space_id = 1")
+    exact = next((store.path / "cache" / "space-2").glob("exact-*"))
+    exact.write_bytes(bytes(len(exact.read_bytes())))
+    found = [(problem.part, problem.name) for problem in store.verify().problems]
+    assert found == [("vector", "first/vector/4"), ("cache", str(exact.parent))]
