@@ -143,34 +143,39 @@ class Judge:
         try:
             cut.image.put(folder)
             check(folder / STORE, states if cut.n_tried > cut.n_acknowledged else states[:1], seed=0)
+            self._check_archive(folder / STORE, cut)
             for place, operation in enumerate(self._plan[: cut.n_tried]):
-                self._check_made(folder / STORE, operation, self._states[place], done=place < cut.n_acknowledged)
+                if operation["verb"] in ("restore", "repair"):
+                    made = (folder / STORE).with_name(Path(operation["into"]).name)
+                    self._check_made(made, self._states[place], operation["verb"], done=place < cut.n_acknowledged)
         except (Violation, embedstore.EmbedstoreError) as violation:
             return f"{cut.model}, after {cut.place}, {cut.n_acknowledged}/{cut.n_tried} operations: {violation}"
         finally:
             shutil.rmtree(folder)
         return None
 
+    def _check_archive(self, store: Path, cut: Cut) -> None:
+        """The archive is that of the newest backup that was acknowledged, or of the one in hand, and whole."""
+        begun = [place for place, one in enumerate(self._plan[: cut.n_tried]) if one["verb"] == "backup"]
+        done = [place for place in begun if place < cut.n_acknowledged]
+        newest = [*done[-1:], *(place for place in begun if place >= cut.n_acknowledged)]
+        allowed = [state for place in newest for state in self._states[place]]
+        archive = archive_of(store)
+        with tempfile.TemporaryDirectory(dir=store.parent) as scratch:
+            made = Path(scratch) / "restored"
+            if archive.exists():
+                embedstore.restore(archive, made)
+            self._check_made(made, allowed, "backup", done=bool(done))
 
     @staticmethod
-    def _check_made(store: Path, operation: Operation, states: list[State], *, done: bool) -> None:
-        """What a backup, a restore or a repair made is whole, and is there if it was acknowledged."""
-        with tempfile.TemporaryDirectory(dir=store.parent) as scratch:
-            match operation["verb"]:
-                case "backup":
-                    made, archive = Path(scratch) / "restored", archive_of(store)
-                    if archive.exists():
-                        embedstore.restore(archive, made)
-                case "restore" | "repair":
-                    made = store.with_name(Path(operation["into"]).name)
-                case _:
-                    return
-            with embedstore.open(made) as opened:
-                there = opened.exists()
-            if there:
-                check(made, states, seed=0)
-            elif done:
-                raise Violation(f"what {operation['verb']} made is gone")
+    def _check_made(made: Path, states: list[State], verb: str, *, done: bool) -> None:
+        """The store that an operation made is whole, and is there if the operation was acknowledged."""
+        with embedstore.open(made) as opened:
+            there = opened.exists()
+        if there:
+            check(made, states, seed=0)
+        elif done:
+            raise Violation(f"what {verb} made is gone")
 
 
 @contextmanager
