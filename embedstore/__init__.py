@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from embedstore.collection import Collection
     from embedstore.errors import (
         CollectionNotFound,
+        DeviceUnavailable,
         DuplicateKey,
         EmbedstoreError,
         EncoderMismatch,

@@ -23,6 +23,7 @@
     ├── StorageFull (OSError)                no space left                        exit 1
     ├── StorageFailed (OSError)              the folder or database refused       exit 1
     ├── EncoderUnavailable                   weights that cannot be found or used exit 1
+    ├── DeviceUnavailable                    a GPU that is not there or too small exit 1
     └── MissingDependency (ImportError)      a package that is not installed      exit 1
 
 A message says what came, what was expected and what to do, in one line.
@@ -147,6 +148,10 @@ class StorageFailed(EmbedstoreError, OSError):
 
 class EncoderUnavailable(EmbedstoreError):
     """The encoder's weights cannot be found, read or trusted."""
+
+
+class DeviceUnavailable(EmbedstoreError):
+    """A GPU was asked for by name and is not there, cannot be used by what is installed, or has too little memory."""
 
 
 class MissingDependency(EmbedstoreError, ImportError):

@@ -11,7 +11,7 @@ from shared import ROOT
 
 LAYERS = [
     ["version", "errors"],
-    ["names", "optional", "shipped", "failpoints", "forking", "interruption"],
+    ["names", "devices", "optional", "shipped", "failpoints", "forking", "interruption"],
     ["model"],
     ["records"],
     ["filters"],
