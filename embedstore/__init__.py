@@ -58,6 +58,7 @@ __all__ = [
     "Collection",
     "CollectionNotFound",
     "CompactReport",
+    "DeviceUnavailable",
     "DuplicateKey",
     "EmbedstoreError",
     "EncoderMismatch",

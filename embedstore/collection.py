@@ -32,6 +32,7 @@ from embedstore.space import Space
 from embedstore.storage import catalog
 from embedstore.storage.catalog import CollectionRow, SpaceRow
 from embedstore.storage.database import Transaction
+from embedstore.storage.layout import id_range
 from embedstore.storage.writing import CollectionWriter
 from embedstore.storing import (
     Encoded,
@@ -170,7 +171,8 @@ class Collection:
             encoder = self._defaults.encoder or DEFAULT_ENCODER
             default = "vector" if encoder == "none" else "text"
             required = encoder != "none"
-        return Preparer(vector_space=default, text_required=required, on_error=on_error)
+        known = None if layout is None else layout.kinds
+        return Preparer(vector_space=default, text_required=required, on_error=on_error, known=known)
 
     def vector_checker(self) -> VectorChecker:
         """What checks the vectors that records bring."""
@@ -230,11 +232,14 @@ class Collection:
             catalog.lock_collection(transaction, self.name)  # waits for a writer that is at it
             mine = {"collection": collection.collection_id}
             spaces = catalog.spaces_of(transaction, collection.collection_id)
+            catalog.forget(transaction)
             for space in spaces.values():
                 of_space = {"space": space.space_id}
-                transaction.run("DELETE FROM vectors WHERE space_id = :space", of_space)
-                transaction.run("DELETE FROM dead_vectors WHERE space_id = :space", of_space)
-            for table in ("records", "changed_records", "commits", "fields", "ingest_jobs", "spaces", "collections"):
+                for table in ("vectors", "dead_vectors", "tunings"):
+                    transaction.run(f"DELETE FROM {table} WHERE space_id = :space", of_space)
+            low, high = id_range(collection.collection_id)
+            transaction.run("DELETE FROM commits WHERE commit_key BETWEEN :low AND :high", {"low": low, "high": high})
+            for table in ("records", "changed_records", "fields", "ingest_jobs", "spaces", "collections"):
                 transaction.run(f"DELETE FROM {table} WHERE collection_id = :collection", mine)
         self._store.search.forget(collection.collection_id, [space.space_id for space in spaces.values()])
         return collection.n_records
@@ -457,7 +462,10 @@ class Collection:
             return None
         with self._store.reading() as transaction:
             row = catalog.find_collection(transaction, self.name)
-            return None if row is None else Layout(row, catalog.spaces_of(transaction, row.collection_id))
+            if row is None:
+                return None
+            spaces = catalog.spaces_of(transaction, row.collection_id)
+            return Layout(row, spaces, catalog.field_kinds(transaction, row.collection_id))
 
     def _space_rows(self) -> dict[str, SpaceRow]:
         """The spaces as they are stored; empty where the collection does not exist yet."""

@@ -91,6 +91,7 @@ inside_sqlite = _Gate()
 """``with inside_sqlite:`` stands around calls of SQLite."""
 
 
+
 def _forget_parent() -> None:
     inside_sqlite.make_anew()
     for one in list(_told):

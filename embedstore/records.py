@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 import math
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, Protocol
@@ -115,8 +115,8 @@ class Preparer:
     """Turns mappings into batches, remembering nothing but the keys of the batch in hand.
 
     ``vector_space`` is the space that a field ``vector`` belongs to. ``text_required`` says whether a record
-    without text is refused (an encoder needs one). ``on_error``, where given, is called with the error and the
-    record instead of raising.
+    without text is refused (an encoder needs one). ``known`` are the fields that the collection is known to have.
+    ``on_error``, where given, is called with the error and the record instead of raising.
     """
 
     def __init__(
@@ -125,7 +125,9 @@ class Preparer:
         vector_space: str,
         text_required: bool,
         on_error: Callable[[InvalidRecord, Mapping[str, Any]], None] | None = None,
+        known: FieldKinds | None = None,
     ) -> None:
+        self._known = set() if known is None else known.known
         self._vector_space = vector_space
         self._text_required = text_required
         self._on_error = on_error
@@ -173,7 +175,7 @@ class Preparer:
             raise InvalidRecord("a record needs a text, a uri or a vector", row=row, field="text")
         if "metadata" in fields:
             fields = merge_metadata(fields, row)
-        metadata = metadata_json(fields, row, batch.kinds)
+        metadata = metadata_json(fields, row, batch.kinds, self._known)
         content_hash = None if content_bytes is None else blake2b(content_bytes, digest_size=HASH_BYTES).digest()
         seen.add(key, row)
         batch.keys.append(key)
@@ -319,6 +321,8 @@ def check_vector(value: Any, row: int | None = None, name: str = "vector") -> Fl
 
 def check_finite(matrix: np.ndarray, row_numbers: Sequence[int | None], name: str, *, nonzero: bool) -> None:
     """Refuse a row of ``matrix`` (n, dim) that holds NaN or infinity, or only zeros where ``nonzero``."""
+    if len(matrix) == 1 and MIN_LENGTH**2 < float(np.vdot(matrix, matrix)) < MAX_LENGTH**2:
+        return  # the quickest way to ask this of one vector
     with np.errstate(over="ignore", invalid="ignore"):
         squared = np.einsum("ij,ij->i", matrix, matrix)  # one pass: NaN and infinity survive a sum of squares
     if squared.size == 0 or (squared.min() > MIN_LENGTH**2 and squared.max() < MAX_LENGTH**2):
@@ -367,10 +371,13 @@ def merge_metadata(fields: dict[str, Any], row: int | None) -> dict[str, Any]:
     return fields
 
 
-def metadata_json(metadata: Mapping[str, Any], row: int | None, kinds: FieldKinds) -> bytes:
+def metadata_json(
+    metadata: Mapping[str, Any], row: int | None, kinds: FieldKinds, known: Set[tuple[str, str]] = frozenset()
+) -> bytes:
     """Canonical JSON of ``metadata``; the paths and kinds of its values are added to ``kinds``.
 
-    Dates become ISO 8601 text, NumPy scalars plain numbers. InvalidRecord names what cannot be stored.
+    known: names with the kinds of their values that need not be added. Dates become ISO 8601 text, NumPy scalars plain
+    numbers. InvalidRecord names what cannot be stored.
     """
     if not metadata:
         return b"{}"
@@ -387,7 +394,7 @@ def metadata_json(metadata: Mapping[str, Any], row: int | None, kinds: FieldKind
                 plain[check_name(name, row)] = None
                 continue
             value, kind = _plain_value(value, row, (check_name(name, row),), kinds)
-        if kind is not None and (name, kind) not in kinds.known:
+        if kind is not None and (name, kind) not in known and (name, kind) not in kinds.known:
             kinds.add(((check_name(name, row),), kind))
         plain[name] = value
     return orjson.dumps(plain, option=_JSON_OPTIONS)
@@ -395,6 +402,20 @@ def metadata_json(metadata: Mapping[str, Any], row: int | None, kinds: FieldKind
 
 def check_name(name: Any, row: int | None) -> str:
     """A metadata field's name: a string of 1 to 255 UTF-8 bytes without control characters."""
+    if type(name) is str and name in _GOOD_NAMES:
+        return name
+    checked = _checked_name(name, row)
+    if len(_GOOD_NAMES) < _MAX_GOOD_NAMES:
+        _GOOD_NAMES.add(checked)
+    return checked
+
+
+_MAX_GOOD_NAMES = 10_000
+_GOOD_NAMES: set[str] = set()
+"""Names that were found to be right, since the same few come with every record."""
+
+
+def _checked_name(name: Any, row: int | None) -> str:
     if not isinstance(name, str):
         raise InvalidRecord(f"a field's name must be a string, not {type(name).__name__}", row=row, field=repr(name))
     encoded = encode_text(name, row, ascii(name))

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _MAX_ATTEMPTS = 10
 _CHUNK = 5000
+_COSINE = Metric.COSINE.value
 
 Encoding = Callable[[SpaceRow], "Encoder"]
 """Gives the encoder of a space."""
@@ -41,15 +42,19 @@ class LayoutChanged(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What records are prepared for: a collection and its spaces, as they were when they were last looked at."""
+    """What records are prepared for: a collection, its spaces and fields, as they were when they were last looked at.
+
+    Fields only ever come to be, so those seen once need not be noted again.
+    """
 
     collection: CollectionRow
     spaces: dict[str, SpaceRow]
+    kinds: FieldKinds
 
     def require(self, writer: CollectionWriter) -> None:
         """Raise LayoutChanged unless the collection still has these spaces, with these encoders."""
         now, then = writer.collection, self.collection
-        same = (now.collection_id, now.default_space) == (then.collection_id, then.default_space)
+        same = now.collection_id == then.collection_id and now.default_space == then.default_space
         if not same or _identities(writer.spaces) != _identities(self.spaces):
             raise LayoutChanged
 
@@ -282,18 +287,18 @@ def _vectors_by_space(batch: Batch, spaces: dict[str, SpaceRow], encoded: Encode
             raise SpaceNotFound(f"a record brings a vector for the space {name!r}; there are {', '.join(spaces)}")
     for name, space in spaces.items():
         given = batch.vectors.get(name)
-        made = encoded.vectors.get(name, {})
+        made = encoded.vectors.get(name)
         if given is None and not made:
             continue
-        lines: list[np.ndarray | None] = [None] * len(batch)
-        if given is not None:
-            lines[:] = given
-        for position, vector in made.items():
+        lines: list[np.ndarray | None] = [None] * len(batch) if given is None else list(given)
+        for position, vector in made.items() if made else ():
             lines[position] = vector
-        positions = [position for position, line in enumerate(lines) if line is not None]
-        if not positions:
-            continue
         present = [line for line in lines if line is not None]
+        if not present:
+            continue
+        positions: Sequence[int] = range(len(lines))
+        if len(present) < len(lines):
+            positions = [position for position, line in enumerate(lines) if line is not None]
         by_space[name] = SpaceVectors(positions, _stacked(batch, space, present, positions))
     return by_space
 
@@ -306,9 +311,9 @@ def _stacked(
     for line, position in zip(lines, positions, strict=True):
         if len(line) != dim:
             raise wrong_dimension(space.name, dim, len(line), batch.row_numbers[position])
-    matrix = np.concatenate(lines).reshape(-1, dim)  # (n, dim)
+    matrix = (lines[0] if len(lines) == 1 else np.concatenate(lines)).reshape(-1, dim)  # (n, dim)
     rows = [batch.row_numbers[position] for position in positions]
-    check_finite(matrix, rows, "vector", nonzero=space.metric == Metric.COSINE.value)
+    check_finite(matrix, rows, "vector", nonzero=space.metric == _COSINE)
     return matrix
 
 

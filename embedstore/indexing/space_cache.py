@@ -28,7 +28,7 @@ from embedstore.indexing.recipes import Recipe, find_recipe
 from embedstore.indexing.space_view import Approximate, SpaceView
 from embedstore.model import FloatMatrix, IntVector, Metric
 from embedstore.records import vector_is_whole
-from embedstore.storage.catalog import CollectionRow, SpaceRow, store_uuid
+from embedstore.storage.catalog import CollectionRow, SpaceRow, commit_name, store_uuid
 from embedstore.storage.database import Transaction
 from embedstore.storage.files import is_full, make_private
 from embedstore.storage.layout import ID_SHIFT
@@ -365,12 +365,9 @@ class SpaceCache:
 
     @staticmethod
     def _commit_id(transaction: Transaction, collection: CollectionRow) -> str:
-        row = transaction.one(
-            "SELECT commit_id FROM commits WHERE collection_id = :collection AND change = :change",
-            {"collection": collection.collection_id, "change": collection.last_change},
-        )
-        assert row is not None  # every change has its commit, in the same transaction
-        return bytes(row[0]).hex()
+        name = commit_name(transaction, collection.collection_id, collection.last_change)
+        assert name is not None  # every change has its commit, in the same transaction
+        return name
 
 
 def belongs(
@@ -385,11 +382,7 @@ def belongs(
     change = manifest["change"]
     if not collection.log_floor <= change <= collection.last_change or manifest["hi_seq"] > space.last_seq:
         return False
-    row = transaction.one(
-        "SELECT commit_id FROM commits WHERE collection_id = :collection AND change = :change",
-        {"collection": collection.collection_id, "change": change},
-    )
-    return row is not None and bytes(row[0]).hex() == manifest["commit_id"]
+    return bool(commit_name(transaction, collection.collection_id, change) == manifest["commit_id"])
 
 
 def stream_vectors(

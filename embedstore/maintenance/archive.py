@@ -31,13 +31,14 @@ from embedstore.maintenance.reports import BackupReport, RestoreReport
 from embedstore.maintenance.verifying import verify
 from embedstore.storage import catalog
 from embedstore.storage.damage import damaged
-from embedstore.storage.database import Database, Transaction
+from embedstore.storage.database import Database
 from embedstore.storage.files import is_full, make_private, scratch_folder, sync_folder
-from embedstore.storage.head import HEAD_NAME, Head
+from embedstore.storage.head import HEAD_NAME
 from embedstore.storage.layout import APPLICATION, CACHE_NAME, DATABASE_NAME, LOCK_NAME, SCHEMA_REVISION
 from embedstore.storage.locks import ProcessLock
 from embedstore.storage.revision import KNOWN_REVISIONS
 from embedstore.storage.sqlite import SQLiteDatabase, translated
+from embedstore.storage.sqlite_statements import SQLiteTransaction
 from embedstore.version import __version__
 
 FORMAT = 1
@@ -100,13 +101,13 @@ def _described(folder: Path, address: str) -> dict[str, Any]:
         copy.close()
 
 
-def _about(transaction: Transaction) -> dict[str, Any]:
-    head = transaction.one("SELECT value FROM store_info WHERE name = 'head'")
+def _about(transaction: SQLiteTransaction) -> dict[str, Any]:
+    head = transaction.newest_head()
     assert head is not None  # verified before
     return {
         "format": FORMAT, "made_by": f"embedstore {__version__}", "taken_at": catalog.now(),
         "store": catalog.store_uuid(transaction), "revision": SCHEMA_REVISION,
-        "commit": Head.from_text(head[0]).number,
+        "commit": head.number,
         "collections": [
             {
                 "name": row.name, "n_records": row.n_records, "digest": row.digest.hex(),

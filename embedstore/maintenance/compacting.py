@@ -66,6 +66,7 @@ def _prune_logs(transaction: Transaction, seen: CollectionRow, floor: int) -> in
     row = catalog.lock_collection(transaction, seen.name)
     if row is None or row.collection_id != seen.collection_id:
         return 0  # deleted meanwhile
+    catalog.forget(transaction)
     mine = {"collection": row.collection_id, "floor": floor}
     n_rows = transaction.run(
         "DELETE FROM changed_records WHERE collection_id = :collection AND change <= :floor", mine
@@ -75,7 +76,10 @@ def _prune_logs(transaction: Transaction, seen: CollectionRow, floor: int) -> in
         " AND space_id IN (SELECT space_id FROM spaces WHERE collection_id = :collection)",
         mine,
     )
-    n_rows += transaction.run("DELETE FROM commits WHERE collection_id = :collection AND change < :floor", mine)
+    n_rows += transaction.run(
+        "DELETE FROM commits WHERE commit_key >= :low AND commit_key < :high",
+        {"low": catalog.commit_key(row.collection_id, 0), "high": catalog.commit_key(row.collection_id, floor)},
+    )
     if row.log_floor < floor:
         transaction.run("UPDATE collections SET log_floor = :floor WHERE collection_id = :collection", mine)
     return n_rows

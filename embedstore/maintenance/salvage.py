@@ -27,7 +27,7 @@ from embedstore.reading import record_fault
 from embedstore.records import Batch, metadata_json, vector_is_whole
 from embedstore.storage import catalog
 from embedstore.storage.apart import copy_apart
-from embedstore.storage.catalog import CollectionRow
+from embedstore.storage.catalog import CollectionRow, SpaceRow
 from embedstore.storage.database import Transaction
 from embedstore.storage.files import make_private, scratch_folder, sync_folder
 from embedstore.storage.head import HEAD_NAME
@@ -105,6 +105,7 @@ def _note_lost_commits(source: Path, folder: Path, report: RepairReport) -> None
 _FOUND = (
     "CREATE TABLE collections (id INTEGER PRIMARY KEY, row TEXT)",
     "CREATE TABLE spaces (id INTEGER PRIMARY KEY, row TEXT)",
+    "CREATE TABLE commits (id INTEGER PRIMARY KEY, n_records INTEGER, spaces TEXT)",
     "CREATE TABLE records (id INTEGER PRIMARY KEY, key TEXT, content TEXT, metadata TEXT, modality TEXT, uri TEXT,"
     " content_hash BLOB, row_hash BLOB)",
     "CREATE TABLE vectors (id INTEGER PRIMARY KEY, record INTEGER, row_hash BLOB, vec BLOB)",
@@ -153,7 +154,7 @@ def _found_rows(
 
 def _sort_in(found: sqlite3.Connection, rowid: int, cells: tuple[Any, ...], report: RepairReport) -> None:
     """Put a row where it belongs, by its shape; rows of no table of interest are passed over."""
-    if len(cells) == 9 and cells[0] is None and isinstance(cells[1], int) and cells[3] in _MODALITIES:
+    if len(cells) == _N_RECORD and cells[0] is None and isinstance(cells[1], int) and cells[3] in _MODALITIES:
         _, _, key, modality, content, uri, metadata, content_hash, row_hash = cells
         row = (rowid, key, content, metadata, modality, uri, content_hash, row_hash)
         fault = record_fault(row)
@@ -164,7 +165,7 @@ def _sort_in(found: sqlite3.Connection, rowid: int, cells: tuple[Any, ...], repo
         if before is not None and before[0] != row_hash:
             _lost(report, "record", repr(key), "two versions of it were found; the newer is kept")
         found.execute("INSERT OR REPLACE INTO records VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
-    elif len(cells) == 5 and cells[0] is None and isinstance(cells[3], bytes) and isinstance(cells[4], bytes):
+    elif len(cells) == _N_VECTOR and cells[0] is None and isinstance(cells[3], bytes) and isinstance(cells[4], bytes):
         if isinstance(cells[2], int):
             row_of = (rowid, cells[2], cells[3], cells[4])
             found.execute("INSERT OR REPLACE INTO vectors VALUES (?, ?, ?, ?)", row_of)
@@ -173,16 +174,42 @@ def _sort_in(found: sqlite3.Connection, rowid: int, cells: tuple[Any, ...], repo
             _sort_in_catalog(found, rowid, cells)
 
 
+# The numbers of cells by which rows are told apart, together with what is in them.
+_N_RECORD, _N_VECTOR, _N_COMMIT = 9, 5, 7
+_N_COLLECTION, _N_SPACE = 5, 9
+_N_OLD_COLLECTION, _N_OLD_SPACE = 9, 12  # of revisions 0001 and 0002
+_NO_DIGEST = bytes(16)
+
+
 def _sort_in_catalog(found: sqlite3.Connection, rowid: int, cells: tuple[Any, ...]) -> None:
-    if len(cells) == 9 and isinstance(cells[1], str):
+    """The rows of collections, spaces and commits, as revision 0003 and those before it have them."""
+    if cells[0] is not None:  # their first cell is the rowid; SQLite's own tables have others
+        return
+    if len(cells) == _N_COLLECTION and isinstance(cells[1], str):
+        row = catalog.collection_row((rowid, cells[1], cells[2], 0, cells[3], 0, 0, _NO_DIGEST))
+        _sort_in_collection(found, row, None)
+    elif len(cells) == _N_OLD_COLLECTION and isinstance(cells[1], str):
         row = catalog.collection_row((rowid, *cells[1:8]))
-        check_collection_name(row.name)
-        text = orjson.dumps([row.name, row.default_space, row.n_records, row.digest.hex()]).decode()
-        found.execute("INSERT OR REPLACE INTO collections VALUES (?, ?)", (rowid, text))
-    elif len(cells) == 12 and isinstance(cells[2], str):
+        _sort_in_collection(found, row, row.n_records)
+    elif len(cells) == _N_SPACE and isinstance(cells[2], str):
+        _sort_in_space(found, catalog.space_row((rowid, *cells[1:], 0, 0, _NO_DIGEST)), None)
+    elif len(cells) == _N_OLD_SPACE and isinstance(cells[2], str):
         space = catalog.space_row((rowid, *cells[1:]))
-        text = orjson.dumps([space.collection_id, *cells[2:9], space.n_live]).decode()
-        found.execute("INSERT OR REPLACE INTO spaces VALUES (?, ?)", (rowid, text))
+        _sort_in_space(found, space, space.n_live)
+    elif len(cells) == _N_COMMIT and isinstance(cells[4], int) and isinstance(cells[6], str):
+        catalog.space_states(cells[6])
+        found.execute("INSERT OR REPLACE INTO commits VALUES (?, ?, ?)", (rowid, cells[4], cells[6]))
+
+
+def _sort_in_collection(found: sqlite3.Connection, row: CollectionRow, n_records: int | None) -> None:
+    check_collection_name(row.name)
+    text = orjson.dumps([row.name, row.default_space, n_records]).decode()
+    found.execute("INSERT OR REPLACE INTO collections VALUES (?, ?)", (row.collection_id, text))
+
+
+def _sort_in_space(found: sqlite3.Connection, space: SpaceRow, n_live: int | None) -> None:
+    text = orjson.dumps([*space[1:9], n_live]).decode()
+    found.execute("INSERT OR REPLACE INTO spaces VALUES (?, ?)", (space.space_id, text))
 
 
 def _lost(report: RepairReport, part: str, name: str, what: str) -> None:
@@ -210,7 +237,11 @@ def _write_collection(
     found: sqlite3.Connection, database: SQLiteDatabase, old_id: int, described: list[Any] | None, report: RepairReport
 ) -> None:
     """One collection with its spaces, records and vectors; ``described`` is None where its own row is lost."""
-    name, default_space, n_records, _ = described or (f"salvaged-{old_id}", "", None, None)
+    name, default_space, n_records = described or (f"salvaged-{old_id}", "", None)
+    newest = found.execute(
+        "SELECT n_records FROM commits WHERE id BETWEEN ? AND ? ORDER BY id DESC LIMIT 1", id_range(old_id)
+    ).fetchone()
+    n_records = n_records if newest is None else newest[0]
     if described is None:
         _lost(report, "collection", name, "its name and settings are lost; its records are kept under this name")
     spaces = salvaged_spaces(found, old_id, lambda space, what: _lost(report, "space", f"{name}/{space}", what))

@@ -13,6 +13,7 @@ from embedstore.errors import InvalidInput
 from embedstore.indexing.recipes import DEFAULT_RECIPE, find_recipe
 from embedstore.model import Metric
 from embedstore.names import check_collection_name
+from embedstore.storage.catalog import space_states
 from embedstore.storage.layout import ID_SHIFT, id_range
 
 Complaint = Callable[[str, str], None]
@@ -40,10 +41,15 @@ def salvaged_spaces(found: sqlite3.Connection, collection_id: int, complain: Com
             " GROUP BY 1 ORDER BY count(*)"
         ).fetchall()
     )
+    newest = found.execute(
+        "SELECT spaces FROM commits WHERE id BETWEEN ? AND ? ORDER BY id DESC LIMIT 1", id_range(collection_id)
+    ).fetchone()
+    written = {} if newest is None else space_states(newest[0])
     spaces: dict[int, SalvagedSpace] = {}
     for space_id, text in found.execute("SELECT id, row FROM spaces ORDER BY id").fetchall():
         owner, name, dim, metric, _, encoder, fingerprint, recipe, n_written = orjson.loads(text)
         if owners.get(space_id, owner) == collection_id:
+            n_written = written[space_id][1] if space_id in written else n_written
             space = SalvagedSpace(name, dim, metric, encoder, fingerprint, recipe, n_written)
             taken = {one.name for one in spaces.values()}
             spaces[space_id] = _mended(space, space_id, _dim_of(found, space_id), taken, complain)

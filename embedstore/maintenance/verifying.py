@@ -21,7 +21,7 @@ from embedstore.reading import RECORD_COLUMNS, record_fault
 from embedstore.records import FieldKinds, metadata_json, vector_is_whole
 from embedstore.storage import catalog
 from embedstore.storage.catalog import CollectionRow, SpaceRow
-from embedstore.storage.database import Database, Transaction
+from embedstore.storage.database import Database, Row, Transaction
 from embedstore.storage.layout import ID_SHIFT, id_range
 from embedstore.storage.sqlite import SQLiteDatabase
 from embedstore.storage.writing import shift_digest
@@ -89,15 +89,19 @@ def _check_store(transaction: Transaction, report: VerifyReport) -> None:
         newest = 0 if row is None or row[0] is None else row[0]
         if not str(info.get(name, "")).isdecimal() or int(info[name]) < newest:
             report.add("database", "store_info", f"{name} is {info.get(name)!r}, but id {newest} was given out")
-    for table, of in (("records", "collection"), ("vectors", "space")):
-        row = transaction.one(f"SELECT count(*) FROM {table}")
-        counts = transaction.one(
-            "SELECT coalesce(sum(n_records), 0) FROM collections" if table == "records"
-            else "SELECT coalesce(sum(n_live), 0) FROM spaces"
-        )  # fmt: skip
-        assert row is not None and counts is not None
-        if row[0] != counts[0]:
-            report.add("database", table, f"it has {row[0]:,} rows; its {of}s count {counts[0]:,}")
+    _check_owners(transaction, report)
+
+
+def _check_owners(transaction: Transaction, report: VerifyReport) -> None:
+    """That there are no rows but those of collections and spaces that there are."""
+    for table, of in (("records", "collection"), ("vectors", "space"), ("commits", "collection")):
+        row_id = {"records": "record_id", "vectors": "vector_id", "commits": "commit_key"}[table]
+        row = transaction.one(
+            f"SELECT count(*) FROM {table} WHERE {row_id} / {ID_SHIFT} NOT IN (SELECT {of}_id FROM {of}s)"
+        )
+        assert row is not None
+        if row[0]:
+            report.add("database", table, f"{row[0]:,} of its rows belong to no {of}")
 
 
 def _collections(transaction: Transaction, report: VerifyReport) -> list[CollectionRow]:
@@ -254,11 +258,18 @@ def _check_vectors(
 def _check_commits(transaction: Transaction, collection: CollectionRow, report: VerifyReport) -> None:
     """The history: every commit from the log's floor on is there, and the logs are those that it wrote."""
     mine = {"collection": collection.collection_id}
-    commits: dict[int, bytes] = dict(
-        transaction.all("SELECT change, commit_id FROM commits WHERE collection_id = :collection", mine)
-    )
-    first = max(collection.log_floor, 1)
-    if set(commits) != set(range(first, collection.last_change + 1)):
+    low, high = id_range(collection.collection_id)
+    commits: dict[int, Row] = {
+        row[0] - low: row[1:]
+        for row in transaction.all(
+            "SELECT commit_key, commit_id, number, last_serial, n_records, digest, spaces FROM commits"
+            " WHERE commit_key BETWEEN :low AND :high ORDER BY commit_key",
+            {"low": low, "high": high},
+        )
+    }
+    first = collection.log_floor
+    numbers = [row[1] for row in commits.values()]
+    if set(commits) != set(range(first, collection.last_change + 1)) or numbers != sorted(numbers):
         report.add("log", collection.name, f"its commits are not those from {first} to {collection.last_change}")
     records = _by_change(
         transaction.stream("SELECT change, record_id FROM changed_records WHERE collection_id = :collection", mine)
@@ -273,13 +284,14 @@ def _check_commits(transaction: Transaction, collection: CollectionRow, report: 
     )
     for change in sorted({*records, *vectors} - set(commits)):
         report.add("log", collection.name, f"the logs name change {change}, which has no commit")
-    for change, found in commits.items():
-        if change <= collection.log_floor:
-            continue
-        wanted = catalog.commit_id(
-            bytes(found)[:8], collection.collection_id, change, records.get(change, []), vectors.get(change, [])
+    for change, (name, _, last_serial, n_records, digest, spaces) in commits.items():
+        if change and change <= collection.log_floor:
+            continue  # what it logged is no longer there
+        left = collection._replace(
+            last_change=change, last_serial=last_serial, n_records=n_records, digest=bytes(digest)
         )
-        if bytes(found) != wanted:
+        wanted = catalog.commit_id(bytes(name)[:8], left, spaces, records.get(change, []), vectors.get(change, []))
+        if bytes(name) != wanted:
             report.add("log", collection.name, f"what commit {change} changed is not what was written")
 
 

@@ -23,7 +23,7 @@ from embedstore.forking import abandon, inside_sqlite, tell_forked
 from embedstore.records import HASH_BYTES
 from embedstore.searching.sealing import is_sealed, seal
 from embedstore.storage.apart import descriptors
-from embedstore.storage.catalog import CollectionRow, store_uuid
+from embedstore.storage.catalog import CollectionRow, commit_name, store_uuid
 from embedstore.storage.database import Transaction
 from embedstore.storage.files import has_content, is_full, make_private
 from embedstore.storage.layout import id_range
@@ -224,11 +224,7 @@ class KeywordCache:
             return False
         if state["change"] == 0:
             return True
-        row = transaction.one(
-            "SELECT commit_id FROM commits WHERE collection_id = :collection AND change = :change",
-            {"collection": collection.collection_id, "change": state["change"]},
-        )
-        return row is not None and bytes(row[0]).hex() == state["commit_id"]
+        return bool(commit_name(transaction, collection.collection_id, state["change"]) == state["commit_id"])
 
     @staticmethod
     def _apply(
@@ -354,13 +350,9 @@ def index_state(connection: sqlite3.Connection) -> dict[str, Any]:
 def _put_state(
     connection: sqlite3.Connection, transaction: Transaction, collection: CollectionRow, uuid: str
 ) -> None:
-    row = transaction.one(
-        "SELECT commit_id FROM commits WHERE collection_id = :collection AND change = :change",
-        {"collection": collection.collection_id, "change": collection.last_change},
-    )
     values = {
         "version": _VERSION, "store": uuid, "change": str(collection.last_change),
-        "commit_id": "" if row is None else bytes(row[0]).hex(),
+        "commit_id": commit_name(transaction, collection.collection_id, collection.last_change) or "",
         "last_record": str(id_range(collection.collection_id)[0] + collection.last_serial),
     }  # fmt: skip
     connection.executemany("INSERT OR REPLACE INTO state (name, value) VALUES (?, ?)", list(values.items()))

@@ -12,7 +12,17 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 Row = tuple[Any, ...]
+Memory = dict[tuple[str, Any], Any]
+"""By kind of row and its owner, what ``storage.catalog`` made of it."""
 Parameters = Mapping[str, Any]
+
+
+class KeyTaken(Exception):
+    """A record was to be inserted under a key that another record has; ``place`` is the record's place among rows."""
+
+    def __init__(self, place: int) -> None:
+        super().__init__(place)
+        self.place = place
 
 
 class Dialect(Protocol):
@@ -21,6 +31,7 @@ class Dialect(Protocol):
     name: str
     json_type: str
     for_update: str  # behind a SELECT, makes writers of its rows queue up
+    goes_on: bool  # whether a transaction can go on after a statement that failed
 
     def members(self, parameter: str, kind: str) -> str:
         """A subquery or array of the values of a list parameter, to stand after IN; kind is 'integer' or 'text'."""
@@ -70,6 +81,19 @@ class Transaction(Protocol):
     def dialect(self) -> Dialect:
         """How its SQL is spelled."""
 
+    @property
+    def memory(self) -> Memory | None:
+        """What was read of the catalog in this very state of the database; None where nothing may be kept."""
+
+    def commit_number(self, name: bytes) -> int:
+        """The number that this transaction's commit takes in its store; its name is noted with it.
+
+        Numbers are counted where the store keeps a note of its newest commit beside the database; else it is 0.
+        """
+
+    def vouch(self) -> None:
+        """Say that ``memory`` tells what this transaction changed; without that it is forgotten at the commit."""
+
     def all(self, sql: str, parameters: Parameters | None = None) -> list[Row]:
         """Every row of the answer."""
 
@@ -89,7 +113,7 @@ class Transaction(Protocol):
         """Wait until no other transaction is creating collections or spaces, and keep others from it."""
 
     def insert_records(self, records: RecordRows) -> None:
-        """Insert rows of ``records``."""
+        """Insert rows of ``records``; KeyTaken where the database itself finds a key twice, and says so at once."""
 
     def insert_vectors(self, vectors: VectorRows) -> None:
         """Insert rows of ``vectors``."""

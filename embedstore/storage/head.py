@@ -1,7 +1,8 @@
 """The newest commit, noted in a file beside the database, so that a database that lost it is noticed.
 
-Every commit takes the next number of the store and a random name. It keeps them in ``store_info`` itself, and they are
-written to the file ``HEAD`` once it is durable. A database with a smaller number than the file has lost commits that
+Every commit takes the next number of the store, and has a name. The database keeps them in ``commits``, or in
+``store_info`` for a commit that belongs to no collection, and they are written to the file ``HEAD`` once the commit is
+durable. A database with a smaller number than the file has lost commits that
 were acknowledged: its log was deleted or damaged, or it was copied without its log. The file is not synced: after a
 power cut it may be older than the database, or unreadable, which says nothing.
 """
@@ -10,16 +11,14 @@ from __future__ import annotations
 
 import os
 import zlib
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 HEAD_NAME = "HEAD"
 _BYTES = 64
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+class Head(NamedTuple):
     """A commit's number in its store, and its random name."""
 
     number: int
@@ -41,16 +40,20 @@ class Head:
 NO_COMMIT = Head(0, "-")
 
 
-def write_head(path: str, head: Head) -> None:
-    """Note the newest commit in the file HEAD. A failure is passed over: the note only helps to find damage."""
+def write_head(path: str, head: Head, descriptor: int | None) -> int | None:
+    """Note the newest commit in the file HEAD; ``descriptor`` is what an earlier call gave, None at first.
+
+    A failure is passed over: the note only helps to find damage.
+    """
     body = head.to_text()
     line = f"{body} {zlib.crc32(body.encode()):08x}".ljust(_BYTES - 1) + "\n"
-    with suppress(OSError):
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
-        try:
-            os.pwrite(descriptor, line.encode(), 0)
-        finally:
-            os.close(descriptor)
+    try:
+        if descriptor is None:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        os.pwrite(descriptor, line.encode(), 0)
+    except OSError:
+        pass
+    return descriptor
 
 
 def read_head(folder: Path) -> Head | None:

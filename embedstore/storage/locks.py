@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from embedstore.errors import StorageFailed, StorageFull, StoreLocked
@@ -33,6 +33,7 @@ class ProcessLock:
 
     def _make_anew(self) -> None:
         self._thread_lock = threading.Lock()
+        self._taken_with: threading.Lock | None = None
         self._note = _note()
 
     def forget_parent(self) -> None:
@@ -45,11 +46,33 @@ class ProcessLock:
     @contextmanager
     def held(self, timeout: float) -> Iterator[None]:
         """Hold the lock for the block; StoreLocked names the holder after ``timeout`` seconds of waiting."""
-        with self.kept_from_threads(timeout) as kept:
-            if not kept:
-                raise self._refused(timeout)
-            with self.kept_from_processes(timeout):
-                yield
+        self.take(timeout)
+        try:
+            yield
+        finally:
+            self.give_back()
+
+    def take(self, timeout: float) -> None:
+        """Take the lock, until ``give_back``; StoreLocked names the holder after ``timeout`` seconds of waiting."""
+        lock = self._thread_lock
+        if not lock.acquire(timeout=max(timeout, 0)):
+            raise self._refused(timeout)
+        try:
+            self._taken(timeout)
+        except BaseException:
+            lock.release()
+            raise
+        self._taken_with = lock
+
+    def give_back(self) -> None:
+        """Give back what ``take`` took; nothing in a process that was forked meanwhile, which does not have it."""
+        lock, self._taken_with = self._taken_with, None
+        if lock is not None:
+            try:
+                if self._descriptor is not None:
+                    self._give_back(self._descriptor)
+            finally:
+                lock.release()
 
     @contextmanager
     def kept_from_threads(self, timeout: float) -> Iterator[bool]:
@@ -65,17 +88,31 @@ class ProcessLock:
     @contextmanager
     def kept_from_processes(self, timeout: float) -> Iterator[None]:
         """Keep other processes from the lock for the block; other threads of this one are kept already."""
-        self._descriptor = descriptor = self._locked(timeout)
+        descriptor = self._taken(timeout)
         try:
-            with suppress(OSError):  # a full disk does not keep anybody from the lock
-                os.pwrite(descriptor, self._note, 0)
             yield
         finally:
-            if self._descriptor == descriptor:
-                self._descriptor = None
-                # Not by closing alone: a process that another program forked may have the descriptor open too.
-                fcntl.flock(descriptor, fcntl.LOCK_UN)
-                os.close(descriptor)
+            self._give_back(descriptor)
+
+    def _taken(self, timeout: float) -> int:
+        """Take the lock from other processes, and leave a note of who has it."""
+        self._descriptor = descriptor = self._locked(timeout)
+        try:
+            if os.pread(descriptor, _NOTE_BYTES, 0) != self._note:  # reading is cheaper, and nearly always enough
+                os.pwrite(descriptor, self._note, 0)
+        except OSError:
+            pass  # a full disk does not keep anybody from the lock
+        except BaseException:
+            self._give_back(descriptor)
+            raise
+        return descriptor
+
+    def _give_back(self, descriptor: int) -> None:
+        if self._descriptor == descriptor:
+            self._descriptor = None
+            # Not by closing alone: a process that another program forked may have the descriptor open too.
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+            os.close(descriptor)
 
     def _locked(self, timeout: float) -> int:
         """A descriptor that holds the lock."""

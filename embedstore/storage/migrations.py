@@ -43,8 +43,7 @@ _STATE = (
     "SELECT name, value FROM store_info ORDER BY name",
     "SELECT * FROM collections ORDER BY collection_id",
     "SELECT * FROM spaces ORDER BY space_id",
-    "SELECT c.* FROM commits AS c JOIN collections AS o ON o.collection_id = c.collection_id"
-    " AND o.last_change = c.change ORDER BY c.collection_id",
+    "SELECT * FROM commits",
     "SELECT * FROM ingest_jobs ORDER BY collection_id, source",
     "SELECT version_num FROM alembic_version",
 )

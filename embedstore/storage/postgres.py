@@ -26,7 +26,7 @@ from embedstore.failpoints import reach
 from embedstore.forking import tell_forked
 from embedstore.optional import require
 from embedstore.storage.damage import damaged
-from embedstore.storage.database import Parameters, RecordRows, Row, Transaction, VectorRows
+from embedstore.storage.database import Memory, Parameters, RecordRows, Row, Transaction, VectorRows
 from embedstore.storage.revision import check_current
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ class PostgresDialect:
     name = "postgresql"
     json_type = "json"
     for_update = " FOR UPDATE"
+    goes_on = False
 
     def members(self, parameter: str, kind: str) -> str:
         array = {"integer": "bigint", "text": "text"}[kind]
@@ -76,8 +77,15 @@ class PostgresTransaction:
 
     dialect = PostgresDialect()
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, memory: Memory | None = None) -> None:
         self._connection = connection
+        self.memory = memory
+
+    def commit_number(self, name: bytes) -> int:
+        return 0  # the server vouches for its own log
+
+    def vouch(self) -> None:
+        pass
 
     def all(self, sql: str, parameters: Parameters | None = None) -> list[Row]:
         return [tuple(row) for row in self._connection.execute(_text(sql), parameters or {})]
@@ -184,7 +192,7 @@ class PostgresDatabase:
         with self.connection() as connection:
             snapshot = connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
             with snapshot.begin():
-                yield PostgresTransaction(snapshot)
+                yield PostgresTransaction(snapshot, {})
 
     @contextmanager
     def write(self, timeout: float | None = None) -> Iterator[PostgresTransaction]:

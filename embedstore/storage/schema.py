@@ -51,11 +51,7 @@ collections = Table(
     Column("collection_id", Integer, primary_key=True, autoincrement=False),
     Column("name", Text, nullable=False, unique=True),
     Column("default_space", Text, nullable=False),
-    Column("last_change", BigInteger, nullable=False),  # number of the newest commit
     Column("log_floor", BigInteger, nullable=False),  # changes up to here are no longer in the logs
-    Column("last_serial", BigInteger, nullable=False),  # of record ids
-    Column("n_records", BigInteger, nullable=False),
-    Column("digest", LargeBinary, nullable=False),  # sum of the records' row hashes
     Column("created_at", Text, nullable=False),
 )
 
@@ -71,9 +67,6 @@ spaces = Table(
     Column("encoder", Text, nullable=False),  # specification as JSON; '' where vectors are computed elsewhere
     Column("fingerprint", Text, nullable=False),
     Column("recipe", Text, nullable=False),
-    Column("last_seq", BigInteger, nullable=False),
-    Column("n_live", BigInteger, nullable=False),
-    Column("digest", LargeBinary, nullable=False),  # sum of the live vectors' row hashes
     UniqueConstraint("collection_id", "name"),
 )
 
@@ -106,10 +99,13 @@ vectors = Table(
 commits = Table(
     "commits",
     tables,
-    Column("collection_id", Integer, ForeignKey("collections.collection_id"), primary_key=True),
-    Column("change", BigInteger, primary_key=True),
-    Column("commit_id", LargeBinary, nullable=False),  # 128 random bits: tells one history from another
-    sqlite_with_rowid=False,
+    Column("commit_key", _Id, primary_key=True, autoincrement=False),  # collection_id * 2**40 + change
+    Column("commit_id", LargeBinary, nullable=False),  # tells one history from another
+    Column("number", BigInteger, nullable=False),  # of the commit in its store; SQLite only
+    Column("last_serial", BigInteger, nullable=False),  # of record ids
+    Column("n_records", BigInteger, nullable=False),
+    Column("digest", LargeBinary, nullable=False),  # sum of the records' row hashes
+    Column("spaces", Text, nullable=False),  # JSON: by space id its last seq, number of vectors and their digest
 )
 
 changed_records = Table(
@@ -137,6 +133,14 @@ fields = Table(
     Column("path", Text, primary_key=True),  # JSON list of names
     Column("kind", Text, primary_key=True),  # integer, real, text, boolean or list
     sqlite_with_rowid=False,
+)
+
+tunings = Table(
+    "tunings",
+    tables,
+    Column("space_id", Integer, ForeignKey("spaces.space_id"), primary_key=True, autoincrement=False),
+    Column("report", Text, nullable=False),  # JSON: the settings that were chosen, and what was measured
+    Column("row_hash", LargeBinary, nullable=False),
 )
 
 ingest_jobs = Table(

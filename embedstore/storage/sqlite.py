@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, NoReturn
 from urllib.parse import quote
 
 from embedstore.errors import (
@@ -27,13 +29,19 @@ from embedstore.errors import (
 from embedstore.failpoints import reach
 from embedstore.forking import abandon, inside_sqlite, tell_forked
 from embedstore.storage.damage import damaged
-from embedstore.storage.database import Transaction
+from embedstore.storage.database import Memory, Transaction
 from embedstore.storage.files import has_content, make_private, sync_folder
 from embedstore.storage.head import HEAD_NAME, Head, read_head, write_head
 from embedstore.storage.layout import APPLICATION, DATABASE_NAME, LOCK_NAME
 from embedstore.storage.locks import ProcessLock
 from embedstore.storage.revision import check_current
-from embedstore.storage.sqlite_statements import SQLiteDialect, SQLiteTransaction
+from embedstore.storage.sqlite_statements import (
+    SQLiteDialect,
+    SQLiteTransaction,
+    WriteTransaction,
+    newest_number,
+    remember_number,
+)
 
 _LOG = logging.getLogger("embedstore")
 PAGE_BYTES = 8192
@@ -59,17 +67,24 @@ class SQLiteDatabase:
         self._lock: ProcessLock | None = None
         self._guard = threading.Lock()
         self._readers: list[_Connection] = []
-        self._writer: sqlite3.Connection | None = None
-        self._anchor: sqlite3.Connection | None = None
+        self._writer: _Connection | None = None
+        self._anchor: _Connection | None = None
         self._wrote = False
         self._lost: str | None = None
         self._identity: tuple[int, int] | None = None
         self._checkpoint_pages = 0
+        self._changes = 0
+        self._head_descriptor: int | None = None
         tell_forked(self)
 
     @property
     def address(self) -> str:
         return str(self._path)
+
+    @property
+    def path(self) -> Path:
+        """The database file."""
+        return self._path
 
     @property
     def folder(self) -> Path:
@@ -104,7 +119,7 @@ class SQLiteDatabase:
         except OSError as error:
             raise StorageFailed(f"{self._folder} cannot be created: {error.strerror}") from error
         reach("create.folder")
-        with self._writer_lock().held(self._lock_timeout), translated(self._path):
+        with self.writer_lock().held(self._lock_timeout), translated(self._path):
             if self.exists():
                 return
             if not has_content(self._path):
@@ -112,13 +127,21 @@ class SQLiteDatabase:
             reach("create.file")
             sync_folder(self._folder)
             sync_folder(self._folder.parent)  # where the folder was there before, its name may not be durable yet
-            with inside_sqlite, self._committing() as transaction:
-                if transaction.one("SELECT 1 FROM sqlite_master") is not None:
-                    raise NotAStore(f"{self._path} is the database of another program; give a new or an empty folder")
-                create_tables(transaction)
-                reach("create.tables")
-                fill(transaction)
-                transaction.run(f"PRAGMA application_id = {APPLICATION}")
+            with inside_sqlite:
+                transaction = self._begun()
+                try:
+                    if transaction.one("SELECT 1 FROM sqlite_master") is not None:
+                        raise NotAStore(
+                            f"{self._path} is the database of another program; give a new or an empty folder"
+                        )
+                    create_tables(transaction)
+                    reach("create.tables")
+                    fill(transaction)
+                    transaction.run(f"PRAGMA application_id = {APPLICATION}")
+                except BaseException:
+                    self.drop_writer()
+                    raise
+                self.commit(transaction)
             reach("create.committed")
 
     def _create_file(self) -> None:
@@ -162,7 +185,8 @@ class SQLiteDatabase:
             try:
                 with inside_sqlite:
                     connection.execute("BEGIN")
-                yield SQLiteTransaction(connection)
+                    connection.recall()
+                yield SQLiteTransaction(connection, connection.memory)
             except BaseException:
                 with inside_sqlite:
                     connection.close()
@@ -175,42 +199,66 @@ class SQLiteDatabase:
             with self._guard:
                 self._readers.append(connection)
 
-    @contextmanager
-    def write(self, timeout: float | None = None) -> Iterator[SQLiteTransaction]:
-        waiting = self._lock_timeout if timeout is None else timeout
-        with self._writer_lock().held(waiting), translated(self._path):
-            reach("write.locked")
-            self._refuse_replaced()
-            if self._lost is not None:
-                what = f"{self._lost}. Nothing more is written; to go on with what is left, delete {HEAD_NAME}"
-                raise damaged(self._path, what)
-            # All of it: a child that is forked in the middle would hold its copy of SQLite's lock for ever.
-            with inside_sqlite, self._committing() as transaction:
+    def write(self, timeout: float | None = None) -> _Writing:
+        return _Writing(self, self._lock_timeout if timeout is None else timeout)
+
+    def begin_write(self) -> SQLiteTransaction:
+        """Begin a transaction of ``write``; the caller holds the writer lock, and no other thread forks meanwhile."""
+        reach("write.locked")
+        self._refuse_replaced()
+        if self._lost is not None:
+            what = f"{self._lost}. Nothing more is written; to go on with what is left, delete {HEAD_NAME}"
+            raise damaged(self._path, what)
+        transaction = self._begun()
+        try:
+            if not transaction.memory:  # else nobody else has written since this was last looked at
                 check_current(transaction, self.address)
-                yield transaction
+                newest = transaction.newest_head()
+                assert transaction.memory is not None
+                remember_number(transaction.memory, 0 if newest is None else newest.number)
+        except BaseException:
+            self.drop_writer()
+            raise
+        return transaction
 
     @contextmanager
     def exclusive(self) -> Iterator[sqlite3.Connection]:
         """The writing connection itself, under the writer lock; for migrations and backups."""
-        with self._writer_lock().held(self._lock_timeout), translated(self._path):
+        with self.writer_lock().held(self._lock_timeout), translated(self._path):
             try:
-                yield self._take_writer()
+                connection = self._take_writer()
+                connection.memory.clear()
+                yield connection
                 self._wrote = True
             except BaseException:
-                self._drop_writer()
+                self.drop_writer()
                 raise
 
-    @contextmanager
-    def _committing(self) -> Iterator[SQLiteTransaction]:
+    def _begun(self) -> SQLiteTransaction:
         """A write transaction; the caller holds the writer lock."""
         connection = self._take_writer()
         try:
             connection.execute("BEGIN IMMEDIATE")
             reach("write.begun")
-            changes = connection.total_changes
-            yield SQLiteTransaction(connection)
-            n_changed = connection.total_changes - changes
-            head = _advance_head(connection) if n_changed else None
+            self._changes = connection.total_changes
+            connection.recall()
+        except BaseException:
+            self.drop_writer()
+            raise
+        return WriteTransaction(connection, connection.memory)
+
+    def commit(self, transaction: SQLiteTransaction) -> None:
+        """Commit what ``begin_write`` began."""
+        connection = self._take_writer()
+        try:
+            n_changed = connection.total_changes - self._changes
+            head = transaction.head
+            if n_changed and head is None:
+                head = _advance_head(connection)
+            if transaction.vouched and head is not None:
+                remember_number(connection.memory, head.number)
+            elif n_changed:
+                connection.memory.clear()
             self._set_checkpoint(connection, CHECKPOINT_PAGES if n_changed < _SMALL_COMMIT else 0)
             reach("write.finished")
             connection.execute("COMMIT")
@@ -218,11 +266,11 @@ class SQLiteDatabase:
         except BaseException:
             # After a failed COMMIT the outcome is unknown. Closing rolls back what is not committed, and the next
             # connection reads what the file really holds.
-            self._drop_writer()
+            self.drop_writer()
             raise
         self._wrote = True
         if head is not None:
-            write_head(self._head_path, head)
+            self._head_descriptor = write_head(self._head_path, head, self._head_descriptor)
             reach("write.head")
         self._checkpoint_if_grown(connection)
 
@@ -244,13 +292,14 @@ class SQLiteDatabase:
                     connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             reach("checkpoint.done")
 
-    def _writer_lock(self) -> ProcessLock:
+    def writer_lock(self) -> ProcessLock:
+        """The lock that lets one process write at a time."""
         with self._guard:
             if self._lock is None:
                 self._lock = ProcessLock(self._folder / LOCK_NAME)
             return self._lock
 
-    def _take_writer(self) -> sqlite3.Connection:
+    def _take_writer(self) -> _Connection:
         if self._writer is None:
             # The anchor keeps the writer from ever being the last connection to close, when SQLite would
             # checkpoint outside the lock.
@@ -260,7 +309,8 @@ class SQLiteDatabase:
             self._checkpoint_pages = 0
         return self._writer
 
-    def _drop_writer(self) -> None:
+    def drop_writer(self) -> None:
+        """Close the writing connection, which rolls back what it has not committed."""
         if self._writer is not None:
             with suppress(sqlite3.Error), inside_sqlite:
                 self._writer.close()
@@ -286,6 +336,9 @@ class SQLiteDatabase:
         """Give up the parent's connections. Closing them here would free locks that the parent holds on the file."""
         abandon(*self._readers, self._writer, self._anchor)
         self._readers, self._writer, self._anchor, self._lock = [], None, None, None
+        if self._head_descriptor is not None:
+            os.close(self._head_descriptor)
+            self._head_descriptor = None
         self._guard = threading.Lock()
         self._wrote = False
 
@@ -367,7 +420,7 @@ class SQLiteDatabase:
         """What keeps the file from being written, where it is not the system; another writer is passed over."""
         if not _may_write(self._folder):
             return None
-        with suppress(StoreLocked), self._writer_lock().held(0):
+        with suppress(StoreLocked), self.writer_lock().held(0):
             connection = self._connect("rw")
             try:
                 connection.execute("BEGIN IMMEDIATE")
@@ -386,11 +439,10 @@ class SQLiteDatabase:
         noted = read_head(self._folder)  # before the database: it is written after the commit
         if noted is None:
             return None
-        with self.read() as transaction:
-            row = transaction.one("SELECT value FROM store_info WHERE name = 'head'")
         try:
-            held = Head.from_text(str(row[0])) if row is not None else noted
-        except ValueError:
+            with self.read() as transaction:
+                held = transaction.newest_head() or noted
+        except (ValueError, TypeError):
             return "it does not say which commit is its newest"
         if held.number < noted.number:
             return (
@@ -407,7 +459,7 @@ class SQLiteDatabase:
         After writing, the log is copied into the database and emptied, if no other process writes.
         """
         if self._writer is not None or self._anchor is not None:
-            lock = self._writer_lock()
+            lock = self.writer_lock()
             # To close a connection under a thread that uses it would crash the process.
             with lock.kept_from_threads(self._lock_timeout) as kept:
                 if kept:
@@ -426,16 +478,76 @@ class SQLiteDatabase:
                 self._writer.execute("PRAGMA busy_timeout = 0")
                 self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
                 reach("close.checkpointed")
-        self._drop_writer()
+        self.drop_writer()
         if self._anchor is not None:
             self._anchor.close()
             self._anchor = None
+        if self._head_descriptor is not None:
+            os.close(self._head_descriptor)
+            self._head_descriptor = None
+
+
+class _Writing:
+    """The block of one write: takes the lock, begins, commits or rolls back, gives back the lock.
+
+    A class, since generators for each of these take a tenth of the time of a small write.
+    """
+
+    __slots__ = ("_database", "_lock", "_timeout", "_transaction")
+
+    def __init__(self, database: SQLiteDatabase, timeout: float) -> None:
+        self._database = database
+        self._lock = database.writer_lock()
+        self._timeout = timeout
+
+    def __enter__(self) -> SQLiteTransaction:
+        self._lock.take(self._timeout)
+        try:
+            # All of it: a child that is forked in the middle would hold its copy of SQLite's lock for ever.
+            inside_sqlite.__enter__()
+            try:
+                self._transaction = self._database.begin_write()
+            except BaseException:
+                inside_sqlite.__exit__()
+                raise
+        except BaseException as error:
+            self._lock.give_back()
+            raise_translated(error, self._database.path)
+        return self._transaction
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        try:
+            if error is None:
+                self._database.commit(self._transaction)
+            else:
+                self._database.drop_writer()
+                raise_translated(error, self._database.path)
+        except (sqlite3.Error, DamagedRow) as failed:
+            raise_translated(failed, self._database.path)
+        finally:
+            inside_sqlite.__exit__()
+            self._lock.give_back()
 
 
 class _Connection(sqlite3.Connection):
-    """A connection that is kept for the next transaction, unless it is not ``lasting``."""
+    """A connection that is kept for the next transaction, unless it is not ``lasting``.
+
+    ``memory`` is what its transactions read of the catalog. It holds until another connection commits.
+    """
 
     lasting = True
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.memory: Memory = {}
+        self._version = -1
+
+    def recall(self) -> None:
+        """Begin the transaction's snapshot, and forget what is remembered of another state of the database."""
+        (version,) = self.execute("PRAGMA data_version").fetchone()
+        if version != self._version:
+            self.memory.clear()
+            self._version = version
 
 
 @contextmanager
@@ -448,13 +560,11 @@ def _impatient(connection: sqlite3.Connection) -> Iterator[None]:
         connection.execute(f"PRAGMA busy_timeout = {_BUSY_MILLISECONDS}")
 
 
-def _advance_head(connection: sqlite3.Connection) -> Head | None:
-    """Give the commit in hand the store's next number; the head that it makes. None in tables of revision 0001."""
-    rows = connection.execute(
-        "UPDATE store_info SET value = (CAST(value AS INTEGER) + 1) || ' ' || lower(hex(randomblob(8)))"
-        " WHERE name = 'head' RETURNING value"
-    ).fetchall()
-    return Head.from_text(rows[0][0]) if rows else None
+def _advance_head(connection: _Connection) -> Head | None:
+    """Give a commit that belongs to no collection the store's next number; None where the store is just being made."""
+    head = Head(newest_number(connection.memory) + 1, secrets.token_hex(8))
+    done = connection.execute("UPDATE store_info SET value = ? WHERE name = 'head'", (head.to_text(),))
+    return head if done.rowcount else None
 
 
 def _opened(address: str) -> _Connection:
@@ -518,10 +628,17 @@ def translated(path: Path) -> Iterator[None]:
     """Turn the driver's errors into the store's, with the path and what to do."""
     try:
         yield
-    except sqlite3.Error as error:
+    except (sqlite3.Error, DamagedRow) as error:
+        raise_translated(error, path)
+
+
+def raise_translated(error: BaseException, path: Path) -> NoReturn:
+    """Raise an error; one of the driver's as the store's."""
+    if isinstance(error, sqlite3.Error):
         raise _translation(error, path) from error
-    except DamagedRow as error:
+    if isinstance(error, DamagedRow):
         raise damaged(path, str(error)) from error
+    raise error
 
 
 def _translation(error: sqlite3.Error, path: Path) -> EmbedstoreError:

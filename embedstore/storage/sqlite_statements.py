@@ -12,10 +12,13 @@ from typing import Any
 import orjson
 
 from embedstore.forking import inside_sqlite
-from embedstore.storage.database import Parameters, RecordRows, Row, VectorRows
+from embedstore.storage.database import KeyTaken, Memory, Parameters, RecordRows, Row, VectorRows
+from embedstore.storage.head import Head
+from embedstore.storage.layout import ID_SHIFT
 
 _FETCHED_ROWS = 256
 _PAGES_A_STEP = 4096
+_FEW_ROWS = 8
 
 
 class SQLiteDialect:
@@ -24,6 +27,7 @@ class SQLiteDialect:
     name = "sqlite"
     json_type = "text"
     for_update = ""  # there is one writer
+    goes_on = True
 
     def members(self, parameter: str, kind: str) -> str:
         return f"(SELECT value FROM json_each(:{parameter}))"
@@ -43,8 +47,25 @@ class SQLiteTransaction:
 
     dialect = SQLiteDialect()
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: sqlite3.Connection, memory: Memory | None = None) -> None:
         self._connection = connection
+        self.memory = memory
+        self.head: Head | None = None
+        self.vouched = False
+
+    def commit_number(self, name: bytes) -> int:
+        if self.head is None:
+            assert self.memory is not None  # of a transaction that writes
+            self.head = Head(newest_number(self.memory) + 1, name.hex())
+        return self.head.number
+
+    def vouch(self) -> None:
+        self.vouched = True
+
+    def newest_head(self) -> Head | None:
+        """The newest commit that the database holds; ValueError where what it says of it cannot be read."""
+        with inside_sqlite:
+            return newest_head(self._connection)
 
     def all(self, sql: str, parameters: Parameters | None = None) -> list[Row]:
         with inside_sqlite:
@@ -75,6 +96,9 @@ class SQLiteTransaction:
         pass  # every write transaction is
 
     def insert_records(self, records: RecordRows) -> None:
+        if len(records.rows) <= _FEW_ROWS:
+            self._insert_few_records(records)
+            return
         # One statement, as for vectors.
         self.run(
             "INSERT INTO records (record_id, collection_id, key, modality, content, uri, metadata, content_hash,"
@@ -91,6 +115,9 @@ class SQLiteTransaction:
         )  # fmt: skip
 
     def insert_vectors(self, vectors: VectorRows) -> None:
+        if len(vectors.record_ids) <= _FEW_ROWS:
+            self._insert_few_vectors(vectors)
+            return
         # One statement cuts the rows out of one blob: half the time of a statement a row, and without the
         # interpreter's lock, so that another thread can prepare the next batch meanwhile.
         self.run(
@@ -104,10 +131,90 @@ class SQLiteTransaction:
             },
         )  # fmt: skip
 
+    def _insert_few_records(self, records: RecordRows) -> None:
+        """By a statement a row, which is quicker where there are few."""
+        place = 0
+        try:
+            with inside_sqlite:
+                for place, (key, content, uri, metadata) in enumerate(records.rows):
+                    hashed = slice(16 * place, 16 * place + 16)
+                    self._connection.execute(
+                        "INSERT INTO records (record_id, collection_id, key, modality, content, uri, metadata,"
+                        " content_hash, row_hash) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                        (
+                            records.first_record_id + place, records.collection_id, key, records.modality, content,
+                            uri, metadata, None if content is None else records.content_hashes[hashed],
+                            records.row_hashes[hashed],
+                        ),
+                    )  # fmt: skip
+        except sqlite3.IntegrityError as error:
+            if error.sqlite_errorcode == sqlite3.SQLITE_CONSTRAINT_UNIQUE:
+                raise KeyTaken(place) from error
+            raise
+
+    def _insert_few_vectors(self, vectors: VectorRows) -> None:
+        n_bytes = vectors.n_bytes
+        with inside_sqlite:
+            for place, record_id in enumerate(vectors.record_ids):
+                self._connection.execute(
+                    "INSERT INTO vectors (vector_id, space_id, record_id, row_hash, vec) VALUES (?, ?, ?, ?, ?)",
+                    (
+                        vectors.first_vector_id + place, vectors.space_id, record_id,
+                        vectors.row_hashes[16 * place : 16 * place + 16],
+                        vectors.vecs[n_bytes * place : n_bytes * (place + 1)],
+                    ),
+                )  # fmt: skip
+
     def insert(self, table: str, columns: Sequence[str], rows: Iterable[Row]) -> None:
         marks = ",".join("?" * len(columns))
         with inside_sqlite:
             self._connection.executemany(f"INSERT INTO {table} ({','.join(columns)}) VALUES ({marks})", rows)
+
+
+class WriteTransaction(SQLiteTransaction):
+    """A transaction that is inside ``inside_sqlite`` from its beginning to its end, so that its calls need not ask."""
+
+    def all(self, sql: str, parameters: Parameters | None = None) -> list[Row]:
+        return self._connection.execute(sql, parameters or {}).fetchall()
+
+    def one(self, sql: str, parameters: Parameters | None = None) -> Row | None:
+        return self._connection.execute(sql, parameters or {}).fetchone()  # type: ignore[no-any-return]
+
+    def run(self, sql: str, parameters: Parameters | None = None) -> int:
+        return self._connection.execute(sql, parameters or {}).rowcount
+
+
+_NEWEST_COMMIT = (
+    "WITH RECURSIVE newest(key) AS (SELECT max(commit_key) FROM commits UNION ALL SELECT (SELECT max(commit_key) FROM"
+    f" commits WHERE commit_key < newest.key / {ID_SHIFT} * {ID_SHIFT}) FROM newest WHERE newest.key IS NOT NULL)"
+    " SELECT number, commit_id FROM commits JOIN newest ON commit_key = newest.key ORDER BY number DESC LIMIT 1"
+)
+"""Jumps from the newest commit of each collection to that of the one before it."""
+_NUMBER = ("head", None)  # of what a memory holds
+
+
+def newest_head(connection: sqlite3.Connection) -> Head | None:
+    """The newest commit that a database holds; None where its tables, or what was written to them, name none."""
+    rows = connection.execute("SELECT value FROM store_info WHERE name = 'head'").fetchall()
+    if not rows:
+        return None  # revision 0001
+    newest = Head.from_text(str(rows[0][0]))
+    if connection.execute("SELECT 1 FROM pragma_table_info('commits') WHERE name = 'number'").fetchone() is None:
+        return newest  # revision 0002
+    of_records = connection.execute(_NEWEST_COMMIT).fetchone()
+    if of_records is None or of_records[0] <= newest.number:
+        return newest
+    return Head(int(of_records[0]), bytes(of_records[1]).hex())
+
+
+def newest_number(memory: Memory) -> int:
+    """The number of the newest commit, as ``remember_number`` noted it; 0 in a store that is just being made."""
+    return int(memory.get(_NUMBER, 0))
+
+
+def remember_number(memory: Memory, number: int) -> None:
+    """Note the number of the newest commit in a connection's memory."""
+    memory[_NUMBER] = number
 
 
 def _fetched(cursor: sqlite3.Cursor) -> Iterator[Row]:

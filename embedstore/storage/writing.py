@@ -7,10 +7,9 @@ that are updated or deleted, and vectors that die, are noted in two logs by whic
 
 from __future__ import annotations
 
-import secrets
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,11 +20,12 @@ from embedstore.model import FloatMatrix, WriteReport
 from embedstore.records import Batch, FieldKinds, shown, vector_hash
 from embedstore.storage import catalog
 from embedstore.storage.catalog import CollectionRow, SpaceRow
-from embedstore.storage.database import RecordRows, Transaction, VectorRows
+from embedstore.storage.database import KeyTaken, RecordRows, Row, Transaction, VectorRows
 from embedstore.storage.layout import ID_SHIFT
 
 _CHUNK = 5000
 _FEW = 16
+_FEW_NEW = 8
 _PAIR = struct.Struct("<QQ")
 _WORD = 2**64 - 1
 
@@ -53,20 +53,30 @@ class Existing:
 
 def find_existing(transaction: Transaction, collection_id: int, keys: Sequence[str]) -> dict[str, Existing]:
     """The records of a collection among ``keys``."""
+    if len(keys) == 1:
+        row = transaction.one(f"{_EXISTING} AND key = :key", {"collection": collection_id, "key": keys[0]})
+        return {} if row is None else {row[0]: _existing(row)}
     found: dict[str, Existing] = {}
     members = transaction.dialect.members("keys", "text")
     for start in range(0, len(keys), _CHUNK):
         rows = transaction.all(
-            "SELECT key, record_id, content_hash, row_hash FROM records"
-            f" WHERE collection_id = :collection AND key IN {members}",
+            f"{_EXISTING} AND key IN {members}",
             {
                 "collection": collection_id,
                 "keys": transaction.dialect.list_parameter(keys[start : start + _CHUNK]),
             },
         )
-        for key, record_id, content_hash, row_hash in rows:
-            found[key] = Existing(record_id, None if content_hash is None else bytes(content_hash), bytes(row_hash))
+        for row in rows:
+            found[row[0]] = _existing(row)
     return found
+
+
+_EXISTING = "SELECT key, record_id, content_hash, row_hash FROM records WHERE collection_id = :collection"
+
+
+def _existing(row: Row) -> Existing:
+    _, record_id, content_hash, row_hash = row
+    return Existing(record_id, None if content_hash is None else bytes(content_hash), bytes(row_hash))
 
 
 def find_vectors(
@@ -100,7 +110,11 @@ class MetadataChange:
 
 
 class CollectionWriter:
-    """Changes one collection within one write transaction; ``finish`` seals what was changed."""
+    """Changes one collection within one write transaction; ``finish`` seals what was changed.
+
+    The commit's own row tells how it leaves the collection and its spaces, so that a write touches few pages
+    (docs/decisions/0008).
+    """
 
     def __init__(self, transaction: Transaction, name: str) -> None:
         self._tx = transaction
@@ -110,6 +124,7 @@ class CollectionWriter:
         self._collection = fresh
         self._change = fresh.last_change + 1
         self._spaces = catalog.spaces_of(transaction, fresh.collection_id)
+        self._spaces_before = dict(self._spaces)
         self._logged_records: list[int] = []
         self._logged_vectors: list[tuple[int, int]] = []
         self._touched = False
@@ -138,21 +153,17 @@ class CollectionWriter:
         content; where that is not so any more, ``Raced`` is raised. Raises DuplicateKey for an existing key unless
         ``replace_existing``.
         """
-        existing = find_existing(self._tx, self._collection.collection_id, batch.keys)
+        # Where all are to be new and they are few, the database's own word that a key is taken is cheaper.
+        unasked = not replace_existing and len(batch) <= _FEW_NEW and self._tx.dialect.goes_on
+        existing = {} if unasked else find_existing(self._tx, self._collection.collection_id, batch.keys)
         if existing and not replace_existing:
-            position = next(i for i, key in enumerate(batch.keys) if key in existing)
-            raise DuplicateKey(
-                f"key {shown(batch.keys[position])} is in the collection already; upsert overwrites",
-                row=batch.row_numbers[position], field="key",
-            )  # fmt: skip
-        record_ids = self._write_records(batch, existing)
+            raise _duplicate(batch, next(i for i, key in enumerate(batch.keys) if key in existing))
+        try:
+            record_ids, changed = self._write_records(batch, existing)
+        except KeyTaken as taken:  # only where nothing was asked before, so that all records are among the rows
+            raise _duplicate(batch, taken.place) from None
         hashes = {name: _vector_hashes(batch.keys, given) for name, given in vectors.items()}
         reach("write.records")
-        changed = {
-            position
-            for position, key in enumerate(batch.keys)
-            if key in existing and existing[key].row_hash != batch.row_hashes[position]
-        }
         revectored: set[int] = set()
         for name, space in self._spaces.items():
             given = vectors.get(name)
@@ -163,13 +174,17 @@ class CollectionWriter:
         reach("write.vectors")
         self.note_fields(batch.kinds)
         report = WriteReport(added=len(batch) - len(existing))
-        updated = changed | {position for position in revectored if batch.keys[position] in existing}
-        report.updated = len(updated)
-        report.unchanged = len(existing) - len(updated)
+        if existing:
+            updated = {*changed, *(position for position in revectored if batch.keys[position] in existing)}
+            report.updated = len(updated)
+            report.unchanged = len(existing) - len(updated)
         return report
 
-    def _write_records(self, batch: Batch, existing: dict[str, Existing]) -> list[int]:
-        """Insert the new records and overwrite the changed ones; the record id of each place of the batch."""
+    def _write_records(self, batch: Batch, existing: dict[str, Existing]) -> tuple[list[int], list[int]]:
+        """Insert the new records and overwrite the changed ones.
+
+        Gives the record id of each place of the batch, and the places of those that were changed.
+        """
         collection_id = self._collection.collection_id
         first = collection_id * ID_SHIFT + self._collection.last_serial + 1
         if not existing:
@@ -198,7 +213,7 @@ class CollectionWriter:
         ] if existing else []  # fmt: skip
         if changed:
             self._overwrite(batch, changed, record_ids, [existing[batch.keys[i]].row_hash for i in changed])
-        return record_ids
+        return record_ids, changed
 
     def _overwrite(
         self, batch: Batch, changed: list[int], record_ids: list[int], old_hashes: list[bytes]
@@ -259,8 +274,8 @@ class CollectionWriter:
             )
         )  # fmt: skip
         space = self._spaces[space.name]
-        self._spaces[space.name] = replace(
-            space, dim=packed.shape[1], last_seq=space.last_seq + len(lines), n_live=space.n_live + len(lines),
+        self._spaces[space.name] = space._replace(
+            dim=packed.shape[1], last_seq=space.last_seq + len(lines), n_live=space.n_live + len(lines),
             digest=shift_digest(space.digest, added=new_hashes),
         )  # fmt: skip
         self._touched = True
@@ -333,7 +348,7 @@ class CollectionWriter:
 
     def set_recipe(self, space_name: str, recipe: str) -> None:
         """Note by which recipe a space is searched."""
-        self._spaces[space_name] = replace(self._spaces[space_name], recipe=recipe)
+        self._spaces[space_name] = self._spaces[space_name]._replace(recipe=recipe)
         self._touched = True
 
     def _kill_vectors(self, space: SpaceRow, dead: Sequence[tuple[int, bytes]]) -> None:
@@ -353,8 +368,8 @@ class CollectionWriter:
         )
         self._logged_vectors += [(space.space_id, vector_id - base) for vector_id, _ in dead]
         space = self._spaces[space.name]
-        self._spaces[space.name] = replace(
-            space, n_live=space.n_live - len(dead),
+        self._spaces[space.name] = space._replace(
+            n_live=space.n_live - len(dead),
             digest=shift_digest(space.digest, removed=[hashed for _, hashed in dead]),
         )  # fmt: skip
         self._touched = True
@@ -370,8 +385,7 @@ class CollectionWriter:
     def _note_records(
         self, *, added: Sequence[bytes] = (), removed: Sequence[bytes] = (), serials: int = 0
     ) -> None:
-        self._collection = replace(
-            self._collection,
+        self._collection = self._collection._replace(
             n_records=self._collection.n_records + len(added) - len(removed),
             last_serial=self._collection.last_serial + serials,
             digest=shift_digest(self._collection.digest, added=added, removed=removed),
@@ -382,36 +396,25 @@ class CollectionWriter:
         """Write counters, digests and the commit's identity; the collection's newest change number."""
         if not self._touched:
             return self._collection.last_change
-        one = self._collection
-        self._tx.run(
-            "UPDATE collections SET last_change = :change, last_serial = :last_serial, n_records = :n_records,"
-            " digest = :digest WHERE collection_id = :collection",
-            {
-                "change": self._change, "last_serial": one.last_serial, "n_records": one.n_records,
-                "digest": one.digest, "collection": one.collection_id,
-            },
-        )  # fmt: skip
-        for space in self._spaces.values():
-            self._tx.run(
-                "UPDATE spaces SET dim = :dim, last_seq = :last_seq, n_live = :n_live, digest = :digest,"
-                " recipe = :recipe WHERE space_id = :space",
-                {
-                    "dim": space.dim, "last_seq": space.last_seq, "n_live": space.n_live,
-                    "digest": space.digest, "recipe": space.recipe, "space": space.space_id,
-                },
-            )  # fmt: skip
-        self._tx.insert(
-            "commits",
-            ["collection_id", "change", "commit_id"],
-            [(one.collection_id, self._change, self._commit_id())],
-        )
+        for name, space in self._spaces.items():
+            before = self._spaces_before[name]
+            if (space.dim, space.recipe) != (before.dim, before.recipe):
+                self._tx.run(
+                    "UPDATE spaces SET dim = :dim, recipe = :recipe WHERE space_id = :space",
+                    {"dim": space.dim, "recipe": space.recipe, "space": space.space_id},
+                )
+        self._collection = self._collection._replace(last_change=self._change)
+        catalog.insert_commit(self._tx, self._collection, self._spaces, self._logged_records, self._logged_vectors)
+        catalog.remember(self._tx, self._collection, self._spaces)
         return self._change
 
-    def _commit_id(self) -> bytes:
-        return catalog.commit_id(
-            secrets.token_bytes(8), self._collection.collection_id, self._change, self._logged_records,
-            self._logged_vectors,
-        )  # fmt: skip
+
+def _duplicate(batch: Batch, position: int) -> DuplicateKey:
+    """The error for a record of a batch whose key is taken."""
+    return DuplicateKey(
+        f"key {shown(batch.keys[position])} is in the collection already; upsert overwrites",
+        row=batch.row_numbers[position], field="key",
+    )  # fmt: skip
 
 
 def _packed(given: SpaceVectors) -> FloatMatrix:

@@ -48,7 +48,7 @@ WATCHER = (
     "print(sorted(seen))\n"
 )
 """Reads snapshots while others upgrade, and prints what it saw of the revision and of what belongs to it."""
-SANE = {("0001", False, False), ("0002", True, True)}
+SANE = {("0001", False, False), ("0003", True, True)}
 
 
 def expected() -> dict[str, Any]:
@@ -81,7 +81,9 @@ def load_old(url: str) -> None:
         config.attributes["connection"] = connection
         command.upgrade(config, "0001")
         for table in tables.sorted_tables:
-            names = [column.name for column in table.columns]
+            names = [row[1] for row in held.execute(f"PRAGMA table_info({table.name})")]
+            if not names:
+                continue  # a table of a later revision
             rows = held.execute(f"SELECT {', '.join(names)} FROM {table.name}").fetchall()
             PostgresTransaction(connection).insert(table.name, names, rows)
     held.close()
@@ -126,17 +128,17 @@ def after_a_kill(folder: Path, url: str | None, failpoint: str, delay: float | N
     if delay is None and process.returncode != -9:
         faults.append(f"{failpoint} was not reached")
     found = revision(folder, url)
-    if found not in ("0001", "0002"):
+    if found not in ("0001", "0003"):
         faults.append(f"the revision is {found!r} after {failpoint or delay}")
     if failpoint:
-        wanted = "0002" if failpoint == "migrate.committed" else "0001"
+        wanted = "0003" if failpoint == "migrate.committed" else "0001"
         if found != wanted:
             faults.append(f"the revision after {failpoint} is {found!r}, not {wanted!r}")
     with spawn(OPENER, folder, url, 0) as process:
         printed, errors = process.communicate()
     if process.returncode != 0 or json.loads(printed) != expected():
         faults.append(f"after {failpoint or delay} the store is not what it was: {errors[-500:]}")
-    if revision(folder, url) != "0002":
+    if revision(folder, url) != "0003":
         faults.append("the upgrade was not made up for")
     leftovers = [one.name for one in folder.iterdir() if ".partial" in one.name]
     return faults + [f"{name} is left over" for name in leftovers]

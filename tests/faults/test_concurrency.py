@@ -128,7 +128,7 @@ HOLDER = (
     "from embedstore.storage import catalog\n"
     "store = embedstore.open(sys.argv[1], database=sys.argv[2] or None)\n"
     "with store.database.write() as transaction:\n"
-    "    transaction.run('UPDATE collections SET last_change = last_change')\n"
+    "    transaction.run('UPDATE collections SET log_floor = log_floor')\n"
     "    print('held', flush=True)\n"
     "    sys.stdin.read()\n"
 )

@@ -63,9 +63,10 @@ def test_the_oracle_accepts_what_was_acknowledged_and_what_was_in_flight(tmp_pat
         "UPDATE records SET content = 'other' WHERE key = 'k7'",
         "UPDATE records SET metadata = '{}' WHERE key = 'k7'",
         "UPDATE vectors SET vec = zeroblob(32) WHERE vector_id = (SELECT min(vector_id) FROM vectors)",
-        "UPDATE collections SET digest = zeroblob(16)",
-        "UPDATE spaces SET digest = zeroblob(16)",
-        "UPDATE collections SET n_records = 29",
+        "UPDATE commits SET digest = zeroblob(16) WHERE commit_key = (SELECT max(commit_key) FROM commits)",
+        "UPDATE commits SET spaces = json_set(spaces, '$.1[2]', '00000000000000000000000000000000')"
+        " WHERE commit_key = (SELECT max(commit_key) FROM commits WHERE commit_key < 2 * 1099511627776)",
+        "UPDATE commits SET n_records = 29 WHERE commit_key = (SELECT max(commit_key) FROM commits)",
     ],
 )
 def test_the_oracle_notices_every_loss(tmp_path, loss):

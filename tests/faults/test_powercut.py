@@ -54,13 +54,13 @@ def test_commits_that_are_not_synced_are_noticed(root):
 @traced
 def test_caches_that_are_not_synced_give_wrong_answers_only_where_hashes_are_not_checked(root):
     plan = [one for one in powercut.short_plan(1, 3) if one["verb"] != "index"]
-    options = {"breaks": ["caches unsynced"], "models": ["torn data"] * 4, "after": "refresh", "n_sampled": 100}
+    options = {"breaks": ["caches unsynced"], "models": ["torn data"] * 4, "after": "refresh", "n_sampled": 90}
     with powercut.scratch() as other, powercut.unchecked_hashes():
         _, faults = powercut.judged(other, plan, 1, **options)
     assert any("nearest" in fault for fault in faults)
     counts, faults = powercut.judged(root, plan, 1, **options)
     assert faults == []
-    assert counts == {"torn data": 100}
+    assert counts == {"torn data": 90}
 
 
 # ---- the disk

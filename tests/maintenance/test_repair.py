@@ -129,7 +129,7 @@ def test_records_survive_the_loss_of_their_collections_name(filled, tmp_path, st
 def test_spaces_of_an_encoder_stay_with_it(store, tmp_path):
     store.collection("c", encoder="letters").add([{"key": "a", "text": "abba"}, {"key": "b", "text": "cede"}])
     store.close()
-    altered(store.path, "UPDATE collections SET digest = zeroblob(16)")
+    altered(store.path, "UPDATE commits SET digest = zeroblob(16)")
     embedstore.repair(store.path, tmp_path / "new")
     with embedstore.open(tmp_path / "new") as new:
         assert new.collection("c").search("ab", 1).keys == ["a"]

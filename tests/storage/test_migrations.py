@@ -150,13 +150,14 @@ def killed(folder: Path, failpoint: str) -> None:
 
 
 def test_db_current_only_looks_and_db_upgrade_names_the_backup(old, run_cli):
-    assert json.loads(run_cli("db", "current", "--format", "json").stdout) == {"store": "0001", "release": "0002"}
+    current = {"store": "0001", "release": SCHEMA_REVISION}
+    assert json.loads(run_cli("db", "current", "--format", "json").stdout) == current
     assert revision(old / "store.db") == "0001"
     done = run_cli("db", "upgrade", "--format", "json")
-    assert json.loads(done.stdout) == {"found": "0001", "store": "0002", "backup": str(old / BACKUP)}
+    assert json.loads(done.stdout) == {"found": "0001", "store": SCHEMA_REVISION, "backup": str(old / BACKUP)}
     assert f"upgrading {old / 'store.db'} from revision 0001; the old database is kept as {BACKUP}" in done.stderr
     again = run_cli("db", "upgrade", "--format", "json")
-    assert json.loads(again.stdout) == {"found": "0002", "store": "0002", "backup": None}
+    assert json.loads(again.stdout) == {"found": SCHEMA_REVISION, "store": SCHEMA_REVISION, "backup": None}
     assert again.stderr == ""
 
 
@@ -171,7 +172,8 @@ def test_a_newer_store_is_refused_and_not_touched(old, run_cli, needs):
     connection.close()
     before = {one.name: one.read_bytes() for one in old.iterdir() if one.is_file()}
     words = f"Open it with embedstore {needs} or newer" if needs else "Open it with a newer release of embedstore"
-    with pytest.raises(UnsupportedFormat, match=rf"'0999'; this release, .*, knows up to '0002'\. {words}"):
+    told = rf"'0999'; this release, .*, knows up to '{SCHEMA_REVISION}'\. {words}"
+    with pytest.raises(UnsupportedFormat, match=told):
         embedstore.open(old).collections()
     with pytest.raises(UnsupportedFormat):
         embedstore.open(old).collection("points").add([{"key": "x", "vector": [1, 2, 3, 4]}])
@@ -179,7 +181,8 @@ def test_a_newer_store_is_refused_and_not_touched(old, run_cli, needs):
         done = run_cli(*arguments)
         assert (done.returncode, done.stdout) == (2, "")
         assert words in done.stderr
-    assert json.loads(run_cli("db", "current", "--format", "json").stdout) == {"store": "0999", "release": "0002"}
+    current = {"store": "0999", "release": SCHEMA_REVISION}
+    assert json.loads(run_cli("db", "current", "--format", "json").stdout) == current
     after = {one.name: one.read_bytes() for one in old.iterdir() if one.is_file()}
     assert {**before, "store.db-wal": b"", "store.db-shm": b""} == {**after, "store.db-wal": b"", "store.db-shm": b""}
 
@@ -306,13 +309,13 @@ def test_a_migrated_database_has_the_tables_of_a_new_one(old, store, tmp_path):
             described.append(normalised(connection))
         connection.close()
     assert described[0] == described[1] == described[2]
-    assert len(described[0]) == 11
+    assert len(described[0]) == 12
 
 
 POSTGRES_SHAPE = (
-    "SELECT table_name, column_name, ordinal_position, is_nullable, data_type, character_maximum_length,"
-    " column_default, is_generated, generation_expression FROM information_schema.columns"
-    " WHERE table_schema = 'public' ORDER BY 1, 3",
+    "SELECT table_name, column_name, rank() OVER (PARTITION BY table_name ORDER BY ordinal_position), is_nullable,"
+    " data_type, character_maximum_length, column_default, is_generated, generation_expression"
+    " FROM information_schema.columns WHERE table_schema = 'public' ORDER BY 1, 3",
     "SELECT tablename, indexname, indexdef FROM pg_indexes WHERE schemaname = 'public' ORDER BY 1, 2",
     "SELECT conrelid::regclass::text, contype, pg_get_constraintdef(oid) FROM pg_constraint"
     " WHERE connamespace = 'public'::regnamespace ORDER BY 1, 2, 3",
