@@ -73,9 +73,9 @@ def build_index(collection: Collection, space: str | None, recipe: str | None) -
     if Metric(row.metric) not in wanted.metrics:
         raise InvalidInput(f"the recipe {wanted.name!r} does not serve the metric {row.metric!r}")
     if not wanted.exact:
-        from embedstore.optional import load_faiss
+        from embedstore.indexing.faiss_index import require_buildable
 
-        load_faiss()
+        require_buildable(wanted)
     if wanted.name != row.recipe:
         with store.database.write() as transaction:
             writer = CollectionWriter(transaction, collection.name)

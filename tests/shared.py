@@ -24,3 +24,12 @@ def brute_force(matrix: np.ndarray, query: np.ndarray, metric: str) -> np.ndarra
     if metric == "dot":
         return rows @ one
     return -np.linalg.norm(rows - one, axis=1)
+
+
+def needs_gpu(recipe) -> bool:
+    """Whether an index of a recipe can only be built on a GPU, and FAISS finds none."""
+    from embedstore.indexing.gpu import n_gpus
+    from embedstore.indexing.recipes import Placement
+    from embedstore.optional import load_faiss
+
+    return recipe.placement is Placement.GPU and not recipe.exact and not n_gpus(load_faiss())

@@ -3,12 +3,16 @@
 Two hashes are kept of every file. SHA-256 over the bytes, for ``verify``; and a page hash that is checked at every
 opening: the SHA-256 of the sums (modulo 2**64) of each 4096-byte page's 64-bit words. It runs at the speed of memory
 and notices any flipped bit, any zeroed, swapped or lost page. It is a guard against damage, not against an attacker.
+
+Where a file is too large to be read at every opening, the sums of its pages are a file of their own, and each page is
+held against its sum when it is first read.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import os
 import re
 import secrets
@@ -27,15 +31,16 @@ _PAGE_WORDS = 512
 _PAGE_BYTES = _PAGE_WORDS * 8
 _CHUNK_BYTES = 4 << 20
 MANIFEST_NAME = "MANIFEST"
-MANIFEST_FORMAT = 1
+MANIFEST_FORMAT = 2
 _MAX_MANIFEST_BYTES = 1 << 20
-_FILE_NAME = re.compile(r"[\w-]+-[0-9a-f]{12}\.(f32|i64|faiss)", re.ASCII)
+_FILE_NAME = re.compile(r"[\w-]+-[0-9a-f]{12}\.(f32|i64|faiss|sums)", re.ASCII)
 _FILE_FIELDS: dict[str, type] = {"name": str, "n_bytes": int, "sha256": str, "page_hash": str}
 _FIELDS: dict[str, type] = {
     "store": str, "space": int, "metric": str, "dim": int, "fingerprint": str, "change": int, "commit_id": str,
     "hi_seq": int, "n_vectors": int,
 }  # fmt: skip
-_INDEX_FIELDS: dict[str, type] = {"recipe": str, "n_vectors": int, "hi_seq": int}
+_INDEX_FIELDS: dict[str, type] = {"recipe": str, "n_vectors": int, "hi_seq": int, "build_ms": int}
+_SUM_BYTES = 8
 
 
 class DamagedCache(Exception):
@@ -63,7 +68,7 @@ class CacheWriter:
         self._temporary = self._path.with_suffix(".tmp")
         self._descriptor = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         self._sha256 = hashlib.sha256()
-        self._pages = hashlib.sha256()
+        self._sums: list[bytes] = []
         self._pending = bytearray()
         self._n_bytes = 0
         self.written: CacheFile | None = None
@@ -91,7 +96,7 @@ class CacheWriter:
 
     def _put(self, chunk: bytes) -> None:
         self._sha256.update(chunk)
-        self._pages.update(_page_sums(np.frombuffer(chunk, np.uint8)))
+        self._sums.append(_page_sums(np.frombuffer(chunk, np.uint8)))
         write_all(self._descriptor, chunk)
         self._n_bytes += len(chunk)
 
@@ -102,9 +107,15 @@ class CacheWriter:
         os.rename(self._temporary, self._path)
         sync_folder(self._path.parent)
         reach("cache.file_renamed")
-        self.written = CacheFile(
-            self._path.name, self._n_bytes, self._sha256.hexdigest(), self._pages.hexdigest()
-        )
+        self.written = CacheFile(self._path.name, self._n_bytes, self._sha256.hexdigest(), self._page_hash())
+
+    def _page_hash(self) -> str:
+        return hashlib.sha256(b"".join(self._sums)).hexdigest()
+
+    @property
+    def sums(self) -> npt.NDArray[np.uint64]:
+        """The sums of the pages written so far, uint64 (n_pages,)."""
+        return np.frombuffer(b"".join(self._sums), "<u8")
 
 
 def _page_sums(chunk: npt.NDArray[np.uint8]) -> bytes:
@@ -117,8 +128,86 @@ def _page_sums(chunk: npt.NDArray[np.uint8]) -> bytes:
     return b"".join(sums)
 
 
+def write_sums(folder: Path, sums: npt.NDArray[np.uint64]) -> CacheFile:
+    """Write the sums of a file's pages to a file of their own."""
+    with CacheWriter(folder, "sums", ".sums") as writer:
+        writer.write(sums.astype("<u8").tobytes())
+    assert writer.written is not None
+    return writer.written
+
+
+class Pages:
+    """A mapped file of which each page is held against its sum before it is first used; threads may share it."""
+
+    def __init__(self, path: Path, content: npt.NDArray[np.uint8], sums: npt.NDArray[np.uint64]) -> None:
+        self.content = content
+        self._path = path
+        self._sums = sums
+        self._checked = np.zeros(sums.shape, np.bool_)
+        self._all_checked = sums.size == 0
+
+    def check_all(self) -> None:
+        """Check every page; raises DamagedCache for one that is not what was written."""
+        if not self._all_checked:
+            step = _CHUNK_BYTES // _PAGE_BYTES
+            for start in range(0, self._sums.size, step):
+                self._check(np.arange(start, min(start + step, self._sums.size)))
+            self._all_checked = True
+
+    def check_ranges(self, offsets: npt.NDArray[np.int64], n_bytes: npt.NDArray[np.int64]) -> None:
+        """Check the pages of stretches of bytes, each of at least one byte or passed over."""
+        if self._all_checked:
+            return
+        some = n_bytes > 0
+        first = offsets[some] // _PAGE_BYTES
+        last = (offsets[some] + n_bytes[some] - 1) // _PAGE_BYTES
+        if not first.size:
+            return
+        marks = np.zeros(self._sums.size + 1, np.int32)
+        np.add.at(marks, first, 1)
+        np.add.at(marks, last + 1, -1)
+        self._check(np.flatnonzero((np.cumsum(marks[:-1]) > 0) & ~self._checked))
+
+    def check_rows(self, rows: npt.NDArray[np.int64], row_bytes: int) -> None:
+        """Check the pages of rows of ``row_bytes`` each."""
+        if self._all_checked or not rows.size:
+            return
+        first = rows * row_bytes // _PAGE_BYTES
+        n_pages = (row_bytes - 1) // _PAGE_BYTES + 2  # that a row may touch
+        touched = np.unique(first[:, None] + np.arange(n_pages))
+        last = int((rows.max() + 1) * row_bytes - 1) // _PAGE_BYTES
+        touched = touched[touched <= last]
+        self._check(touched[~self._checked[touched]])
+
+    def _check(self, pages: npt.NDArray[np.int64]) -> None:
+        for group in np.split(pages, np.flatnonzero(np.diff(pages) != 1) + 1):
+            if not group.size:
+                continue
+            start, stop = int(group[0]) * _PAGE_BYTES, (int(group[-1]) + 1) * _PAGE_BYTES
+            found = np.frombuffer(_page_sums(self.content[start:stop]), "<u8")
+            if not np.array_equal(found, self._sums[group[0] : group[-1] + 1]):
+                raise DamagedCache(f"{self._path} does not hold what was written")
+        self._checked[pages] = True
+
+
+def open_pages(folder: Path, file: CacheFile, sums: CacheFile) -> Pages:
+    """Map a cache file whose pages are checked as they are used; DamagedCache where its size or its sums are wrong."""
+    mapped = _mapped(folder, file)
+    held = np.array(open_checked(folder, sums)).view("<u8")
+    if hashlib.sha256(held.tobytes()).hexdigest() != file.page_hash:
+        raise DamagedCache(f"{folder / sums.name} does not hold the sums of {file.name}")
+    return Pages(folder / file.name, mapped, held)
+
+
 def open_checked(folder: Path, file: CacheFile) -> npt.NDArray[np.uint8]:
     """The bytes of a cache file, memory-mapped read-only; DamagedCache where they are not those written."""
+    mapped = _mapped(folder, file)
+    if page_hash(mapped) != file.page_hash:
+        raise DamagedCache(f"{folder / file.name} does not hold what was written")
+    return mapped
+
+
+def _mapped(folder: Path, file: CacheFile) -> npt.NDArray[np.uint8]:
     path = folder / file.name
     if path.parent != folder or not file.name or file.name in (".", ".."):
         raise DamagedCache(f"{file.name!r} is no name of a cache file")
@@ -126,12 +215,16 @@ def open_checked(folder: Path, file: CacheFile) -> npt.NDArray[np.uint8]:
         n_bytes = path.stat().st_size
         if n_bytes != file.n_bytes:
             raise DamagedCache(f"{path} has {n_bytes:,} bytes; {file.n_bytes:,} were written")
-        mapped = np.memmap(path, np.uint8, "r") if n_bytes else np.empty(0, np.uint8)
+        return np.memmap(path, np.uint8, "r") if n_bytes else np.empty(0, np.uint8)
     except OSError as error:
         raise DamagedCache(f"{path} cannot be read: {error.strerror}") from error
-    if page_hash(mapped) != file.page_hash:
-        raise DamagedCache(f"{path} does not hold what was written")
-    return mapped
+
+
+def release(content: npt.NDArray[np.uint8]) -> None:
+    """Let the system take back the memory of a mapped file, which is read again when it is next used."""
+    held = getattr(content, "_mmap", None)
+    if held is not None:
+        held.madvise(mmap.MADV_DONTNEED)
 
 
 def descriptor_page_hash(descriptor: int) -> str:
@@ -211,12 +304,17 @@ def manifest_is_sound(fields: dict[str, Any]) -> bool:
     if not (fields["dim"] > 0 and fields["n_vectors"] <= fields["hi_seq"]):
         return False
     n_bytes = {"exact": fields["n_vectors"] * fields["dim"] * 4, "labels": fields["n_vectors"] * 16}
+    for name in ("exact", "index"):
+        if f"{name}_sums" in files and name in files:
+            n_bytes[f"{name}_sums"] = -(-files[name]["n_bytes"] // _PAGE_BYTES) * _SUM_BYTES
     if index is not None:
         if not (isinstance(index, dict) and _has(index, _INDEX_FIELDS) and "index" in files):
             return False
         if not 0 < index["n_vectors"] <= index["hi_seq"] <= fields["hi_seq"]:
             return False
         n_bytes |= {"index_labels": index["n_vectors"] * 16, "index": files["index"]["n_bytes"]}
+        if "index_centre" in files:
+            n_bytes["index_centre"] = fields["dim"] * 4
     return files.keys() == n_bytes.keys() and all(files[name]["n_bytes"] == n for name, n in n_bytes.items())
 
 
@@ -247,7 +345,7 @@ def remove_others(folder: Path, keep: Iterable[str]) -> None:
     """Delete cache files that the published manifest does not name. Whoever has one mapped keeps it."""
     kept = {*keep, MANIFEST_NAME}
     for path in folder.iterdir():
-        if path.name not in kept and path.suffix in (".f32", ".i64", ".faiss", ".tmp"):
+        if path.name not in kept and path.suffix in (".f32", ".i64", ".faiss", ".sums", ".tmp"):
             path.unlink(missing_ok=True)
 
 

@@ -36,6 +36,21 @@ def top_k(scores: FloatVector, k: int) -> IntVector:
     return ordered[scores[ordered] > -np.inf].astype(np.int64, copy=False)
 
 
+def best_of_candidates(rows: np.ndarray, scores: FloatMatrix, k: int) -> tuple[np.ndarray, FloatMatrix]:
+    """The best ``k`` of each line's candidates (n, m), best first, equal scores in order of row; both (n, k).
+
+    Candidates of score -inf never count: such places hold row -1.
+    """
+    order = np.lexsort((rows, -scores), axis=1)[:, :k]
+    best, kept = np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1)
+    best = np.where(kept > -np.inf, best, -1)
+    missing = k - best.shape[1]
+    if missing > 0:
+        best = np.pad(best, ((0, 0), (0, missing)), constant_values=-1)
+        kept = np.pad(kept, ((0, 0), (0, missing)), constant_values=-np.inf)
+    return best, kept
+
+
 def _bound(scores: FloatVector, k: int) -> np.float32:
     """A score that at least ``k`` of the scores reach, and few more: the k-th greatest among maxima of blocks."""
     n_blocks = scores.size // _BLOCK

@@ -1,66 +1,297 @@
 """Checks what a file says of itself before FAISS reads it: FAISS allocates whatever a header claims.
 
-Only indexes that a recipe can have made are let through: an HNSW graph over plain vectors, with every length as the
-number of vectors demands, and nothing behind. What the graph holds is checked by FAISS as it reads.
+Only indexes that a recipe can have made are let through: of the kind that its factory string makes, with every length
+as the number of vectors demands, and nothing behind. What the graphs and codes hold is checked by FAISS as it reads.
+The layouts are those of ``faiss/impl/index_write.cpp``; a file of FAISS is told by the four letters it begins with.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from embedstore.model import Metric
 
-_HNSW, _FLAT = b"IHNf", {Metric.EUCLIDEAN: b"IxF2", Metric.COSINE: b"IxFI", Metric.DOT: b"IxFI"}
+_HEADER = struct.Struct("<iqqqBi")
+_BINARY_HEADER = struct.Struct("<iiqBi")
 _METRIC = {Metric.EUCLIDEAN: 1, Metric.COSINE: 0, Metric.DOT: 0}
-_HEADER = struct.Struct("<4siqqqBi")
-_LENGTH = struct.Struct("<Q")
+_FLAT = {Metric.EUCLIDEAN: b"IxF2", Metric.COSINE: b"IxFI", Metric.DOT: b"IxFI"}
 _MOST_LEVELS = 64
-_GRAPH_NUMBERS = 5
-"""Behind the arrays of a graph: its entry point, highest level, two efforts, and one number no longer in use."""
+_ID_BYTES = 8
+_MOST_CODE_BYTES = 8  # of one number
 
 
-def layout_fault(content: npt.NDArray[np.uint8], metric: Metric, dim: int, n_vectors: int) -> str | None:
-    """What keeps a file's bytes from being an HNSW index of ``n_vectors`` times ``dim`` numbers; None if nothing."""
+class _Fault(Exception):
+    """What is wrong with a file, in words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What an index must be: the kind by its factory string, without numbers, and how many vectors of what."""
+
+    factory: str
+    metric: Metric
+    dim: int
+    n_vectors: int
+
+
+@dataclass(slots=True)
+class ListPlaces:
+    """Where the inverted lists of a file are: offsets and lengths in bytes, both (nlist,)."""
+
+    offsets: npt.NDArray[np.int64]
+    n_bytes: npt.NDArray[np.int64]
+
+
+class _Reader:
+    """Goes through the bytes of a file."""
+
+    def __init__(self, content: npt.NDArray[np.uint8], expected: Expected) -> None:
+        self.content = content.data
+        self.expected = expected
+        self.offset = 0
+        self.lists: ListPlaces | None = None
+
+    def take(self, layout: str) -> tuple[int, ...]:
+        """The numbers of a packed structure."""
+        numbers = struct.unpack_from(layout, self.content, self.offset)
+        self.offset += struct.calcsize(layout)
+        return numbers
+
+    def skip(self, n_bytes: int, what: str) -> None:
+        """Pass over bytes, which must be there."""
+        if not 0 <= n_bytes <= len(self.content) - self.offset:
+            raise _Fault(f"{what} of {n_bytes:,} bytes is longer than the file")
+        self.offset += n_bytes
+
+    def array(self, n_bytes: int, what: str, length: int | None = None) -> int:
+        """Pass over an array of entries of ``n_bytes`` each that is preceded by its length; the length."""
+        (found,) = self.take("<Q")
+        if found > len(self.content):
+            raise _Fault(f"{what} of {found:,} entries is longer than the file")
+        if length is not None and found != length:
+            raise _Fault(f"{what} has {found:,} entries, not {length:,}")
+        self.skip(found * n_bytes, what)
+        return found
+
+    def code(self, wanted: bytes) -> None:
+        """The four letters that tell the kind of what follows."""
+        found = bytes(self.content[self.offset : self.offset + 4])
+        if found != wanted:
+            raise _Fault(f"it is an index of another kind ({found!r}, not {wanted!r})")
+        self.offset += 4
+
+    def header(self, code: bytes, n_vectors: int) -> None:
+        """What every index begins with."""
+        self.code(code)
+        dim, found, _, _, is_trained, metric = struct.unpack_from(_HEADER.format, self.content, self.offset)
+        self.offset += _HEADER.size
+        self._check_size(dim, found, n_vectors)
+        if metric != _METRIC[self.expected.metric] or is_trained != 1:
+            raise _Fault("it compares by another metric")
+
+    def _check_size(self, dim: int, found: int, n_vectors: int) -> None:
+        wanted = self.expected.dim
+        if (dim, found) != (wanted, n_vectors):
+            raise _Fault(f"it is of {found:,} vectors of {dim:,} numbers, not {n_vectors:,} of {wanted:,}")
+
+    # ---- parts
+
+    def flat(self, n_vectors: int) -> None:
+        """An index of whole vectors."""
+        self.header(_FLAT[self.expected.metric], n_vectors)
+        self.array(4, "its vectors", n_vectors * self.expected.dim)
+
+    def scalar_quantizer(self) -> int:
+        """How numbers become codes; the bytes of a vector's code."""
+        _, _, _, dim, code_bytes = self.take("<iifQQ")
+        if dim != self.expected.dim or code_bytes > dim * _MOST_CODE_BYTES:
+            raise _Fault("its quantiser is of other vectors")
+        self.array(4, "its quantiser's ranges")
+        return code_bytes
+
+    def product_quantizer(self) -> None:
+        dim, n_pieces, bits = self.take("<QQQ")
+        if dim != self.expected.dim or not 0 < n_pieces <= dim or bits not in (4, 8):
+            raise _Fault("its quantiser is of other vectors")
+        self.array(4, "its centroids", dim << bits)
+
+    def codes(self) -> None:
+        """Codes of a scalar quantiser, one after the other."""
+        self.header(b"IxSQ", self.expected.n_vectors)
+        code_bytes = self.scalar_quantizer()
+        self.array(1, "its codes", self.expected.n_vectors * code_bytes)
+
+    def graph(self) -> None:
+        n = self.expected.n_vectors
+        n_chances = self.array(8, "its chances of levels")
+        n_sums = self.array(4, "its neighbours up to each level")
+        if max(n_chances, n_sums) > _MOST_LEVELS:
+            raise _Fault("its graph has too many levels")
+        self.array(4, "its levels", n)
+        self.array(8, "its offsets", n + 1)
+        self.array(4, "its neighbours")
+        self.take("<iiiii")  # entry point, highest level, two efforts, and one number no longer in use
+
+    def ivf(self, code: bytes) -> int:
+        """What every kind of inverted lists begins with; the number of lists."""
+        self.header(code, self.expected.n_vectors)
+        nlist, _ = self.take("<QQ")
+        if not 0 < nlist <= max(self.expected.n_vectors, 1):
+            raise _Fault(f"it has {nlist:,} lists for {self.expected.n_vectors:,} vectors")
+        self.flat(nlist)
+        (kept_map,) = self.take("<B")
+        if kept_map:
+            raise _Fault("it keeps a map of its vectors, which no recipe does")
+        self.array(8, "its map", 0)
+        return nlist
+
+    def inverted_lists(self, nlist: int, most_code_bytes: int) -> None:
+        """Lists as arrays: ids and codes of each, one list after the other."""
+        self.code(b"ilar")
+        found, code_bytes = self.take("<QQ")
+        if found != nlist or code_bytes > most_code_bytes:
+            raise _Fault("its lists are not those of its quantiser")
+        kind = bytes(self.content[self.offset : self.offset + 4])
+        self.offset += 4
+        start = self.offset + 8
+        n_sizes = self.array(8, "the sizes of its lists")
+        sizes = np.frombuffer(self.content[start : self.offset], "<u8")
+        n_of = np.zeros(nlist, np.uint64)
+        if kind == b"full" and n_sizes == nlist:
+            n_of[:] = sizes
+        elif kind == b"sprs" and n_sizes % 2 == 0 and (n_sizes == 0 or sizes[::2].max() < nlist):
+            n_of[sizes[::2].astype(np.int64)] = sizes[1::2]
+        else:
+            raise _Fault("the sizes of its lists are none")
+        self._check_total(n_of)
+        n_bytes = n_of.astype(np.int64) * (_ID_BYTES + code_bytes)
+        self.lists = ListPlaces(self.offset + np.cumsum(n_bytes) - n_bytes, n_bytes)
+        self.skip(int(n_bytes.sum()), "its lists")
+
+    def block_lists(self, nlist: int) -> None:
+        """Lists in blocks, as they are scanned in registers."""
+        self.code(b"ilbl")
+        found, _, n_per_block, _ = self.take("<QQQQ")
+        if found != nlist or not 0 < n_per_block <= 4096:
+            raise _Fault("its lists are not those of its quantiser")
+        total = 0
+        for _ in range(nlist):
+            total += self.array(_ID_BYTES, "the ids of a list")
+            self.array(1, "the codes of a list")
+        self._check_total(np.array([total], np.uint64))
+
+    def _check_total(self, sizes: npt.NDArray[np.uint64]) -> None:
+        if sizes.size and (int(sizes.max()) > self.expected.n_vectors or int(sizes.sum()) != self.expected.n_vectors):
+            raise _Fault(f"its lists do not hold {self.expected.n_vectors:,} vectors")
+
+
+# ---- the kinds of indexes, by their factory strings without numbers
+
+
+def _graph_of_vectors(reader: _Reader) -> None:
+    reader.header(b"IHNf", reader.expected.n_vectors)
+    reader.graph()
+    reader.flat(reader.expected.n_vectors)
+
+
+def _graph_of_codes(reader: _Reader) -> None:
+    reader.header(b"IHNs", reader.expected.n_vectors)
+    reader.graph()
+    reader.codes()
+
+
+def _graph_of_cagra(reader: _Reader) -> None:
+    reader.header(b"IHc2", reader.expected.n_vectors)
+    reader.take("<BBii")  # how level 0 was made, and the type of the numbers
+    reader.graph()
+    reader.flat(reader.expected.n_vectors)
+
+
+def _lists_of_vectors(reader: _Reader) -> None:
+    reader.inverted_lists(reader.ivf(b"IwFl"), 4 * reader.expected.dim)
+
+
+def _lists_of_codes(reader: _Reader) -> None:
+    nlist = reader.ivf(b"IwSq")
+    code_bytes = reader.scalar_quantizer()
+    reader.take("<QB")
+    reader.inverted_lists(nlist, code_bytes)
+
+
+def _lists_of_pieces(reader: _Reader) -> None:
+    nlist = reader.ivf(b"IwPQ")
+    reader.take("<BQ")
+    reader.product_quantizer()
+    reader.inverted_lists(nlist, reader.expected.dim)
+
+
+def _lists_of_pieces_in_registers(reader: _Reader) -> None:
+    nlist = reader.ivf(b"IwPf")
+    reader.take("<BQiQiQ")
+    reader.product_quantizer()
+    reader.block_lists(nlist)
+
+
+def _lists_of_bits(reader: _Reader) -> None:
+    nlist = reader.ivf(b"Iwrq")
+    dim, code_bytes, _ = reader.take("<QQi")
+    if dim != reader.expected.dim or code_bytes > 4 * dim + 64:
+        raise _Fault("its quantiser is of other vectors")
+    reader.take("<QBB")
+    reader.inverted_lists(nlist, code_bytes)
+
+
+def _bits(reader: _Reader) -> None:
+    reader.code(b"IBxF")
+    dim, code_bytes, n_vectors, is_trained, _ = struct.unpack_from(
+        _BINARY_HEADER.format, reader.content, reader.offset
+    )
+    reader.offset += _BINARY_HEADER.size
+    expected = reader.expected
+    if (dim, n_vectors, code_bytes, is_trained) != (expected.dim, expected.n_vectors, expected.dim // 8, 1):
+        raise _Fault(f"it is of {n_vectors:,} vectors of {dim:,} bits, not {expected.n_vectors:,} of {expected.dim:,}")
+    reader.array(1, "its codes", n_vectors * code_bytes)
+
+
+KINDS: dict[str, Callable[[_Reader], None]] = {
+    "HNSW,Flat": _graph_of_vectors, "HNSW,SQ": _graph_of_codes, "Cagra": _graph_of_cagra, "SQfp": _Reader.codes,
+    "SQ": _Reader.codes, "IVF,Flat": _lists_of_vectors, "IVF,SQ": _lists_of_codes, "IVF,PQ": _lists_of_pieces,
+    "IVF,PQxfs": _lists_of_pieces_in_registers, "IVF,RaBitQ": _lists_of_bits, "Binary": _bits,
+}  # fmt: skip
+"""By factory string without its numbers, what goes through such a file."""
+
+
+def layout_fault(content: npt.NDArray[np.uint8], expected: Expected) -> str | None:
+    """What keeps a file's bytes from being the index that is expected; None if nothing does."""
     try:
-        for fault in _faults(content.data, metric, dim, n_vectors):
-            return fault
+        _read(content, expected)
+    except _Fault as fault:
+        return str(fault)
     except struct.error:
         return "it ends too early"
     return None
 
 
-def _faults(content: memoryview, metric: Metric, dim: int, n_vectors: int) -> Iterator[str]:
-    yield from _header_faults(content, 0, _HNSW, metric, dim, n_vectors)
-    offset = _HEADER.size
-    lengths = []
-    for n_bytes in (8, 4, 4, 8, 4):  # chances of levels, neighbours up to each level, levels, offsets, neighbours
-        (length,) = _LENGTH.unpack_from(content, offset)
-        lengths.append(length)
-        offset += _LENGTH.size + length * n_bytes
-        if offset > len(content):
-            yield f"an array of {length:,} entries is longer than the file"
-    n_chances, n_sums, n_levels, n_offsets, _ = lengths
-    if max(n_chances, n_sums) > _MOST_LEVELS or n_levels != n_vectors or n_offsets != n_vectors + 1:
-        yield "its graph is not one of so many vectors"
-    offset += 4 * _GRAPH_NUMBERS
-    yield from _header_faults(content, offset, _FLAT[metric], metric, dim, n_vectors)
-    (length,) = _LENGTH.unpack_from(content, offset + _HEADER.size)
-    n_numbers = (len(content) - offset - _HEADER.size - _LENGTH.size) / 4
-    if not length == n_numbers == n_vectors * dim:
-        yield f"it holds {n_numbers:,.0f} numbers, not {n_vectors:,} times {dim}"
+def list_places(content: npt.NDArray[np.uint8], expected: Expected) -> ListPlaces | None:
+    """Where the inverted lists of a file are that ``layout_fault`` found right; None where it has none such."""
+    return _read(content, expected).lists
 
 
-def _header_faults(
-    content: memoryview, offset: int, code: bytes, metric: Metric, dim: int, n_vectors: int
-) -> Iterator[str]:
-    found, found_dim, found_vectors, _, _, is_trained, found_metric = _HEADER.unpack_from(content, offset)
-    if found != code:
-        yield f"it is an index of another kind ({found!r}, not {code!r})"
-    if (found_dim, found_vectors) != (dim, n_vectors):
-        yield f"it is of {found_vectors:,} vectors of {found_dim:,} numbers, not {n_vectors:,} of {dim:,}"
-    if found_metric != _METRIC[metric] or is_trained != 1:
-        yield "it compares by another metric"
+def _read(content: npt.NDArray[np.uint8], expected: Expected) -> _Reader:
+    reader = _Reader(content, expected)
+    KINDS[kind_of(expected.factory)](reader)
+    left = len(reader.content) - reader.offset
+    if left:
+        raise _Fault(f"{left:,} bytes follow it")
+    return reader
+
+
+def kind_of(factory: str) -> str:
+    """A factory string without its numbers and places to fill in."""
+    bare = factory.replace("{nlist}", "").replace("{m}", "")
+    return "".join(letter for letter in bare if not letter.isdigit())

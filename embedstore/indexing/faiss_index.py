@@ -7,76 +7,198 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from embedstore.errors import StorageFull
-from embedstore.indexing.cachefile import CacheFile, CacheWriter, DamagedCache, open_checked
-from embedstore.indexing.faiss_file import layout_fault
-from embedstore.indexing.recipes import Recipe
-from embedstore.model import BoolVector, FloatMatrix, FloatVector, IntVector, Metric
+from embedstore.errors import DeviceUnavailable, StorageFull
+from embedstore.indexing.cachefile import CacheFile, CacheWriter, DamagedCache, Pages, open_checked, open_pages
+from embedstore.indexing.exact import prepared
+from embedstore.indexing.faiss_file import Expected, ListPlaces, layout_fault, list_places
+from embedstore.indexing.recipes import Family, Placement, Recipe
+from embedstore.indexing.selection import Selection
+from embedstore.model import FloatMatrix, FloatVector, Metric
 from embedstore.optional import load_faiss
 
 _LOOP_LIMIT = 1 << 31
 _SPARE_BYTES = 4096
+_ADDED_AT_ONCE = 65_536
+_TRAINED_PER_LIST = 128
+"""Vectors that the lists of an IVF are made from, for each list: more make the training longer, and no better."""
 _READING = threading.Lock()
 """FAISS keeps the limits for reading a file in global variables."""
 
+Settings = Mapping[str, int]
+"""FAISS's names of search parameters, with their values."""
 
-class FaissIndex:
-    """A built FAISS index, for reading only."""
 
-    def __init__(self, index: Any, recipe: Recipe, metric: Metric) -> None:
-        self._faiss = load_faiss()
-        self._index = index
-        self._recipe = recipe
-        self._metric = metric
-        self.n_vectors = int(index.ntotal)
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How a space's prepared vectors become those of an index: cut or filled up, and for bits held against a mean."""
 
-    def search(
-        self, query: FloatVector, k: int, *, allowed: BoolVector | None, effort: int
-    ) -> tuple[IntVector, FloatVector]:
-        """The best ``k`` positions for a prepared query (dim,), and their scores; only where ``allowed`` is True.
-
-        ``effort`` is HNSW's efSearch. May find fewer than ``k``; positions that are not allowed never come back.
-        """
-        faiss = self._faiss
-        # A parameter object of one's own for each call: sharing one between threads crashes FAISS.
-        parameters = faiss.SearchParametersHNSW(efSearch=max(effort, k))
-        if allowed is not None:
-            bits = np.packbits(allowed, bitorder="little")
-            selector = faiss.IDSelectorBitmap(bits)
-            parameters.sel = selector
-        distances, positions = self._index.search(query[None, :], k, params=parameters)
-        found = positions[0] >= 0
-        if allowed is not None:
-            found &= allowed[np.maximum(positions[0], 0)]
-        scores = distances[0][found]
-        if self._metric is Metric.EUCLIDEAN:
-            scores = -np.sqrt(np.maximum(scores, 0))
-        return positions[0][found], scores
+    recipe: Recipe
+    metric: Metric
+    dim: int
+    centre: FloatVector | None = None
 
     @property
-    def base_effort(self) -> int:
-        """The recipe's own efSearch."""
-        return self._recipe.search.get("efSearch", 64)
+    def index_dim(self) -> int:
+        """How many numbers the index holds of each."""
+        return self.recipe.index_dim(self.dim)
+
+    def fitted(self, matrix: FloatMatrix) -> Any:
+        """Rows (n, dim) as the index takes them: float32 (n, index_dim), or bits, uint8 (n, index_dim / 8)."""
+        kept = self.dim if self.recipe.dims is None else min(self.dim, self.recipe.dims)
+        if kept < self.dim:
+            matrix = prepared(matrix[:, :kept], self.metric)
+        filled: np.ndarray = matrix if self.centre is None else matrix > self.centre
+        if kept < self.index_dim:
+            filled = np.pad(filled, ((0, 0), (0, self.index_dim - kept)))
+        if self.centre is not None:
+            return np.packbits(filled, axis=1, bitorder="little")
+        return np.ascontiguousarray(filled, np.float32)
 
 
-def build_index(matrix: FloatMatrix, recipe: Recipe, metric: Metric) -> Any:
-    """A FAISS index over the prepared rows of ``matrix`` (n, dim), positions 0 to n - 1."""
+class FaissIndex:
+    """A built FAISS index, for reading only; threads may share it."""
+
+    def __init__(self, index: Any, shape: Shape, lists: tuple[ListPlaces, Pages] | None = None) -> None:
+        self._faiss = load_faiss()
+        self._index = index
+        self._shape = shape
+        self._lists = lists
+        self.recipe = shape.recipe
+        self.n_vectors = int(index.ntotal)
+
+    @property
+    def n_lists(self) -> int:
+        """How many inverted lists it has; 1 where it has none."""
+        return int(self._index.nlist) if self.recipe.family is Family.LISTS else 1
+
+    def search(
+        self, queries: FloatMatrix, k: int, *, selection: Selection | None, settings: Settings
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The best ``k`` positions for prepared queries (n, dim): int64 and scores float32, both (n, k).
+
+        Places that could not be filled hold -1. Positions that ``selection`` lacks never come back. Scores are those of
+        the index's own codes.
+        """
+        fitted = self._shape.fitted(queries)
+        parameters = self._parameters(settings, k, selection)
+        if self._lists is not None:
+            distances, positions = self._search_mapped(fitted, k, parameters)
+        else:
+            distances, positions = self._index.search(fitted, k, params=parameters)
+        if selection is not None:
+            # FAISS has kinds of indexes that take a selector and do not look at it.
+            kept = positions >= 0
+            kept &= selection.usable[np.maximum(positions, 0)]
+            if not kept.all():
+                positions = np.where(kept, positions, -1)
+        if self.recipe.family is Family.BINARY:
+            return positions, -distances.astype(np.float32)
+        return positions, self._scores(distances)
+
+    def _scores(self, distances: np.ndarray) -> np.ndarray:
+        if self._shape.metric is Metric.EUCLIDEAN:
+            return np.float32(0) - np.sqrt(np.maximum(distances, 0))  # type: ignore[no-any-return]
+        return distances
+
+    def _parameters(self, settings: Settings, k: int, selection: Selection | None) -> Any:
+        """An object of one's own for each call: sharing one between threads crashes FAISS."""
+        faiss, family = self._faiss, self.recipe.family
+        if family is Family.GRAPH:
+            parameters = faiss.SearchParametersHNSW(efSearch=max(settings["efSearch"], k))
+        elif family is Family.LISTS:
+            nprobe = min(settings["nprobe"], self.n_lists)
+            if "qb" in settings:
+                parameters = faiss.IVFRaBitQSearchParameters(nprobe=nprobe, qb=settings["qb"])
+            else:
+                parameters = faiss.SearchParametersIVF(nprobe=nprobe)
+        elif selection is None:
+            return None
+        else:
+            parameters = faiss.SearchParameters()
+        if selection is not None:
+            parameters.sel = selection.selector
+        return parameters
+
+    def _search_mapped(self, fitted: FloatMatrix, k: int, parameters: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Search lists on the disk, after a look at the pages that they are on."""
+        assert self._lists is not None
+        places, pages = self._lists
+        to_lists, lists = self._index.quantizer.search(fitted, parameters.nprobe)
+        wanted = np.unique(lists[lists >= 0])
+        pages.check_ranges(places.offsets[wanted], places.n_bytes[wanted])
+        distances = np.empty((len(fitted), k), np.float32)
+        positions = np.empty((len(fitted), k), np.int64)
+        at = self._faiss.swig_ptr
+        # FAISS's own wrapper of this function refuses parameters.
+        self._index.search_preassigned_c(
+            len(fitted), at(fitted), k, at(lists), at(to_lists), at(distances), at(positions), False, parameters
+        )
+        return distances, positions
+
+
+def build_index(matrix: FloatMatrix, recipe: Recipe, metric: Metric) -> tuple[Any, Shape]:
+    """A FAISS index over the prepared rows of ``matrix`` (n, dim), positions 0 to n - 1, and how rows were fitted."""
     faiss = load_faiss()
+    n, dim = matrix.shape
+    if recipe.family is Family.BINARY:
+        shape = Shape(recipe, metric, dim, _centre(matrix))
+        index = faiss.IndexBinaryFlat(shape.index_dim)
+        for part in _parts(matrix):
+            index.add(shape.fitted(part))
+        return index, shape
+    shape = Shape(recipe, metric, dim)
     kind = faiss.METRIC_L2 if metric is Metric.EUCLIDEAN else faiss.METRIC_INNER_PRODUCT
-    index = faiss.index_factory(matrix.shape[1], recipe.factory, kind)
+    if recipe.placement is Placement.GPU:
+        from embedstore.indexing.gpu import build_on_gpu
+
+        return build_on_gpu(shape.fitted(matrix), recipe, metric), shape
+    index = faiss.index_factory(shape.index_dim, recipe.factory_for(n, shape.index_dim), kind)
     if "efConstruction" in recipe.build:
-        index.hnsw.efConstruction = recipe.build["efConstruction"]
-    index.add(np.ascontiguousarray(matrix))
-    return index
+        index.hnsw.efConstruction = int(recipe.build["efConstruction"])
+    if not index.is_trained:
+        index.train(shape.fitted(_training_rows(matrix, index, recipe)))
+    for part in _parts(matrix):
+        index.add(shape.fitted(part))
+    return index, shape
 
 
-def write_faiss(index: Any, folder: Path, recipe: Recipe) -> CacheFile:
-    """Write an index through our own descriptor: FAISS's own file writing reports success on a full disk."""
+def _parts(matrix: FloatMatrix) -> Iterator[FloatMatrix]:
+    for start in range(0, matrix.shape[0], _ADDED_AT_ONCE):
+        yield matrix[start : start + _ADDED_AT_ONCE]
+
+
+def _centre(matrix: FloatMatrix) -> FloatVector:
+    """The mean of the rows, float32 (dim,)."""
+    total = np.zeros(matrix.shape[1], np.float64)
+    for part in _parts(matrix):
+        total += part.sum(axis=0, dtype=np.float64)
+    centre: FloatVector = (total / max(matrix.shape[0], 1)).astype(np.float32)
+    return centre
+
+
+def _training_rows(matrix: FloatMatrix, index: Any, recipe: Recipe) -> FloatMatrix:
+    """Rows spread over the whole matrix, as many as the training can use."""
+    n = matrix.shape[0]
+    wanted = _TRAINED_PER_LIST * index.nlist if recipe.family is Family.LISTS else _ADDED_AT_ONCE
+    wanted = max(wanted, 20_000)
+    if n <= wanted:
+        return matrix
+    random = np.random.default_rng(0)
+    return matrix[np.sort(random.choice(n, wanted, replace=False))]
+
+
+def write_faiss(index: Any, folder: Path, recipe: Recipe) -> tuple[CacheFile, np.ndarray]:
+    """Write an index through our own descriptor, since FAISS's own file writing reports success on a full disk.
+
+    Gives the file, and the sums of its pages.
+    """
     faiss = load_faiss()
     failures: list[OSError] = []
 
@@ -89,28 +211,71 @@ def write_faiss(index: Any, folder: Path, recipe: Recipe) -> CacheFile:
                 failures.append(error)
                 return 0
 
+        write = faiss.write_index_binary if recipe.family is Family.BINARY else faiss.write_index
         try:
-            faiss.write_index(index, faiss.PyCallbackIOWriter(put, 1 << 20))
+            write(index, faiss.PyCallbackIOWriter(put, 1 << 20))
         except RuntimeError as error:
             if failures:
                 raise StorageFull(f"{folder} has no room for the index: {failures[0].strerror}") from error
             raise
     assert writer.written is not None
-    return writer.written
+    return writer.written, writer.sums
 
 
-def open_faiss(folder: Path, file: CacheFile, recipe: Recipe, metric: Metric, dim: int, n_vectors: int) -> FaissIndex:
-    """Map an index written by ``write_faiss``; DamagedCache where it is not what was written."""
-    faiss = load_faiss()
-    fault = layout_fault(open_checked(folder, file), metric, dim, n_vectors)
+def open_faiss(folder: Path, file: CacheFile, shape: Shape, n_vectors: int, sums: CacheFile | None) -> FaissIndex:
+    """Open an index written by ``write_faiss``; DamagedCache where it is not what was written.
+
+    sums: of the pages of an index whose lists stay on the disk; they are then checked as they are read.
+    """
+    recipe = shape.recipe
+    expected = Expected(file_kind(recipe), shape.metric, shape.index_dim, n_vectors)
+    pages = None if sums is None else open_pages(folder, file, sums)
+    content = open_checked(folder, file) if pages is None else pages.content
+    fault = layout_fault(content, expected)
     if fault is not None:
         raise DamagedCache(f"{folder / file.name} is not the index that was written: {fault}")
+    places = None if pages is None else list_places(content, expected)
+    if pages is not None and places is not None:  # all but the lists is read now
+        pages.check_ranges(np.array([0]), np.array([int(places.offsets[0])]))
+    index = _read(folder / file.name, recipe, file.n_bytes)
+    if recipe.family is Family.LISTS and recipe.mapped:
+        faiss = load_faiss()
+        faiss.downcast_InvertedLists(index.invlists).prefetch_nthread = 0  # its threads cost more than they save
+    return FaissIndex(index, shape, None if pages is None or places is None else (places, pages))
+
+
+def file_kind(recipe: Recipe) -> str:
+    """The factory string of what is on the disk, which for a graph built on a GPU is the CPU's form of it."""
+    return "Cagra" if recipe.placement is Placement.GPU and recipe.family is Family.GRAPH else recipe.factory
+
+
+def _read(path: Path, recipe: Recipe, n_bytes: int) -> Any:
+    faiss = load_faiss()
+    flags = faiss.IO_FLAG_MMAP if recipe.mapped else faiss.IO_FLAG_MMAP_IFC
+    read = faiss.read_index_binary if recipe.family is Family.BINARY else faiss.read_index
+    if recipe.family is Family.BINARY or (recipe.family is Family.LISTS and not recipe.mapped):
+        flags = 0  # small enough to be held, and faster so
     with _READING:
         # FAISS refuses arrays of a fourth of this; none can be larger than the file.
         faiss.set_deserialization_loop_limit(_LOOP_LIMIT)
-        faiss.set_deserialization_vector_byte_limit(4 * file.n_bytes + _SPARE_BYTES)
+        faiss.set_deserialization_vector_byte_limit(4 * n_bytes + _SPARE_BYTES)
         try:
-            index = faiss.read_index(os.fspath(folder / file.name), faiss.IO_FLAG_MMAP_IFC)
+            return read(os.fspath(path), flags)
         except RuntimeError as error:
-            raise DamagedCache(f"{folder / file.name} cannot be read by FAISS: {str(error).splitlines()[0]}") from error
-    return FaissIndex(index, recipe, metric)
+            raise DamagedCache(f"{path} cannot be read by FAISS: {str(error).splitlines()[0]}") from error
+
+
+def require_buildable(recipe: Recipe) -> None:
+    """Raise MissingDependency or DeviceUnavailable where an index of this recipe cannot be built here."""
+    if recipe.exact and recipe.placement is Placement.CPU:
+        return
+    faiss = load_faiss()
+    if recipe.placement is Placement.GPU and not recipe.exact:
+        from embedstore.indexing.gpu import n_gpus
+
+        if not n_gpus(faiss):
+            raise DeviceUnavailable(
+                f"the recipe {recipe.name!r} is built on a GPU, and FAISS finds none here; take another recipe"
+                " (embedstore recipes), or see what embedstore doctor says"
+            )
+

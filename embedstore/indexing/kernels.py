@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from embedstore.errors import MissingDependency
-from embedstore.model import FloatMatrix, FloatVector, IntVector
+from embedstore.model import FloatMatrix, FloatVector, IntVector, Metric
 
 _WORTHWHILE = 1 << 20
 """Numbers in a scan from which on FAISS's loops are worth their import."""
@@ -42,6 +42,28 @@ def inner_products_at(matrix: FloatMatrix, rows: IntVector, query: FloatVector) 
     return products
 
 
+def inner_products_at_many(matrix: FloatMatrix, rows: np.ndarray, queries: FloatMatrix) -> FloatMatrix:
+    """The inner products of each query (n, dim) with its own rows (n, m); -inf where a row is -1. Needs FAISS."""
+    faiss = _import_faiss()
+    assert faiss is not None
+    n, m = rows.shape
+    products: FloatMatrix = np.empty((n, m), np.float32)
+    faiss.fvec_inner_products_by_idx(*_pointers(faiss, products, queries, matrix, rows), matrix.shape[1], n, m)
+    products[rows < 0] = -np.inf
+    return products
+
+
+def squared_distances_at_many(matrix: FloatMatrix, rows: np.ndarray, queries: FloatMatrix) -> FloatMatrix:
+    """The squared distances of each query (n, dim) to its own rows (n, m); inf where a row is -1. Needs FAISS."""
+    faiss = _import_faiss()
+    assert faiss is not None
+    n, m = rows.shape
+    squared: FloatMatrix = np.empty((n, m), np.float32)
+    faiss.fvec_L2sqr_by_idx(*_pointers(faiss, squared, queries, matrix, rows), matrix.shape[1], n, m)
+    squared[rows < 0] = np.inf
+    return squared
+
+
 def squared_distances(matrix: FloatMatrix, query: FloatVector) -> FloatVector:
     """The squared Euclidean distance of every row to the query, float32 (n,), from the differences."""
     faiss = _faiss(matrix.size)
@@ -64,6 +86,33 @@ def squared_distances_at(matrix: FloatMatrix, rows: IntVector, query: FloatVecto
     squared = np.empty(rows.size, np.float32)
     faiss.fvec_L2sqr_by_idx(*_pointers(faiss, squared, query, matrix, rows), matrix.shape[1], 1, rows.size)
     return squared
+
+
+def best_of_all(
+    matrix: FloatMatrix, queries: FloatMatrix, k: int, metric: Metric
+) -> tuple[FloatMatrix, np.ndarray]:
+    """The best ``k`` rows for each query (n, dim): scores float32, -inf for none, and rows int64, -1 for none.
+
+    Squared distances are expanded to inner products, so scores of near rows are rounded; they are negative then.
+    Needs FAISS.
+    """
+    faiss = _import_faiss()
+    assert faiss is not None
+    n, dim = queries.shape
+    k_found = min(k, matrix.shape[0])
+    scores: FloatMatrix = np.empty((n, k_found), np.float32)
+    rows = np.empty((n, k_found), np.int64)
+    search = faiss.knn_L2sqr if metric is Metric.EUCLIDEAN else faiss.knn_inner_product
+    search(*_pointers(faiss, queries, matrix), dim, n, matrix.shape[0], k_found, *_pointers(faiss, scores, rows))
+    if metric is Metric.EUCLIDEAN:
+        scores = -scores
+    scores[rows < 0] = -np.inf
+    return scores, rows
+
+
+def can_batch() -> bool:
+    """Whether FAISS is there to search for many queries at once."""
+    return _import_faiss() is not None
 
 
 def _pointers(faiss: Any, *arrays: np.ndarray) -> list[Any]:

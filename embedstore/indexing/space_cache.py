@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -17,28 +18,31 @@ from typing import Any
 
 import numpy as np
 
-from embedstore.errors import DamagedRow, EmbedstoreError, StorageFailed, StorageFull, StoreLocked
-from embedstore.failpoints import reach
+from embedstore.errors import EmbedstoreError, StorageFailed, StorageFull, StoreLocked
 from embedstore.forking import tell_forked
 from embedstore.indexing import cachefile
-from embedstore.indexing.cachefile import CacheFile, CacheWriter, DamagedCache
+from embedstore.indexing.cache_writing import belongs, costs_of, stream_vectors, write_cache
+from embedstore.indexing.cachefile import CacheFile, DamagedCache
 from embedstore.indexing.exact import prepared
-from embedstore.indexing.faiss_index import FaissIndex, build_index, open_faiss, write_faiss
+from embedstore.indexing.faiss_index import Shape, open_faiss
 from embedstore.indexing.recipes import Recipe, find_recipe
+from embedstore.indexing.selection import Selection
 from embedstore.indexing.space_view import Approximate, SpaceView
-from embedstore.model import FloatMatrix, IntVector, Metric
-from embedstore.records import vector_is_whole
-from embedstore.storage.catalog import CollectionRow, SpaceRow, commit_name, store_uuid
+from embedstore.model import BoolVector, Metric
+from embedstore.storage.catalog import CollectionRow, SpaceRow
 from embedstore.storage.database import Transaction
-from embedstore.storage.files import is_full, make_private
-from embedstore.storage.layout import ID_SHIFT
-from embedstore.storage.locks import ProcessLock
+from embedstore.storage.files import is_full
 
 _LOG = logging.getLogger("embedstore")
 _BUILD_BYTES = 16 << 20
 """A delta larger than this is written to the cache rather than kept in memory."""
-_CHUNK_ROWS = 4096
+_GROWTH = 8
+"""So is only one larger than this part of what is there, since all of it is written again."""
 _MAX_ATTEMPTS = 3
+_BUILD_SECONDS = 3600.0
+_MAX_SELECTIONS = 64
+_STALE_ROWS = 5_000
+_STALE_FRACTION = 0.2
 
 
 class SpaceCache:
@@ -49,6 +53,9 @@ class SpaceCache:
         self._guard = threading.Lock()
         self._view: SpaceView | None = None
         self._opened_mark: tuple[int, int] | None = None
+        self._selections: OrderedDict[str, tuple[SpaceView, Selection | None]] = OrderedDict()
+        self.on_stale: Callable[[], None] | None = None
+        """Called where the index lags behind its space so far that it should be built anew."""
         tell_forked(self)
 
     def forget_parent(self) -> None:
@@ -69,11 +76,38 @@ class SpaceCache:
             view = self._caught_up(transaction, collection, space, view)
             if self._view is None or view.change >= self._view.change:
                 self._view = view
+            if self.on_stale is not None and is_stale(view, space):
+                self.on_stale()
             return view
+
+    def selection(self, view: SpaceView, asked: str, allowed: Callable[[], BoolVector | None]) -> Selection | None:
+        """The rows of a view that a filter allows; kept for whoever asks the same of the same view again.
+
+        asked: the filter in words that no other filter has; allowed: gives its mask over the rows, None for all.
+        """
+        with self._guard:
+            held = self._selections.get(asked)
+            # A view of the same commit may have other rows: those of a cache that was written anew.
+            if held is not None and held[0].change == view.change and held[0].seqs is view.seqs:
+                self._selections.move_to_end(asked)
+                return held[1]
+        made = view.selection(allowed())
+        with self._guard:
+            self._selections[asked] = (view, made)
+            while len(self._selections) > _MAX_SELECTIONS:
+                self._selections.popitem(last=False)
+        return made
+
+    def discard(self, error: DamagedCache) -> None:
+        """Set aside a cache that was found damaged while it was searched; the next view is made without it."""
+        with self._guard:
+            _LOG.warning("cache damaged, rebuilding from the database: %s", error)
+            cachefile.set_aside(self._folder)
+            self._view = None
 
     def _serves(self, view: SpaceView, space: SpaceRow) -> bool:
         """Whether a view is searched by the space's recipe, as far as the cache files allow."""
-        used = "" if view.approximate is None else view.approximate.recipe
+        used = "" if view.approximate is None else view.approximate.recipe.name
         wanted = "" if find_recipe(space.recipe).exact else space.recipe
         return used == wanted or (wanted != "" and self._manifest_mark() == self._opened_mark)
 
@@ -93,7 +127,7 @@ class SpaceCache:
         Searches go on with the view there is until the new one is written.
         """
         try:
-            self._write_cache(transaction, collection, space, recipe, timeout=600.0)
+            write_cache(self._folder, transaction, collection, space, recipe, timeout=_BUILD_SECONDS)
         except OSError as error:
             if isinstance(error, EmbedstoreError):
                 raise
@@ -117,8 +151,7 @@ class SpaceCache:
         if current and view.delta.shape[0] == 0 and view.alive is None:
             return
         with self._guard:
-            keep = None if view.approximate is None else view.approximate.recipe
-            if self._try_write(transaction, collection, space, keep):
+            if self._try_write(transaction, collection, space, view):
                 self._view = self._caught_up(
                     transaction, collection, space, self._opened(transaction, collection, space)
                 )
@@ -136,8 +169,7 @@ class SpaceCache:
         view = self._view
         if view is None:
             return 0, 0
-        unindexed = 0 if view.approximate is None else view.n_rows - view.approximate.first_row_after
-        return view.delta.shape[0], unindexed
+        return view.delta.shape[0], n_unindexed(view)
 
     # ---- opening
 
@@ -170,43 +202,60 @@ class SpaceCache:
         assert space.dim is not None
         n_rows = manifest["n_vectors"]
         files = {name: CacheFile(**fields) for name, fields in manifest["files"].items()}
-        base, labels = self._open_pair(files["exact"], files["labels"], n_rows, space.dim)
+        index = manifest.get("index")
+        if index is not None and (index["recipe"] != space.recipe or find_recipe(space.recipe).exact):
+            index = None
+        pages = None
+        if "exact_sums" in files:
+            pages = cachefile.open_pages(self._folder, files["exact"], files["exact_sums"])
+            content = pages.content
+        else:
+            content = cachefile.open_checked(self._folder, files["exact"])
+            if index is not None:  # few of these pages are looked at again
+                cachefile.release(content)
+        # A plain array over the map: indexing the memmap class costs more than the work itself.
+        base = np.asarray(content).view("<f4").reshape(n_rows, space.dim)
+        labels = np.array(cachefile.open_checked(self._folder, files["labels"])).view("<i8").reshape(2, n_rows)
         view = SpaceView(
             space_id=space.space_id, metric=Metric(space.metric), dim=space.dim, change=manifest["change"],
             last_seq=manifest["hi_seq"], base=base, delta=np.empty((0, space.dim), np.float32),
-            seqs=labels[0], record_ids=labels[1], alive=None, n_alive=n_rows,
+            seqs=labels[0], record_ids=labels[1], alive=None, n_alive=n_rows, pages=pages,
+            base_hash=files["exact"].page_hash,
         )  # fmt: skip
-        index = manifest.get("index")
-        if index is None or index["recipe"] != space.recipe or find_recipe(space.recipe).exact:
-            return view
-        opened = open_faiss(
-            self._folder, files["index"], find_recipe(index["recipe"]), view.metric, space.dim, index["n_vectors"]
-        )
-        return replace(view, approximate=self._mapped(view, opened, files, index))
+        return view if index is None else replace(view, approximate=self._approximate(view, files, index))
 
-    def _mapped(
-        self, view: SpaceView, opened: FaissIndex, files: dict[str, CacheFile], index: dict[str, Any]
-    ) -> Approximate:
+    def _approximate(self, view: SpaceView, files: dict[str, CacheFile], index: dict[str, Any]) -> Approximate:
         """An index together with the way from its positions to the view's rows."""
+        recipe = find_recipe(index["recipe"])
+        centre = None
+        if "index_centre" in files:
+            centre = np.array(cachefile.open_checked(self._folder, files["index_centre"])).view("<f4")
+        shape = Shape(recipe, view.metric, view.dim, centre)
+        opened = open_faiss(self._folder, files["index"], shape, index["n_vectors"], files.get("index_sums"))
+        costs = costs_of(index)
         if files["index_labels"].name == files["labels"].name:
-            return Approximate(opened, index["recipe"], None, view.n_rows)
+            return Approximate(opened, None, view.n_rows, dict(recipe.search), costs)
         raw = cachefile.open_checked(self._folder, files["index_labels"])
         seqs = raw.view("<i8").reshape(2, index["n_vectors"])[0]
         places = np.minimum(np.searchsorted(view.seqs, seqs), max(view.n_rows - 1, 0))
         row_of = np.where(view.seqs[places] == seqs, places, -1) if view.n_rows else np.full(seqs.shape, -1)
+        row_of = row_of.astype(np.int64)
         after = int(np.searchsorted(view.seqs, index["hi_seq"], side="right"))
-        return Approximate(opened, index["recipe"], row_of.astype(np.int64), after)
+        present = row_of >= 0
+        return Approximate(
+            opened, row_of, after, dict(recipe.search), costs, None if present.all() else Selection(present)
+        )
 
-    def _open_pair(
-        self, exact: CacheFile, labels: CacheFile, n_rows: int, dim: int
-    ) -> tuple[FloatMatrix, IntVector]:
-        """The matrix (n, dim) and the labels (2, n): seqs and record ids."""
-        if exact.n_bytes != n_rows * dim * 4 or labels.n_bytes != n_rows * 16:
-            raise DamagedCache(f"{self._folder} holds files of another size than {n_rows:,} vectors need")
-        # A plain array over the map: indexing the memmap class costs more than the work itself.
-        matrix = np.asarray(cachefile.open_checked(self._folder, exact)).view("<f4").reshape(n_rows, dim)
-        pair = np.array(cachefile.open_checked(self._folder, labels)).view("<i8").reshape(2, n_rows)
-        return matrix, pair
+    def _try_write(
+        self, transaction: Transaction, collection: CollectionRow, space: SpaceRow, view: SpaceView
+    ) -> bool:
+        """Write the exact cache, if nobody else is at it and the folder allows; whether it was written."""
+        try:
+            write_cache(self._folder, transaction, collection, space, None, timeout=0.0, reused=view)
+        except (StoreLocked, StorageFailed, StorageFull, OSError) as error:
+            _LOG.info("the cache in %s was not written: %s", self._folder, error)
+            return False
+        return True
 
     # ---- catching up
 
@@ -217,9 +266,9 @@ class SpaceCache:
         if view.change == collection.last_change:
             return view
         n_uncached = space.last_seq - view.last_seq + view.delta.shape[0]
-        if view.last_seq < space.last_seq and n_uncached * view.dim * 4 > _BUILD_BYTES:
-            keep = None if view.approximate is None else view.approximate.recipe
-            if self._try_write(transaction, collection, space, keep):
+        enough = max(_BUILD_BYTES, view.base.nbytes // _GROWTH)
+        if view.last_seq < space.last_seq and n_uncached * view.dim * 4 > enough:
+            if self._try_write(transaction, collection, space, view):
                 view = self._opened(transaction, collection, space)
                 if view.change == collection.last_change:
                     return view
@@ -254,166 +303,22 @@ class SpaceCache:
             record_ids=record_ids, alive=alive, n_alive=n_alive,
         )  # fmt: skip
 
-    # ---- writing
 
-    def _try_write(
-        self, transaction: Transaction, collection: CollectionRow, space: SpaceRow, keep_index: str | None
-    ) -> bool:
-        """Write the exact cache, if nobody else is at it and the folder allows; whether it was written."""
-        try:
-            self._write_cache(transaction, collection, space, None, timeout=0.0, keep_index=keep_index is not None)
-        except (StoreLocked, StorageFailed, StorageFull, OSError) as error:
-            _LOG.info("the cache in %s was not written: %s", self._folder, error)
-            return False
-        return True
-
-    def _write_cache(
-        self,
-        transaction: Transaction,
-        collection: CollectionRow,
-        space: SpaceRow,
-        recipe: Recipe | None,
-        *,
-        timeout: float,
-        keep_index: bool = False,
-    ) -> None:
-        if space.dim is None or collection.last_change == 0:
-            return
-        make_private(self._folder)
-        with ProcessLock(self._folder / "build.lock").held(timeout):
-            reach("cache.begun")
-            try:
-                self._write_files(transaction, collection, space, recipe, keep_index=keep_index)
-            finally:
-                self._sweep()
-            reach("cache.swept")
-
-    def _write_files(
-        self,
-        transaction: Transaction,
-        collection: CollectionRow,
-        space: SpaceRow,
-        recipe: Recipe | None,
-        *,
-        keep_index: bool,
-    ) -> None:
-        """Write new files, and the manifest that makes them the cache; the caller holds the lock."""
-        assert space.dim is not None
-        exact, labels, seqs = self._write_exact(transaction, space)
-        files = {"exact": exact, "labels": labels}
-        manifest: dict[str, Any] = {
-            "format": cachefile.MANIFEST_FORMAT, "store": store_uuid(transaction), "space": space.space_id,
-            "metric": space.metric, "dim": space.dim, "fingerprint": space.fingerprint,
-            "change": collection.last_change, "hi_seq": space.last_seq, "n_vectors": int(seqs.size),
-            "commit_id": self._commit_id(transaction, collection),
-        }  # fmt: skip
-        if recipe is not None and not recipe.exact and seqs.size:
-            matrix, _ = self._open_pair(exact, labels, int(seqs.size), space.dim)
-            built = build_index(matrix, recipe, Metric(space.metric))
-            files["index"] = write_faiss(built, self._folder, recipe)
-            reach("cache.index")
-            files["index_labels"] = labels
-            manifest["index"] = {"recipe": recipe.name, "n_vectors": int(seqs.size), "hi_seq": space.last_seq}
-        elif keep_index:
-            self._keep_index(transaction, collection, space, manifest, files)
-        manifest["files"] = {name: cachefile.file_fields(file) for name, file in files.items()}
-        cachefile.write_manifest(self._folder, manifest)
-
-    def _sweep(self) -> None:
-        """Delete the files that the published manifest does not name, those of a build that failed among them."""
-        try:
-            manifest = cachefile.read_manifest(self._folder)
-        except DamagedCache:
-            manifest = None
-        if manifest is None or manifest.get("format") == cachefile.MANIFEST_FORMAT:
-            files = {} if manifest is None else manifest["files"]
-            cachefile.remove_others(self._folder, [file["name"] for file in files.values()])
-
-    def _keep_index(
-        self,
-        transaction: Transaction,
-        collection: CollectionRow,
-        space: SpaceRow,
-        manifest: dict[str, Any],
-        files: dict[str, CacheFile],
-    ) -> None:
-        """Carry the published index over into a new manifest, where it is of this history."""
-        try:
-            old = cachefile.read_manifest(self._folder)
-        except DamagedCache:
-            return
-        if old is not None and "index" in old and belongs(transaction, collection, space, old):
-            manifest["index"] = old["index"]
-            files["index"] = CacheFile(**old["files"]["index"])
-            files["index_labels"] = CacheFile(**old["files"]["index_labels"])
-
-    def _write_exact(self, transaction: Transaction, space: SpaceRow) -> tuple[CacheFile, CacheFile, IntVector]:
-        seqs, record_ids = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-        with CacheWriter(self._folder, "exact", ".f32") as writer:
-            for matrix, chunk_seqs, chunk_records in stream_vectors(transaction, space, 0, space.last_seq):
-                writer.write(prepared(matrix, Metric(space.metric)).tobytes())
-                seqs.append(chunk_seqs)
-                record_ids.append(chunk_records)
-        reach("cache.exact")
-        all_seqs = np.concatenate(seqs)
-        with CacheWriter(self._folder, "labels", ".i64") as labels:
-            labels.write(all_seqs.astype("<i8").tobytes())
-            labels.write(np.concatenate(record_ids).astype("<i8").tobytes())
-        reach("cache.labels")
-        assert writer.written is not None and labels.written is not None
-        return writer.written, labels.written, all_seqs
-
-    @staticmethod
-    def _commit_id(transaction: Transaction, collection: CollectionRow) -> str:
-        name = commit_name(transaction, collection.collection_id, collection.last_change)
-        assert name is not None  # every change has its commit, in the same transaction
-        return name
+def n_unindexed(view: SpaceView) -> int:
+    """The rows of a view that its index does not cover; none where it is searched without one."""
+    return 0 if view.approximate is None else view.n_rows - view.approximate.first_row_after
 
 
-def belongs(
-    transaction: Transaction, collection: CollectionRow, space: SpaceRow, manifest: dict[str, Any]
-) -> bool:
-    """Whether a cache was made from this very database and history."""
-    if manifest.get("format") != cachefile.MANIFEST_FORMAT or manifest["store"] != store_uuid(transaction):
+def is_stale(view: SpaceView, space: SpaceRow) -> bool:
+    """Whether so many rows came after a view's index, or died in it, that it should be built anew."""
+    recipe = find_recipe(space.recipe)
+    if recipe.exact:
         return False
-    same = (manifest["space"], manifest["metric"], manifest["dim"], manifest["fingerprint"])
-    if same != (space.space_id, space.metric, space.dim, space.fingerprint):
-        return False
-    change = manifest["change"]
-    if not collection.log_floor <= change <= collection.last_change or manifest["hi_seq"] > space.last_seq:
-        return False
-    return bool(commit_name(transaction, collection.collection_id, change) == manifest["commit_id"])
-
-
-def stream_vectors(
-    transaction: Transaction, space: SpaceRow, after_seq: int, last_seq: int
-) -> Iterator[tuple[FloatMatrix, IntVector, IntVector]]:
-    """The live vectors with a seq above ``after_seq`` and up to ``last_seq``, in order, in parts.
-
-    Each part is a matrix (n, dim) as it is stored, the seqs and the record ids. Raises DamagedRow for a vector that is
-    not what was written.
-    """
-    base = space.space_id * ID_SHIFT
-    rows = transaction.stream(
-        "SELECT v.vector_id, v.record_id, v.vec, v.row_hash, r.key FROM vectors AS v"
-        " LEFT JOIN records AS r ON r.record_id = v.record_id"
-        " WHERE v.vector_id > :low AND v.vector_id <= :high ORDER BY v.vector_id",
-        {"low": base + after_seq, "high": base + last_seq},
-    )
-    n_bytes = 4 * (space.dim or 0)
-    while chunk := _take(rows, _CHUNK_ROWS):
-        ids, record_ids, blobs, hashes, keys = zip(*chunk, strict=True)
-        for vector_id, blob, hashed, key in zip(ids, blobs, hashes, keys, strict=True):
-            if not vector_is_whole(blob, hashed, key) or len(blob) != n_bytes:
-                raise DamagedRow(f"vector {vector_id - base} of the space {space.name!r} is not what was written")
-        matrix = np.frombuffer(b"".join(blobs), "<f4").reshape(len(chunk), -1)  # (n, dim)
-        yield matrix, np.array(ids, np.int64) - base, np.array(record_ids, np.int64)
-
-
-def _take(rows: Iterator[Any], n: int) -> list[Any]:
-    from itertools import islice
-
-    return list(islice(rows, n))
+    if view.approximate is None:
+        return view.n_alive >= max(_STALE_ROWS, recipe.min_vectors)
+    n_indexed = view.approximate.index.n_vectors
+    lost = n_indexed - (view.n_alive - n_unindexed(view))
+    return max(n_unindexed(view), lost) > max(_STALE_ROWS, _STALE_FRACTION * n_indexed)
 
 
 def _empty_view(space: SpaceRow) -> SpaceView:

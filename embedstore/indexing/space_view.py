@@ -7,33 +7,51 @@ A view is immutable: a later commit makes a new view, which shares what has not 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from embedstore.indexing.exact import prepared, top_k
-from embedstore.indexing.faiss_index import FaissIndex
+from embedstore.indexing.cachefile import Pages
+from embedstore.indexing.costs import IndexCosts
+from embedstore.indexing.exact import best_of_candidates, prepared, top_k
+from embedstore.indexing.faiss_index import FaissIndex, Settings
 from embedstore.indexing.kernels import (
+    best_of_all,
     inner_products,
     inner_products_at,
+    inner_products_at_many,
     squared_distances,
     squared_distances_at,
+    squared_distances_at_many,
 )
+from embedstore.indexing.recipes import Recipe
+from embedstore.indexing.selection import Selection
 from embedstore.model import BoolVector, FloatMatrix, FloatVector, IntVector, Metric
+
+_SPARE = 16
+_COPIED_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Approximate:
     """A FAISS index beside the rows: ``row_of`` maps its positions to rows (None: the same), -1 for rows gone.
 
-    It covers the vectors up to ``hi_seq``; rows from ``first_row_after`` on are scanned exactly.
+    Rows from ``first_row_after`` on came after it, and are scanned exactly. ``settings`` are the recipe's search
+    parameters, or those that were chosen by measurement; ``costs`` is what its searches take on this machine.
     """
 
     index: FaissIndex
-    recipe: str
     row_of: IntVector | None
     first_row_after: int
+    settings: Settings
+    costs: IndexCosts
+    present: Selection | None = None  # the positions whose rows are still there; None where all are
+
+    @property
+    def recipe(self) -> Recipe:
+        """How the index was built."""
+        return self.index.recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +73,8 @@ class SpaceView:
     alive: BoolVector | None
     n_alive: int
     approximate: Approximate | None = None
+    pages: Pages | None = None  # of ``base``, where they are checked as they are read
+    base_hash: str = ""  # the page hash of the file of ``base``
 
     @property
     def n_rows(self) -> int:
@@ -71,6 +91,7 @@ class SpaceView:
 
     def gather(self, rows: IntVector) -> FloatMatrix:
         """The prepared vectors of ``rows``, float32 (len(rows), dim)."""
+        self._check(rows)
         n_base = self.base.shape[0]
         if rows.size == 0 or n_base == 0:
             return np.take(self.delta, rows - n_base, axis=0)  # type: ignore[no-any-return]
@@ -82,21 +103,21 @@ class SpaceView:
         gathered[~in_base] = self.delta[rows[~in_base] - n_base]
         return gathered
 
-    def scan(self, query: FloatVector, k: int, allowed: BoolVector | None) -> tuple[IntVector, FloatVector]:
-        """The best ``k`` of all rows (or of those ``allowed``) for a prepared query: rows and exact scores."""
+    def scan(self, query: FloatVector, k: int, selection: Selection | None) -> tuple[IntVector, FloatVector]:
+        """The best ``k`` of all rows (or of a selection) for a prepared query: rows and exact scores."""
+        self._check(None)
         product = squared_distances if self.metric is Metric.EUCLIDEAN else inner_products
         parts = [product(part, query) for part in (self.base, self.delta) if part.shape[0]]
         if not parts:
             return np.empty(0, np.int64), np.empty(0, np.float32)
         raw = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        usable = self.usable(allowed)
-        if usable is None:
+        if selection is None:
             return self._best(raw, None, k)
-        rows = np.flatnonzero(usable)
-        return self._best(raw[rows], rows, k)
+        return self._best(raw[selection.rows], selection.rows, k)
 
     def scan_rows(self, query: FloatVector, k: int, rows: IntVector) -> tuple[IntVector, FloatVector]:
         """The best ``k`` among ``rows`` (ascending; alive and allowed): rows and exact scores."""
+        self._check(rows)
         product = squared_distances_at if self.metric is Metric.EUCLIDEAN else inner_products_at
         n_base = self.base.shape[0]
         split = int(np.searchsorted(rows, n_base))
@@ -109,11 +130,68 @@ class SpaceView:
             return np.empty(0, np.int64), np.empty(0, np.float32)
         return self._best(parts[0] if len(parts) == 1 else np.concatenate(parts), rows, k)
 
-    def usable(self, allowed: BoolVector | None) -> BoolVector | None:
+    def selection(self, allowed: BoolVector | None) -> Selection | None:
         """The rows that may be returned: alive and allowed. None where that is every row."""
         if self.alive is None:
-            return allowed
-        return self.alive if allowed is None else self.alive & allowed
+            return None if allowed is None else Selection(allowed)
+        return Selection(self.alive if allowed is None else self.alive & allowed)
+
+    def scan_batch(
+        self, queries: FloatMatrix, k: int, selection: Selection | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The best ``k`` of all rows (or of a selection) for each prepared query (n, dim).
+
+        Gives rows int64, -1 where there are fewer, and exact scores, both (n, k). Needs FAISS.
+        """
+        self._check(None)
+        wanted = k + _SPARE if self.metric is Metric.EUCLIDEAN else k  # FAISS ranks by a rounded form of the distance
+        rows = np.empty((len(queries), 0), np.int64)
+        scores: FloatMatrix = np.empty((len(queries), 0), np.float32)
+        for matrix, of_matrix in self._stretches(selection):
+            new_scores, places = best_of_all(matrix, queries, wanted, self.metric)
+            found = np.where(places >= 0, of_matrix[np.maximum(places, 0)], -1)
+            rows, scores = np.concatenate([rows, found], axis=1), np.concatenate([scores, new_scores], axis=1)
+        if self.metric is Metric.EUCLIDEAN:
+            return self.rescore_batch(queries, rows, k)
+        return best_of_candidates(rows, scores, k)
+
+    def _stretches(self, selection: Selection | None) -> Iterator[tuple[FloatMatrix, IntVector]]:
+        """All rows, or those of a selection, as matrices with their rows: whole parts, or copies of limited size."""
+        if selection is None:
+            first = 0
+            for part in (self.base, self.delta):
+                if part.shape[0]:
+                    yield part, np.arange(first, first + part.shape[0])
+                first += part.shape[0]
+            return
+        step = max(1, _COPIED_BYTES // (4 * self.dim))
+        for start in range(0, selection.n, step):
+            rows = selection.rows[start : start + step]
+            yield self.gather(rows), rows
+
+    def rescore_batch(self, queries: FloatMatrix, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The best ``k`` of each query's own candidate rows (n, m), -1 for none: rows and exact scores, both (n, k)."""
+        self._check(np.unique(rows[rows >= 0]))
+        n_base = self.base.shape[0]
+        scores = np.full(rows.shape, -np.inf, np.float32)
+        product = squared_distances_at_many if self.metric is Metric.EUCLIDEAN else inner_products_at_many
+        for part, first in ((self.base, 0), (self.delta, n_base)):
+            inside = (rows >= first) & (rows < first + part.shape[0])
+            if inside.any():
+                found = product(part, np.where(inside, rows - first, -1), queries)
+                if self.metric is Metric.EUCLIDEAN:
+                    found = np.float32(0) - np.sqrt(found)
+                scores = np.where(inside, found, scores)
+        return best_of_candidates(rows, scores, k)
+
+    def _check(self, rows: IntVector | None) -> None:
+        """Hold the pages of rows of ``base`` (None: all) against what was written, where that is still to be done."""
+        if self.pages is None:
+            return
+        if rows is None:
+            self.pages.check_all()
+        else:
+            self.pages.check_rows(rows[rows < self.base.shape[0]], 4 * self.dim)
 
     def _best(self, raw: FloatVector, rows: IntVector | None, k: int) -> tuple[IntVector, FloatVector]:
         """The best of inner products or squared distances, as rows and scores."""

@@ -12,10 +12,12 @@ import numpy.typing as npt
 
 from embedstore.errors import DamagedRow
 from embedstore.indexing import cachefile
+from embedstore.indexing.cache_writing import belongs, stream_vectors
 from embedstore.indexing.cachefile import CacheFile, DamagedCache
 from embedstore.indexing.exact import prepared
-from embedstore.indexing.faiss_file import layout_fault
-from embedstore.indexing.space_cache import belongs, stream_vectors
+from embedstore.indexing.faiss_file import Expected, layout_fault
+from embedstore.indexing.faiss_index import file_kind
+from embedstore.indexing.recipes import find_recipe
 from embedstore.maintenance.keyword_checks import keyword_faults
 from embedstore.maintenance.reports import VerifyReport
 from embedstore.model import Metric
@@ -76,7 +78,11 @@ def _space_faults(
                 yield f"{file.name} does not hold what was written"
         if "index" in files:
             index = cachefile.open_checked(folder, files["index"])
-            fault = layout_fault(index, Metric(space.metric), manifest["dim"], manifest["index"]["n_vectors"])
+            recipe = find_recipe(manifest["index"]["recipe"])
+            index_dim = recipe.index_dim(manifest["dim"])
+            n_vectors = manifest["index"]["n_vectors"]
+            expected = Expected(file_kind(recipe), Metric(space.metric), index_dim, n_vectors)
+            fault = layout_fault(index, expected)
             if fault is not None:
                 yield f"{files['index'].name} is not the index that was written: {fault}"
         yield from _exact_faults(transaction, space, folder, manifest, files)

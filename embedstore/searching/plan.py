@@ -11,11 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from embedstore.indexing.exact import top_k
+from embedstore.indexing.costs import ScanCosts, raised
+from embedstore.indexing.faiss_index import Settings
+from embedstore.indexing.kernels import can_batch
+from embedstore.indexing.recipes import Family
+from embedstore.indexing.selection import Selection
 from embedstore.indexing.space_view import Approximate, SpaceView
-from embedstore.model import BoolVector, FloatVector, IntVector
+from embedstore.model import FloatMatrix, FloatVector, IntVector
 
-_MAX_EFFORT = 4_096
+MAX_EFFORT = 4_096
+_FEWEST_CANDIDATES = 32
+_ATTEMPTS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,54 +35,104 @@ class Found:
     details: dict[str, Any]
 
 
-def nearest(view: SpaceView, query: FloatVector, k: int, allowed: BoolVector | None) -> Found:
-    """The ``k`` nearest usable rows to a prepared query; all of them where fewer are usable."""
-    usable = view.usable(allowed)
-    n_usable = view.n_rows if usable is None else int(np.count_nonzero(usable))
+@dataclass(frozen=True, slots=True)
+class _IndexPlan:
+    """A search by an index: the knob's value (0 where there is none) and how many candidates it is to find."""
+
+    knob: int
+    n_candidates: int
+
+
+def nearest(view: SpaceView, query: FloatVector, k: int, selection: Selection | None) -> Found:
+    """The ``k`` nearest rows of a selection (None: of all) to a prepared query; all of them where fewer are there."""
+    n_usable = view.n_rows if selection is None else selection.n
     k = min(k, n_usable)
     details: dict[str, Any] = {"n_vectors": view.n_alive, "n_allowed": n_usable}
     if k == 0:
         return Found(np.empty(0, np.int64), np.empty(0, np.float32), True, "nothing to search", details)
-    scan_cost = view.n_rows * scan_row_cost(view.dim)
-    gather_cost = n_usable * gather_row_cost(view.dim) if usable is not None else scan_cost
-    if view.approximate is not None:
-        effort = _effort(view.approximate, k, n_usable / view.n_rows)
-        n_after = view.n_rows - view.approximate.first_row_after
-        index_cost = effort * effort_cost(view.dim) + n_after * gather_row_cost(view.dim)
-        if effort <= _MAX_EFFORT and index_cost < min(scan_cost, gather_cost):
-            found = _by_index(view, view.approximate, query, k, usable, effort, details)
-            if found is not None:
-                return found
-            details["widened"] = "to an exact scan"
-    if usable is not None and gather_cost < scan_cost:
-        rows, scores = view.scan_rows(query, k, np.flatnonzero(usable))
+    by_index = _index_plan(view, k, selection)
+    if by_index is not None and view.approximate is not None:
+        found = _by_index(view, view.approximate, query, k, selection, by_index, details)
+        if found is not None:
+            return found
+        details["widened"] = "to an exact scan"
+    if selection is not None and _gathering_pays(view, selection):
+        rows, scores = view.scan_rows(query, k, selection.rows)
         return Found(rows, scores, True, f"exact scan of {n_usable:,} allowed vectors", details)
-    rows, scores = view.scan(query, k, allowed)
-    note = "" if allowed is None else f", {n_usable:,} allowed"
-    return Found(rows, scores, True, f"exact scan of {view.n_rows:,} vectors{note}", details)
+    rows, scores = view.scan(query, k, selection)
+    return Found(rows, scores, True, _scan_plan(view, selection), details)
 
 
-# Nanoseconds of one core, set by hand from the timings in docs/decisions/0005 (60,000 x 384); only ratios decide.
+def nearest_batch(view: SpaceView, queries: FloatMatrix, k: int, selection: Selection | None) -> list[Found]:
+    """As ``nearest`` for each prepared query (n, dim), together where FAISS can."""
+    n_usable = view.n_rows if selection is None else selection.n
+    wanted = min(k, n_usable)
+    if not len(queries) or wanted == 0 or not can_batch():
+        return [nearest(view, query, k, selection) for query in queries]
+    details: dict[str, Any] = {"n_vectors": view.n_alive, "n_allowed": n_usable}
+    by_index = _index_plan(view, wanted, selection)
+    if by_index is None or view.approximate is None:
+        rows, scores = view.scan_batch(queries, wanted, selection)
+        plan = f"{_scan_plan(view, selection)}, {len(queries):,} queries at once"
+        return [Found(one, score, True, plan, details) for one, score in zip(rows, scores, strict=True)]
+    rows, scores, short = _by_index_batch(view, view.approximate, queries, wanted, selection, by_index)
+    plan = f"{_index_words(view, view.approximate, by_index, selection)}, {len(queries):,} queries at once"
+    details |= _index_details(view, view.approximate, by_index)
+    return [
+        nearest(view, query, k, selection) if too_few else Found(one, score, False, plan, details)
+        for query, one, score, too_few in zip(queries, rows, scores, short.tolist(), strict=True)
+    ]
 
 
-def scan_row_cost(dim: int) -> float:
-    """What a row costs in a scan of all rows, one after the other."""
-    return 5 + 0.15 * dim
+def _scan_plan(view: SpaceView, selection: Selection | None) -> str:
+    note = "" if selection is None or selection.n == view.n_alive else f", {selection.n:,} allowed"
+    return f"exact scan of {view.n_rows:,} vectors{note}"
 
 
-def gather_row_cost(dim: int) -> float:
-    """What a row costs where only some rows are looked at."""
-    return 20 + 0.45 * dim
+def _scan_costs(view: SpaceView) -> ScanCosts:
+    return ScanCosts.guessed(view.dim) if view.approximate is None else view.approximate.costs.scans
 
 
-def effort_cost(dim: int) -> float:
-    """What one unit of HNSW's efSearch costs: some thirty vectors looked at in no order."""
-    return 30 * (40 + 0.35 * dim)
+def _gathering_pays(view: SpaceView, selection: Selection) -> bool:
+    costs = _scan_costs(view)
+    return selection.n * costs.gather_row < view.n_rows * costs.scan_row
 
 
-def _effort(approximate: Approximate, k: int, fraction: float) -> int:
-    """HNSW's efSearch for a share of usable rows: what is not usable is walked over, but not counted."""
-    return int(max(approximate.index.base_effort, 2 * k) / max(fraction, 1e-9))
+def _index_plan(view: SpaceView, k: int, selection: Selection | None) -> _IndexPlan | None:
+    """How the index would be asked, where that is cheaper than comparing rows; None where it is not."""
+    approximate = view.approximate
+    if approximate is None:
+        return None
+    n_usable = view.n_rows if selection is None else selection.n
+    costs = _scan_costs(view)
+    exact_cost = view.n_rows * costs.scan_row
+    if selection is not None:
+        exact_cost = min(exact_cost, n_usable * costs.gather_row)
+    recipe = approximate.recipe
+    n_candidates = max(k * recipe.rescore, _FEWEST_CANDIDATES) if recipe.rescore else k
+    n_candidates = min(n_candidates, approximate.index.n_vectors)
+    knob = 0
+    if recipe.knob is not None:
+        fraction = n_usable / view.n_rows
+        knob = max(approximate.settings[recipe.knob], k) if recipe.family is Family.GRAPH else 0
+        knob = max(knob, raised(approximate.settings, recipe.family, fraction, k))
+        if recipe.family is Family.LISTS:
+            knob = min(knob, approximate.index.n_lists)
+        elif knob > MAX_EFFORT:
+            return None
+    plan = _IndexPlan(knob, n_candidates)
+    return plan if index_cost(view, approximate, plan, filtered=selection is not None) < exact_cost else None
+
+
+def index_cost(view: SpaceView, approximate: Approximate, plan: _IndexPlan, *, filtered: bool) -> float:
+    """Nanoseconds of a search by the index, and of what is compared exactly afterwards."""
+    n_compared = plan.n_candidates * bool(approximate.recipe.rescore) + view.n_rows - approximate.first_row_after
+    return approximate.costs.of(plan.knob, filtered=filtered) + n_compared * approximate.costs.scans.gather_row
+
+
+def _settings(approximate: Approximate, knob: int) -> Settings:
+    name = approximate.recipe.knob
+    return approximate.settings if name is None else {**approximate.settings, name: knob}
 
 
 def _by_index(
@@ -84,49 +140,102 @@ def _by_index(
     approximate: Approximate,
     query: FloatVector,
     k: int,
-    usable: BoolVector | None,
-    effort: int,
+    selection: Selection | None,
+    plan: _IndexPlan,
     details: dict[str, Any],
 ) -> Found | None:
     """Search the index, and scan the rows that came after it; None where too few were found."""
-    after = approximate.first_row_after
-    positions_allowed, n_reachable = _allowed_positions(approximate, usable)
+    at_positions = _positions(approximate, selection)
+    n_reachable = approximate.index.n_vectors if at_positions is None else at_positions.n
     wanted = min(k, n_reachable)
-    for attempt in range(3):
-        spent = min(effort * 4**attempt, _MAX_EFFORT)
+    for attempt in range(_ATTEMPTS):
+        spent = plan.knob * 4**attempt
         positions, scores = approximate.index.search(
-            query, min(k, approximate.index.n_vectors), allowed=positions_allowed, effort=spent
+            query[None, :], plan.n_candidates, selection=at_positions, settings=_settings(approximate, spent)
         )
-        if positions.size >= wanted:
+        found = positions[0][positions[0] >= 0]
+        if found.size >= wanted:
             break
+        if plan.knob == 0:
+            return None
     else:
         return None
-    details.update(effort=spent, n_after_index=view.n_rows - after)
-    rows = positions if approximate.row_of is None else approximate.row_of[positions]
-    plan = f"{approximate.recipe} over {approximate.index.n_vectors:,} vectors, efSearch {spent}"
-    if usable is not None:
-        plan += f", {details['n_allowed']:,} allowed"
-    if after < view.n_rows:
-        late = np.arange(after, view.n_rows)
-        late = late if usable is None else late[usable[after:]]
-        late_rows, late_scores = view.scan_rows(query, k, late)
-        rows, scores = np.concatenate([rows, late_rows]), np.concatenate([scores, late_scores])
-        order = top_k(scores, k)
-        rows, scores = rows[order], scores[order]
-        plan += f"; exact scan of {late.size:,} newer vectors"
-    return Found(rows[:k].astype(np.int64), scores[:k], False, plan, details)
-
-
-def _allowed_positions(approximate: Approximate, usable: BoolVector | None) -> tuple[BoolVector | None, int]:
-    """Which positions of the index may be returned (None: all), and how many they are."""
-    n_positions = approximate.index.n_vectors
-    if approximate.row_of is None:
-        if usable is None:
-            return None, n_positions
-        mask = usable[:n_positions]
+    plan = _IndexPlan(spent, plan.n_candidates)
+    rows = found if approximate.row_of is None else approximate.row_of[found]
+    late = _late_rows(view, approximate, selection)
+    if approximate.recipe.rescore or late.size:
+        rows, best = view.scan_rows(query, k, np.concatenate([np.sort(rows), late]))
     else:
-        gone = approximate.row_of < 0
-        mask = ~gone if usable is None else usable[approximate.row_of] & ~gone
-        if mask.all():
-            return None, n_positions
-    return mask, int(np.count_nonzero(mask))
+        best = scores[0][: found.size][:k]
+        rows = rows[:k]
+    details.update(_index_details(view, approximate, plan))
+    words = _index_words(view, approximate, plan, selection)
+    return Found(rows.astype(np.int64, copy=False), best, False, words, details)
+
+
+def _by_index_batch(
+    view: SpaceView,
+    approximate: Approximate,
+    queries: FloatMatrix,
+    k: int,
+    selection: Selection | None,
+    plan: _IndexPlan,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows and scores (n, k) for many queries, and for which of them too few were found (n,)."""
+    at_positions = _positions(approximate, selection)
+    n_reachable = approximate.index.n_vectors if at_positions is None else at_positions.n
+    positions, scores = approximate.index.search(
+        queries, plan.n_candidates, selection=at_positions, settings=_settings(approximate, plan.knob)
+    )
+    short = (positions >= 0).sum(axis=1) < min(k, n_reachable)
+    rows = positions
+    if approximate.row_of is not None:
+        rows = np.where(positions >= 0, approximate.row_of[np.maximum(positions, 0)], -1)
+    late = _late_rows(view, approximate, selection)
+    if approximate.recipe.rescore or late.size:
+        rows = np.concatenate([rows, np.broadcast_to(late, (len(queries), late.size))], axis=1)
+        rows, scores = view.rescore_batch(queries, np.ascontiguousarray(rows), k)
+    return rows[:, :k], scores[:, :k], short
+
+
+def _late_rows(view: SpaceView, approximate: Approximate, selection: Selection | None) -> IntVector:
+    """The rows that came after the index, and may be returned."""
+    after = approximate.first_row_after
+    if after >= view.n_rows:
+        return np.empty(0, np.int64)
+    if selection is None:
+        return np.arange(after, view.n_rows)
+    return selection.rows[np.searchsorted(selection.rows, after) :]
+
+
+def _positions(approximate: Approximate, selection: Selection | None) -> Selection | None:
+    """Which positions of the index may be returned; None where all may."""
+    if approximate.row_of is None:
+        return None if selection is None else selection.first(approximate.index.n_vectors)
+    if selection is not None:
+        return selection.at(approximate.row_of)
+    return approximate.present
+
+
+def _index_words(
+    view: SpaceView, approximate: Approximate, plan: _IndexPlan, selection: Selection | None
+) -> str:
+    recipe = approximate.recipe
+    words = f"{recipe.name} over {approximate.index.n_vectors:,} vectors"
+    if recipe.knob is not None:
+        words += f", {recipe.knob} {plan.knob}"
+    if recipe.rescore:
+        words += f", {plan.n_candidates:,} candidates compared exactly"
+    if selection is not None:
+        words += f", {selection.n:,} allowed"
+    n_late = _late_rows(view, approximate, selection).size
+    return words + (f"; exact scan of {n_late:,} newer vectors" if n_late else "")
+
+
+def _index_details(view: SpaceView, approximate: Approximate, plan: _IndexPlan) -> dict[str, Any]:
+    n_after = view.n_rows - approximate.first_row_after
+    details: dict[str, Any] = {"n_candidates": plan.n_candidates, "n_after_index": n_after}
+    if approximate.recipe.knob is not None:
+        details[approximate.recipe.knob] = plan.knob
+    return details
+

@@ -11,17 +11,19 @@ from typing import Any
 
 import numpy as np
 
-from embedstore.errors import InvalidInput
+from embedstore.errors import InvalidInput, StorageFailed
 from embedstore.filters import Node
 from embedstore.forking import tell_forked
-from embedstore.indexing.exact import top_k
+from embedstore.indexing.cachefile import DamagedCache
+from embedstore.indexing.exact import prepared
+from embedstore.indexing.selection import Selection
 from embedstore.indexing.space_cache import SpaceCache
 from embedstore.indexing.space_view import SpaceView
-from embedstore.model import BoolVector, FloatMatrix, FloatVector, Hit, Hits, IntVector, Metric, Mode, Record
+from embedstore.model import BoolVector, FloatMatrix, FloatVector, Hit, Hits, IntVector, Mode, Record
 from embedstore.reading import records_by_id
 from embedstore.searching.columns import Columns
 from embedstore.searching.keywords import KeywordCache, Scored, postgres_search
-from embedstore.searching.plan import Found, nearest
+from embedstore.searching.plan import Found, nearest, nearest_batch
 from embedstore.searching.ranking import maximal_marginal_relevance, reciprocal_rank_fusion
 from embedstore.storage.catalog import CollectionRow, SpaceRow
 from embedstore.storage.database import Transaction
@@ -29,6 +31,7 @@ from embedstore.storage.layout import keyword_cache_path, space_cache_folder
 
 _FUSED_POOL = 100
 _MMR_POOL = 100
+_MAX_ATTEMPTS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,13 +124,25 @@ class CollectionSearch:
         if space is None or space.dim is None:
             return Hits([], exact=True, plan="the space holds no vectors", explanation={})
         assert query.vector is not None
-        view = self.space_cache(space.space_id).view(transaction, collection, space)
-        prepared = view.prepare(query.vector)
-        allowed = self._allowed_rows(transaction, collection, view, query)
+        cache = self.space_cache(space.space_id)
+        for _ in range(_MAX_ATTEMPTS):
+            view = cache.view(transaction, collection, space)
+            try:
+                return self._vector_hits(transaction, collection, cache, view, query)
+            except DamagedCache as error:  # found as its pages were read; every one is made anew from the database
+                cache.discard(error)
+        raise StorageFailed(f"the cache of the space {space.name!r} is damaged again and again; check the disk")
+
+    def _vector_hits(
+        self, transaction: Transaction, collection: CollectionRow, cache: SpaceCache, view: SpaceView, query: Query
+    ) -> Hits:
+        assert query.vector is not None
+        vector = view.prepare(query.vector)
+        allowed = self._selection(transaction, collection, cache, view, query)
         if query.mode is Mode.HYBRID:
-            return self._hybrid_hits(transaction, collection, view, prepared, allowed, query)
+            return self._hybrid_hits(transaction, collection, view, vector, allowed, query)
         wanted = query.offset + query.k
-        found = nearest(view, prepared, wanted if query.mmr is None else max(_MMR_POOL, wanted), allowed)
+        found = nearest(view, vector, wanted if query.mmr is None else max(_MMR_POOL, wanted), allowed)
         if query.mmr is not None:
             # The pool is the same for every page, so that pages follow each other; what lies beyond keeps its rank.
             pool = found.rows[:_MMR_POOL]
@@ -153,14 +168,18 @@ class CollectionSearch:
         if space is None or space.dim is None:
             empty = Hits([], exact=True, plan="the space holds no vectors", explanation={})
             return [empty] * len(queries)
-        view = self.space_cache(space.space_id).view(transaction, collection, space)
+        cache = self.space_cache(space.space_id)
         shared = Query(Mode.VECTOR, None, None, k, where=where)
-        allowed = self._allowed_rows(transaction, collection, view, shared)
-        prepared = np.stack([view.prepare(one) for one in queries]) if len(queries) else queries
-        if view.approximate is not None or view.metric is Metric.EUCLIDEAN:
-            found = [nearest(view, one, k, allowed) for one in prepared]
-        else:
-            found = _batch_scan(view, prepared, k, allowed)
+        for attempt in range(_MAX_ATTEMPTS):
+            view = cache.view(transaction, collection, space)
+            try:
+                allowed = self._selection(transaction, collection, cache, view, shared)
+                found = nearest_batch(view, prepared(queries, view.metric), k, allowed)
+                break
+            except DamagedCache as error:
+                cache.discard(error)
+                if attempt == _MAX_ATTEMPTS - 1:
+                    raise StorageFailed(f"the cache of the space {space.name!r} is damaged again and again") from error
         wanted = sorted({int(one) for result in found for one in view.record_ids[result.rows]})
         records = records_by_id(transaction, wanted)
         return [
@@ -171,27 +190,33 @@ class CollectionSearch:
             for one in found
         ]  # fmt: skip
 
-    def _allowed_rows(
-        self, transaction: Transaction, collection: CollectionRow, view: SpaceView, query: Query
-    ) -> BoolVector | None:
-        allowed: BoolVector | None = None
-        if query.where is not None:
-            columns = self.columns(transaction, collection)
-            mask = columns.matching(transaction, collection, query.where)
-            allowed = _rows_where(view, columns.record_ids, mask)
-        if query.exclude:
-            excluded = view.rows_of_records(query.exclude)
-            allowed = np.ones(view.n_rows, np.bool_) if allowed is None else allowed.copy()
-            allowed[excluded[excluded >= 0]] = False
-        return allowed
+    def _selection(
+        self, transaction: Transaction, collection: CollectionRow, cache: SpaceCache, view: SpaceView, query: Query
+    ) -> Selection | None:
+        """The rows that a query may be answered with; None where that is every row."""
+
+        def allowed() -> BoolVector | None:
+            mask: BoolVector | None = None
+            if query.where is not None:
+                columns = self.columns(transaction, collection)
+                mask = _rows_where(view, columns.record_ids, columns.matching(transaction, collection, query.where))
+            if query.exclude:
+                excluded = view.rows_of_records(query.exclude)
+                mask = np.ones(view.n_rows, np.bool_) if mask is None else mask.copy()
+                mask[excluded[excluded >= 0]] = False
+            return mask
+
+        if query.where is None and not query.exclude and view.alive is None:
+            return None
+        return cache.selection(view, repr((query.where, query.exclude)), allowed)
 
     def _hybrid_hits(
         self,
         transaction: Transaction,
         collection: CollectionRow,
         view: SpaceView,
-        prepared: FloatVector,
-        allowed: BoolVector | None,
+        vector: FloatVector,
+        allowed: Selection | None,
         query: Query,
     ) -> Hits:
         wanted = query.offset + query.k
@@ -199,7 +224,7 @@ class CollectionSearch:
         n_pool = _FUSED_POOL
         while True:
             # Pools grow by fixed steps, and a larger one only adds behind the smaller, so that pages follow each other.
-            found = nearest(view, prepared, n_pool, allowed)
+            found = nearest(view, vector, n_pool, allowed)
             by_vector = view.record_ids[found.rows].tolist()
             by_words = self._keyword_pairs(transaction, collection, query, n_pool)
             ranked = reciprocal_rank_fusion([by_vector, [record_id for record_id, _ in by_words]])
@@ -264,27 +289,6 @@ class CollectionSearch:
         return _hits_of(pairs, records, offset, exact, plan, details)
 
 
-def _batch_scan(view: SpaceView, prepared: FloatMatrix, k: int, allowed: BoolVector | None) -> list[Found]:
-    """Exact search of many prepared queries (n, dim), some rows of the product at a time."""
-    usable = view.usable(allowed)
-    n_usable = view.n_rows if usable is None else int(np.count_nonzero(usable))
-    plan = f"exact scan of {view.n_rows:,} vectors, {len(prepared):,} queries at once"
-    found = []
-    step = max(1, (64 << 20) // max(view.n_rows * 4, 1))
-    for start in range(0, len(prepared), step):
-        chunk = prepared[start : start + step]  # (n_chunk, dim)
-        parts = [part for part in (view.base, view.delta) if part.shape[0]]
-        products = [chunk @ part.T for part in parts]
-        scores = np.concatenate(products, axis=1) if products else np.empty((len(chunk), 0), np.float32)
-        if usable is not None:
-            scores[:, ~usable] = -np.inf
-        details = {"n_vectors": view.n_alive, "n_allowed": n_usable}
-        for line in scores:
-            rows = top_k(line, min(k, n_usable))
-            found.append(Found(rows, line[rows], True, plan, details))
-    return found
-
-
 def _rows_where(view: SpaceView, record_ids: IntVector, mask: BoolVector) -> BoolVector:
     """A mask over records (sorted by id) as a mask over a view's rows."""
     if record_ids.size == 0:
@@ -309,5 +313,3 @@ def _hits_of(
         for rank, (record_id, score) in enumerate(pairs, start=offset + 1)
     ]
     return Hits(hits, exact=exact, plan=plan, explanation=details)
-
-

@@ -23,7 +23,7 @@ HEADER = struct.Struct("<4siqqqBi")
 
 @pytest.fixture(autouse=True)
 def index_is_used(monkeypatch):
-    monkeypatch.setattr(plan, "effort_cost", lambda dim: 0.0)
+    monkeypatch.setattr(plan, "index_cost", lambda *_, **__: 0.0)
     monkeypatch.setattr(space_cache, "_BUILD_BYTES", 0)
 
 
@@ -270,7 +270,7 @@ def test_a_manifest_of_another_store_is_passed_over(indexed):
 
 def test_a_manifest_of_a_newer_format_is_passed_over(indexed):
     store, folder, matrix = indexed
-    write_manifest(folder, {"format": 2, "other": "fields"})
+    write_manifest(folder, {"format": cachefile.MANIFEST_FORMAT + 1, "other": "fields"})
     assert store.verify().ok
     assert store.collection("c").search(matrix[3], k=1).keys == ["3"]
 

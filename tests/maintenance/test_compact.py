@@ -16,7 +16,7 @@ LOGS = ("changed_records", "dead_vectors", "commits")
 @pytest.fixture
 def worn(any_store, monkeypatch):
     """A store much of which was updated and deleted, with an HNSW index; and its vectors by key."""
-    monkeypatch.setattr(plan, "effort_cost", lambda dim: 0.0)
+    monkeypatch.setattr(plan, "index_cost", lambda *_, **__: 0.0)
     rng = np.random.default_rng(0)
     held = {f"k{i}": rng.standard_normal(DIM).astype(np.float32) for i in range(600)}
     collection = any_store.collection("c", encoder="none", recipe="hnsw")

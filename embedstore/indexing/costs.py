@@ -1,0 +1,126 @@
+"""What a search of a space costs, measured on this machine when its index is built.
+
+The planner compares three ways: a scan of all rows, a look at the allowed rows, and the index. Only ratios decide.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from embedstore.indexing import kernels
+from embedstore.indexing.faiss_index import FaissIndex, Settings
+from embedstore.indexing.recipes import Family
+from embedstore.indexing.selection import Selection
+from embedstore.model import FloatMatrix, FloatVector, Metric
+
+_N_QUERIES = 24
+_N_SCANNED = 20_000
+_N_GATHERED = 2_000
+_ROUNDS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class ScanCosts:
+    """Nanoseconds of one core for each row: one after the other, and picked out of all."""
+
+    scan_row: float
+    gather_row: float
+
+    @staticmethod
+    def guessed(dim: int) -> ScanCosts:
+        """Where nothing was measured: after the timings in docs/decisions/0005 (60,000 x 384)."""
+        return ScanCosts(5 + 0.15 * dim, 20 + 0.45 * dim)
+
+    @staticmethod
+    def measured(matrix: FloatMatrix, metric: Metric) -> ScanCosts:
+        """From timings over the rows of a space."""
+        some = matrix[:_N_SCANNED]
+        picked = np.sort(np.random.default_rng(0).integers(0, len(matrix), min(_N_GATHERED, len(matrix))))
+        euclidean = metric is Metric.EUCLIDEAN
+        scan = kernels.squared_distances if euclidean else kernels.inner_products
+        gather = kernels.squared_distances_at if euclidean else kernels.inner_products_at
+        return ScanCosts(
+            _nanoseconds(lambda: scan(some, matrix[0])) / len(some),
+            _nanoseconds(lambda: gather(matrix, picked, matrix[0])) / len(picked),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class IndexCosts:
+    """Nanoseconds of a search by an index: ``fixed``, and ``unit`` for each unit of its knob.
+
+    ``filtered`` is how many times as long it takes under a filter that half of the rows pass.
+    """
+
+    fixed: float
+    unit: float
+    filtered: float
+    scans: ScanCosts
+
+    def of(self, knob: float, *, filtered: bool) -> float:
+        """What a search takes."""
+        return (self.fixed + self.unit * knob) * (self.filtered if filtered else 1)
+
+    def to_json(self) -> dict[str, Any]:
+        """As a manifest keeps it: whole nanoseconds, hundredths for what is small."""
+        flat = asdict(self)
+        flat |= flat.pop("scans")
+        return {name: round(100 * value) for name, value in flat.items()}
+
+    @staticmethod
+    def from_json(fields: Mapping[str, Any]) -> IndexCosts:
+        """What ``to_json`` wrote; KeyError or TypeError for anything else."""
+        values = {name: fields[name] / 100 for name in ("fixed", "unit", "filtered", "scan_row", "gather_row")}
+        return IndexCosts(
+            values["fixed"], values["unit"], values["filtered"], ScanCosts(values["scan_row"], values["gather_row"])
+        )
+
+
+def measured_costs(index: FaissIndex, matrix: FloatMatrix, metric: Metric, settings: Settings) -> IndexCosts:
+    """What searches of a built index take, over the prepared rows (n, dim) that it was built from."""
+    random = np.random.default_rng(0)
+    queries = matrix[np.sort(random.integers(0, len(matrix), _N_QUERIES))]
+    half = Selection(random.random(len(matrix)) < 0.5)
+    k = 10 * max(index.recipe.rescore, 1)
+
+    def took(chosen: Settings, selection: Selection | None) -> float:
+        def search(query: FloatVector) -> object:
+            return index.search(query[None, :], k, selection=selection, settings=chosen)
+
+        return statistics.median(_nanoseconds(partial(search, query), rounds=2) for query in queries)
+
+    knob = index.recipe.knob
+    plain = took(settings, None)
+    filtered = max(took(settings, half) / plain, 0.1)
+    scans = ScanCosts.measured(matrix, metric)
+    if knob is None:
+        return IndexCosts(plain, 0.0, filtered, scans)
+    low, high = settings[knob], 4 * settings[knob]
+    unit = max((took({**settings, knob: high}, None) - plain) / (high - low), 0.0)
+    return IndexCosts(max(plain - unit * low, 1000.0), unit, filtered, scans)
+
+
+def raised(settings: Settings, family: Family, fraction: float, k: int) -> int:
+    """The knob for a filter that a fraction of the rows pass: further away, so more must be looked at."""
+    if family is Family.GRAPH:  # what is not allowed is walked over, but not counted
+        return int(max(settings["efSearch"], 2 * k) / max(fraction, 1e-9))
+    # Lists: those that hold the nearest allowed vectors are farther, but each of them is scanned whole.
+    return int(math.ceil(settings["nprobe"] * math.pow(max(fraction, 1e-9), -0.75)))
+
+
+def _nanoseconds(call: Callable[[], object], rounds: int = _ROUNDS) -> float:
+    call()
+    samples = []
+    for _ in range(rounds):
+        started = time.perf_counter_ns()
+        call()
+        samples.append(time.perf_counter_ns() - started)
+    return float(statistics.median(samples))
