@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
     from embedstore.asking import SearchQuery
     from embedstore.encoders import Encoder
+    from embedstore.searching.tuning import TuningReport
     from embedstore.store import Store
 
 DEFAULT_ENCODER = "minilm"
@@ -396,11 +397,36 @@ class Collection:
 
         return fill_spaces(self)
 
-    def index(self, *, space: str | None = None, recipe: str | None = None) -> Space:
-        """Bring a space's index up to date with every record, or build it anew by another recipe."""
+    def index(self, *, space: str | None = None, recipe: str | None = None, wait: bool = True) -> Space:
+        """Bring a space's index up to date with every record, or build it anew by another recipe.
+
+        Where another process is building it, that is waited for; without ``wait`` StoreLocked is raised.
+        """
         from embedstore.making_spaces import build_index
 
-        return Space(self, build_index(self, space, recipe))
+        return Space(self, build_index(self, space, recipe, wait=wait))
+
+    def tune(
+        self,
+        *,
+        recall: float = 0.95,
+        k: int = 10,
+        space: str | None = None,
+        recipes: Sequence[str] | None = None,
+        seed: int = 0,
+        progress: Callable[[str], None] | None = None,
+    ) -> TuningReport:
+        """Find the fastest recipe and setting with at least this recall@k on the space's own vectors, and build it.
+
+        recipes: the names of those to measure; all that serve the space where it is None. seed: of the vectors that are
+        drawn to be asked for. progress: called with a line for each setting that was measured. The report, with the
+        measured curve, is kept with the space.
+        """
+        from embedstore.making_spaces import tune_index
+
+        return tune_index(
+            self, space, recall=recall, k=k, recipes=recipes, seed=seed, progress=progress or (lambda line: None)
+        )
 
     def refresh(self) -> None:
         """Write what caches lack: exact vectors of every space, and the keyword index."""
@@ -425,8 +451,11 @@ class Collection:
     def ingest(self, *sources: Any, **options: Any) -> WriteReport:
         """Upsert everything that files, folders, tables or iterables hold; see ``embedstore.ingesting.ingest``."""
         from embedstore.ingesting import ingest
+        from embedstore.making_spaces import begin_lagging_builds
 
-        return ingest(self, *sources, **options)
+        report = ingest(self, *sources, **options)
+        begin_lagging_builds(self)
+        return report
 
     # ---- inside
 

@@ -37,6 +37,9 @@ class Device:
         return self.kind in (DeviceKind.CUDA, DeviceKind.ALL)
 
 
+CPU = Device(DeviceKind.CPU)
+
+
 def choose_device(word: str | Device) -> Device:
     """A device by its word: 'auto', 'cpu', 'cuda', 'cuda:1' or 'all'; InvalidInput for any other."""
     if isinstance(word, Device):

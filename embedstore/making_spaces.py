@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from embedstore.errors import InvalidInput
+from embedstore.errors import InvalidInput, SpaceNotFound
 from embedstore.indexing.recipes import find_recipe
 from embedstore.model import Metric, WriteReport
 from embedstore.names import check_collection_name, check_dim
@@ -18,6 +19,7 @@ from embedstore.storing import commit_missing_vectors
 
 if TYPE_CHECKING:
     from embedstore.collection import Collection
+    from embedstore.searching.tuning import TuningReport
 
 _PAGE = 2000
 
@@ -64,8 +66,79 @@ def fill_spaces(collection: Collection) -> WriteReport:
     return report
 
 
-def build_index(collection: Collection, space: str | None, recipe: str | None) -> SpaceRow:
-    """Bring a space's index up to date with every record, or build it anew by another recipe."""
+def tune_index(
+    collection: Collection,
+    space: str | None,
+    *,
+    recall: float,
+    k: int,
+    recipes: Sequence[str] | None,
+    seed: int,
+    progress: Callable[[str], None],
+) -> TuningReport:
+    """Measure recipes and settings on a space's own vectors, keep the fastest that reaches the recall, and build it."""
+    from embedstore.searching.tuning import candidates, tune
+
+    store = collection.store
+    with store.reading() as transaction:
+        owner = catalog.require_collection(transaction, collection.name)
+        row = space_row(transaction, owner, space)
+        for name in recipes or ():
+            if not candidates(Metric(row.metric), [find_recipe(name).name], row.n_live):
+                raise InvalidInput(
+                    f"the recipe {name!r} does not serve {row.n_live:,} vectors compared by {row.metric!r} here; see"
+                    " 'embedstore recipes'"
+                )
+        if row.dim is None:
+            raise InvalidInput(f"the space {row.name!r} holds no vectors yet, so nothing can be measured")
+        view = store.search.space_cache(row.space_id).view(transaction, owner, row)
+    report = tune(view, recall=recall, k=k, names=recipes, seed=seed, progress=progress)
+    with store.database.write() as transaction:
+        writer = CollectionWriter(transaction, collection.name)
+        if row.name not in writer.spaces:
+            raise SpaceNotFound(f"the space {row.name!r} was deleted while it was measured")
+        writer.set_recipe(row.name, report.recipe)
+        writer.set_tuning(row.name, report.to_json())
+        writer.finish()
+    build_index(collection, row.name, report.recipe)
+    return report
+
+
+def tuning_state(collection: Collection, row: SpaceRow) -> tuple[dict[str, Any] | None, str | None]:
+    """What was measured when a space was last tuned, and why it should be tuned again; None for either if nothing."""
+    from embedstore.searching.tuning import why_tune_again
+
+    store = collection.store
+    with store.reading() as transaction:
+        report = catalog.tuning_of(transaction, row.space_id)
+        if report is None or row.dim is None:
+            return report, None
+        owner = catalog.require_collection(transaction, collection.name)
+        view = store.search.space_cache(row.space_id).view(transaction, owner, row)
+    return report, why_tune_again(report, view)
+
+
+def begin_lagging_builds(collection: Collection) -> None:
+    """Begin to build, in the background, the indexes of a collection that lack many of its vectors."""
+    store = collection.store
+    if not store.builds_in_background or not store.exists():
+        return
+    with store.reading() as transaction:
+        owner = catalog.find_collection(transaction, collection.name)
+        if owner is None:
+            return
+        for row in catalog.spaces_of(transaction, owner.collection_id).values():
+            if store.search.space_cache(row.space_id).lags(transaction, owner, row):
+                store.begin_build(owner, row)
+
+
+def build_index(
+    collection: Collection, space: str | None, recipe: str | None, *, wait: bool = True
+) -> SpaceRow:
+    """Bring a space's index up to date with every record, or build it anew by another recipe.
+
+    Raises StoreLocked where another process is building it, unless that is waited for.
+    """
     store = collection.store
     with store.reading() as transaction:
         row = space_row(transaction, catalog.require_collection(transaction, collection.name), space)
@@ -85,7 +158,7 @@ def build_index(collection: Collection, space: str | None, recipe: str | None) -
         owner = catalog.require_collection(transaction, collection.name)
         row = space_row(transaction, owner, row.name)
         if row.dim is not None:
-            store.search.space_cache(row.space_id).build(transaction, owner, row, wanted)
+            store.search.space_cache(row.space_id).build(transaction, owner, row, wanted, wait=wait)
     return row
 
 

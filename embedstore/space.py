@@ -99,12 +99,34 @@ class Space:
     def describe(self) -> dict[str, Any]:
         """What the space is, as plain values."""
         row = self._row
-        uncached, unindexed = self.store.search.space_cache(row.space_id).pending()
+        cache = self.store.search.space_cache(row.space_id)
+        uncached, unindexed = cache.pending()
         return {
             "name": row.name, "dim": row.dim, "metric": row.metric, "dtype": row.dtype, "recipe": row.recipe,
             "encoder": row_encoder(row), "fingerprint": row.fingerprint, "n_vectors": row.n_live,
             "digest": row.digest.hex(), "n_uncached": uncached, "n_unindexed": unindexed,
+            "building": cache.is_building(), **self.tuning(),
         }  # fmt: skip
+
+    def tuning(self) -> dict[str, Any]:
+        """The recall that was measured last, of which recipe and settings, when, and why to measure it again."""
+        from embedstore.making_spaces import tuning_state
+
+        report, why = tuning_state(self._collection, self._row)
+        if report is None:
+            return {"recall": None}
+        return {
+            "recall": report["recall"], "recall_at": report["k"], "recall_of": report["recipe"],
+            "settings": report["settings"], "search_microseconds": report["search_microseconds"],
+            "measured_at": report["measured_at"], "tune_again": why,
+        }  # fmt: skip
+
+    def tuning_curve(self) -> list[dict[str, Any]]:
+        """Every setting that was measured when the space was last tuned; empty where it never was."""
+        from embedstore.making_spaces import tuning_state
+
+        report, _ = tuning_state(self._collection, self._row)
+        return [] if report is None else list(report["curve"])
 
 
 def row_encoder(row: SpaceRow) -> str:

@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from embedstore.building import Builders
 from embedstore.collection import Collection, CollectionDefaults
+from embedstore.devices import Device, choose_device
 from embedstore.errors import (
     CollectionNotFound,
     EncoderMismatch,
@@ -33,9 +35,10 @@ from embedstore.version import __version__
 if TYPE_CHECKING:
     from embedstore.encoders import Encoder
     from embedstore.maintenance.reports import BackupReport, CompactReport, RepairReport, RestoreReport
-    from embedstore.storage.catalog import SpaceRow
+    from embedstore.storage.catalog import CollectionRow, SpaceRow
 
 DEFAULT_LOCK_TIMEOUT = 10.0
+BUILD_VARIABLE = "EMBEDSTORE_BUILD"
 
 
 class Store:
@@ -51,9 +54,15 @@ class Store:
         database: str | None = None,
         lock_timeout: float = DEFAULT_LOCK_TIMEOUT,
         allow_network: bool = False,
+        device: str | Device = "auto",
+        build_in_background: bool | None = None,
     ) -> None:
         self.path = Path(os.path.abspath(path))  # a change of the working folder must not change the store
+        self.device = choose_device(device)
         self._allow_network = allow_network
+        if build_in_background is None:
+            build_in_background = os.environ.get(BUILD_VARIABLE, "1") != "0"
+        self._builders = Builders(self.path, database) if build_in_background else None
         self._guard = threading.RLock()
         self._encoders: dict[str, Encoder] = {}
         self._checked = False
@@ -63,7 +72,8 @@ class Store:
             from embedstore.storage.postgres import PostgresDatabase
 
             self.database = PostgresDatabase(database, lock_timeout=lock_timeout)
-        self.search = CollectionSearch(self.path / CACHE_NAME)
+        on_stale = self.begin_build if build_in_background else None
+        self.search = CollectionSearch(self.path / CACHE_NAME, on_stale, self.device)
         tell_forked(self)
 
     def forget_parent(self) -> None:
@@ -89,6 +99,22 @@ class Store:
             encoder.close()
         self._encoders.clear()
         self._checked = False
+
+    # ---- indexes in the background
+
+    @property
+    def builds_in_background(self) -> bool:
+        """Whether this process begins to build indexes that lag behind their spaces."""
+        return self._builders is not None
+
+    def begin_build(self, collection: CollectionRow, space: SpaceRow) -> None:
+        """Begin to build the index of a space in a process of its own, where that was not done just now."""
+        if self._builders is not None and _can_write(self.path):
+            self._builders.begin(space.space_id, collection.name, space.name)
+
+    def wait_for_builds(self, timeout: float | None = None) -> bool:
+        """Wait until no index is being built that this process began; whether that came about in time (seconds)."""
+        return self._builders is None or self._builders.wait(timeout)
 
     # ---- collections
 
@@ -328,10 +354,23 @@ def open_store(
     database: str | None = None,
     lock_timeout: float = DEFAULT_LOCK_TIMEOUT,
     allow_network: bool = False,
+    device: str = "auto",
+    build_in_background: bool | None = None,
 ) -> Store:
     """Open the store in the folder ``path``; it is created by its first write.
 
     database: a SQLAlchemy URL (``postgresql+psycopg://user@host/name``); the folder then holds only caches.
     lock_timeout: seconds to wait for another writer. allow_network: whether encoder weights may be downloaded.
+    device: what encodes and searches: 'auto' (a GPU where there is one, for recipes and encoders that use it), 'cpu',
+    'cuda', 'cuda:1' or 'all'; DeviceUnavailable where a GPU is named and there is none.
+    build_in_background: whether indexes that lag behind are built anew by processes of their own; None: unless the
+    variable EMBEDSTORE_BUILD is 0.
     """
-    return Store(path, database=database, lock_timeout=lock_timeout, allow_network=allow_network)
+    return Store(
+        path, database=database, lock_timeout=lock_timeout, allow_network=allow_network, device=device,
+        build_in_background=build_in_background,
+    )  # fmt: skip
+
+
+def _can_write(folder: Path) -> bool:
+    return os.access(folder, os.W_OK)

@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("EMBEDSTORE_CACHE", str(ROOT / ".cache"))
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["EMBEDSTORE_BUILD"] = "0"  # tests that build in the background ask for it
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ LAYERS = [
     ["vector"],
     ["space"],
     ["tables"],
-    ["asking", "exporting", "ingesting", "maintenance", "making_spaces"],
+    ["asking", "exporting", "ingesting", "maintenance", "making_spaces", "plots", "building"],
     ["collection"],
     ["store"],
     ["cli"],

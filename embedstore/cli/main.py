@@ -27,7 +27,7 @@ COMMANDS = {
     "stats": ("embedstore.cli.collections", "Tell what a store or a collection holds."),
     "collections": ("embedstore.cli.collections", "List the collections."),
     "spaces": ("embedstore.cli.collections", "List the spaces of a collection."),
-    "index": ("embedstore.cli.indexes", "Build or change the index of a space."),
+    "index": ("embedstore.cli.indexes", "Build, change or tune the index of a space."),
     "recipes": ("embedstore.cli.indexes", "List the index recipes."),
     "export": ("embedstore.cli.transfer", "Write records with their vectors to Parquet or JSON lines."),
     "import": ("embedstore.cli.transfer", "Read back what export wrote."),
@@ -88,6 +88,8 @@ class LazyGroup(click.Group):
 @click.option("--timeout", type=click.FloatRange(0, 86_400), default=10.0, show_default=True, metavar="SECONDS",
               help="How long to wait for another process that is writing.")
 @click.option("--allow-download", is_flag=True, help="Allow encoder weights to be fetched from the Hugging Face hub.")
+@click.option("--device", metavar="DEVICE", envvar="EMBEDSTORE_DEVICE", default="auto", show_default=True,
+              help="What encodes and searches: auto, cpu, cuda, cuda:NUMBER or all.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress and no notes, only results and errors.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.pass_context
@@ -127,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(code)
 
 
-_GLOBAL_VALUES = ("--store", "--database", "--format", "--timeout")
+_GLOBAL_VALUES = ("--store", "--database", "--format", "--timeout", "--device")
 _GLOBAL_FLAGS = ("--allow-download", "--quiet", "-q", "--debug")
 
 

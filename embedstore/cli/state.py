@@ -24,6 +24,7 @@ class State:
     format_: str
     timeout: float
     allow_download: bool
+    device: str
     quiet: bool
     debug: bool
 
@@ -33,8 +34,9 @@ class State:
         import embedstore
 
         with embedstore.open(
-            self.store, database=self.database, lock_timeout=self.timeout, allow_network=self.allow_download
-        ) as store:
+            self.store, database=self.database, lock_timeout=self.timeout, allow_network=self.allow_download,
+            device=self.device,
+        ) as store:  # fmt: skip
             yield store
 
     @contextmanager

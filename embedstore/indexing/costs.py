@@ -10,7 +10,6 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,10 +18,10 @@ from embedstore.indexing import kernels
 from embedstore.indexing.faiss_index import FaissIndex, Settings
 from embedstore.indexing.recipes import Family
 from embedstore.indexing.selection import Selection
-from embedstore.model import FloatMatrix, FloatVector, Metric
+from embedstore.model import FloatMatrix, Metric
 
 _N_QUERIES = 24
-_N_SCANNED = 20_000
+_N_SCANNED = 100_000  # more than the processor keeps at hand
 _N_GATHERED = 2_000
 _ROUNDS = 5
 
@@ -43,13 +42,16 @@ class ScanCosts:
     def measured(matrix: FloatMatrix, metric: Metric) -> ScanCosts:
         """From timings over the rows of a space."""
         some = matrix[:_N_SCANNED]
-        picked = np.sort(np.random.default_rng(0).integers(0, len(matrix), min(_N_GATHERED, len(matrix))))
+        random = np.random.default_rng(0)
+        n_picked = min(_N_GATHERED, len(matrix))
+        # Other rows each time: those of the last are still at hand.
+        picks = [np.sort(random.integers(0, len(matrix), n_picked)) for _ in range(_ROUNDS + 1)]
         euclidean = metric is Metric.EUCLIDEAN
         scan = kernels.squared_distances if euclidean else kernels.inner_products
         gather = kernels.squared_distances_at if euclidean else kernels.inner_products_at
         return ScanCosts(
             _nanoseconds(lambda: scan(some, matrix[0])) / len(some),
-            _nanoseconds(lambda: gather(matrix, picked, matrix[0])) / len(picked),
+            _nanoseconds(lambda: gather(matrix, picks.pop(), matrix[0])) / n_picked,
         )
 
 
@@ -87,17 +89,19 @@ class IndexCosts:
 def measured_costs(index: FaissIndex, matrix: FloatMatrix, metric: Metric, settings: Settings) -> IndexCosts:
     """What searches of a built index take, over the prepared rows (n, dim) that it was built from."""
     random = np.random.default_rng(0)
-    queries = matrix[np.sort(random.integers(0, len(matrix), _N_QUERIES))]
     half = Selection(random.random(len(matrix)) < 0.5)
     k = 10 * max(index.recipe.rescore, 1)
 
     def took(chosen: Settings, selection: Selection | None) -> float:
-        def search(query: FloatVector) -> object:
-            return index.search(query[None, :], k, selection=selection, settings=chosen)
-
-        return statistics.median(_nanoseconds(partial(search, query), rounds=2) for query in queries)
+        samples = []
+        for query in matrix[random.integers(0, len(matrix), _N_QUERIES)]:  # new ones: what was asked is still at hand
+            started = time.perf_counter_ns()
+            index.search(query[None, :], k, selection=selection, settings=chosen)
+            samples.append(time.perf_counter_ns() - started)
+        return float(statistics.median(samples))
 
     knob = index.recipe.knob
+    took(settings, None)  # what is loaded at first does not count
     plain = took(settings, None)
     filtered = max(took(settings, half) / plain, 0.1)
     scans = ScanCosts.measured(matrix, metric)
@@ -116,10 +120,10 @@ def raised(settings: Settings, family: Family, fraction: float, k: int) -> int:
     return int(math.ceil(settings["nprobe"] * math.pow(max(fraction, 1e-9), -0.75)))
 
 
-def _nanoseconds(call: Callable[[], object], rounds: int = _ROUNDS) -> float:
+def _nanoseconds(call: Callable[[], object]) -> float:
     call()
     samples = []
-    for _ in range(rounds):
+    for _ in range(_ROUNDS):
         started = time.perf_counter_ns()
         call()
         samples.append(time.perf_counter_ns() - started)

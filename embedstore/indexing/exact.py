@@ -7,6 +7,8 @@ import numpy as np
 from embedstore.model import FloatMatrix, FloatVector, IntVector, Metric
 
 _BLOCK = 64
+_SORTED_WHOLE = 512
+"""So few scores are sorted faster than their best are looked for."""
 
 
 def prepared(matrix: FloatMatrix, metric: Metric) -> FloatMatrix:
@@ -28,6 +30,11 @@ def top_k(scores: FloatVector, k: int) -> IntVector:
     """The places of the ``k`` greatest scores, best first; equal scores in order of place. -inf never counts."""
     if k <= 0:
         return np.empty(0, np.int64)
+    if scores.size <= _SORTED_WHOLE:
+        ordered = np.argsort(-scores, kind="stable")[:k]
+        if ordered.size and scores[ordered[-1]] == -np.inf:
+            ordered = ordered[scores[ordered] > -np.inf]
+        return ordered
     if k < scores.size:
         places = np.flatnonzero(scores >= _bound(scores, k))
     else:

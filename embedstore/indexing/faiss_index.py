@@ -20,6 +20,7 @@ from embedstore.indexing.exact import prepared
 from embedstore.indexing.faiss_file import Expected, ListPlaces, layout_fault, list_places
 from embedstore.indexing.recipes import Family, Placement, Recipe
 from embedstore.indexing.selection import Selection
+from embedstore.indexing.threads import OneThread
 from embedstore.model import FloatMatrix, FloatVector, Metric
 from embedstore.optional import load_faiss
 
@@ -72,6 +73,7 @@ class FaissIndex:
         self._lists = lists
         self.recipe = shape.recipe
         self.n_vectors = int(index.ntotal)
+        self._kept = threading.local()
 
     @property
     def n_lists(self) -> int:
@@ -88,10 +90,11 @@ class FaissIndex:
         """
         fitted = self._shape.fitted(queries)
         parameters = self._parameters(settings, k, selection)
-        if self._lists is not None:
-            distances, positions = self._search_mapped(fitted, k, parameters)
+        if len(queries) == 1:
+            with OneThread(self._faiss):
+                distances, positions = self._search(fitted, k, parameters)
         else:
-            distances, positions = self._index.search(fitted, k, params=parameters)
+            distances, positions = self._search(fitted, k, parameters)
         if selection is not None:
             # FAISS has kinds of indexes that take a selector and do not look at it.
             kept = positions >= 0
@@ -102,13 +105,27 @@ class FaissIndex:
             return positions, -distances.astype(np.float32)
         return positions, self._scores(distances)
 
+    def _search(self, fitted: Any, k: int, parameters: Any) -> tuple[np.ndarray, np.ndarray]:
+        if self._lists is not None:
+            return self._search_mapped(fitted, k, parameters)
+        return self._index.search(fitted, k, params=parameters)  # type: ignore[no-any-return]
+
     def _scores(self, distances: np.ndarray) -> np.ndarray:
         if self._shape.metric is Metric.EUCLIDEAN:
             return np.float32(0) - np.sqrt(np.maximum(distances, 0))  # type: ignore[no-any-return]
         return distances
 
     def _parameters(self, settings: Settings, k: int, selection: Selection | None) -> Any:
-        """An object of one's own for each call: sharing one between threads crashes FAISS."""
+        """FAISS's object of parameters; one for each thread, since sharing one between threads crashes FAISS."""
+        if selection is not None:
+            return self._new_parameters(settings, k, selection)
+        asked = (*settings.values(), k)
+        if getattr(self._kept, "asked", None) != asked:
+            self._kept.parameters = self._new_parameters(settings, k, None)
+            self._kept.asked = asked
+        return self._kept.parameters
+
+    def _new_parameters(self, settings: Settings, k: int, selection: Selection | None) -> Any:
         faiss, family = self._faiss, self.recipe.family
         if family is Family.GRAPH:
             parameters = faiss.SearchParametersHNSW(efSearch=max(settings["efSearch"], k))

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from embedstore.errors import MissingDependency
+from embedstore.indexing.threads import OneThread
 from embedstore.model import FloatMatrix, FloatVector, IntVector, Metric
 
 _WORTHWHILE = 1 << 20
@@ -28,7 +29,8 @@ def inner_products(matrix: FloatMatrix, query: FloatVector) -> FloatVector:
         return matrix @ query
     n, dim = matrix.shape
     products = np.empty(n, np.float32)
-    faiss.fvec_inner_products_ny(*_pointers(faiss, products, query, matrix), dim, n)
+    with OneThread(faiss):
+        faiss.fvec_inner_products_ny(*_pointers(faiss, products, query, matrix), dim, n)
     return products
 
 
@@ -38,7 +40,10 @@ def inner_products_at(matrix: FloatMatrix, rows: IntVector, query: FloatVector) 
     if faiss is None:
         return matrix[rows] @ query
     products = np.empty(rows.size, np.float32)
-    faiss.fvec_inner_products_by_idx(*_pointers(faiss, products, query, matrix, rows), matrix.shape[1], 1, rows.size)
+    with OneThread(faiss):
+        faiss.fvec_inner_products_by_idx(
+            *_pointers(faiss, products, query, matrix, rows), matrix.shape[1], 1, rows.size
+        )
     return products
 
 
@@ -70,7 +75,8 @@ def squared_distances(matrix: FloatMatrix, query: FloatVector) -> FloatVector:
     n, dim = matrix.shape
     squared = np.empty(n, np.float32)
     if faiss is not None:
-        faiss.fvec_L2sqr_ny(*_pointers(faiss, squared, query, matrix), dim, n)
+        with OneThread(faiss):
+            faiss.fvec_L2sqr_ny(*_pointers(faiss, squared, query, matrix), dim, n)
         return squared
     for start in range(0, n, 8192):
         differences = matrix[start : start + 8192] - query
@@ -84,7 +90,8 @@ def squared_distances_at(matrix: FloatMatrix, rows: IntVector, query: FloatVecto
     if faiss is None:
         return squared_distances(matrix[rows], query)
     squared = np.empty(rows.size, np.float32)
-    faiss.fvec_L2sqr_by_idx(*_pointers(faiss, squared, query, matrix, rows), matrix.shape[1], 1, rows.size)
+    with OneThread(faiss):
+        faiss.fvec_L2sqr_by_idx(*_pointers(faiss, squared, query, matrix, rows), matrix.shape[1], 1, rows.size)
     return squared
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
 import tomllib
 from collections.abc import Mapping
@@ -69,27 +70,18 @@ class Recipe:
     mapped: bool = False
     min_vectors: int = 1
     placement: Placement = Placement.CPU
+    family: Family = field(init=False)
+    knob: str | None = field(init=False)
+    """The parameter of ``search`` that trades time for recall; None where there is none but rescoring."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "family", _family_of(self.factory))
+        object.__setattr__(self, "knob", _KNOBS.get(self.family))
 
     @property
     def exact(self) -> bool:
         """Whether every vector is compared, without an index on disk."""
         return self.family is Family.EXACT
-
-    @property
-    def family(self) -> Family:
-        """The kind of index that the factory string makes."""
-        if self.factory == "Flat":
-            return Family.EXACT
-        if self.factory.startswith("HNSW"):
-            return Family.GRAPH
-        if self.factory.startswith("IVF"):
-            return Family.LISTS
-        return Family.BINARY if self.factory == "Binary" else Family.CODES
-
-    @property
-    def knob(self) -> str | None:
-        """The parameter of ``search`` that trades time for recall; None where there is none but rescoring."""
-        return _KNOBS.get(self.family)
 
     def index_dim(self, dim: int) -> int:
         """How many numbers of a vector the index holds: the first ones, filled up with zeros where pieces need it."""
@@ -106,6 +98,17 @@ class Recipe:
         lists = int(self.build.get("lists_per_root", 4) * math.sqrt(n_vectors))
         nlist = max(1, min(lists, n_vectors // _ROWS_A_LIST))
         return self.factory.format(nlist=nlist, m=dim // self._numbers_per_piece)
+
+
+def _family_of(factory: str) -> Family:
+    """The kind of index that a factory string makes."""
+    if factory == "Flat":
+        return Family.EXACT
+    if factory.startswith("HNSW"):
+        return Family.GRAPH
+    if factory.startswith("IVF"):
+        return Family.LISTS
+    return Family.BINARY if factory == "Binary" else Family.CODES
 
 
 def read_recipe(fields: Mapping[str, Any], where: str) -> Recipe:
@@ -136,6 +139,15 @@ def all_recipes() -> dict[str, Recipe]:
         recipe = read_recipe(tomllib.loads(path.read_text(encoding="utf-8")), path.name)
         recipes[recipe.name] = recipe
     return recipes
+
+
+def measured_curve(name: str) -> list[dict[str, Any]]:
+    """What was measured of a recipe (benchmarks/recipes.py): points of settings, recall and time; empty if nothing."""
+    path = shipped_folder("indexes") / f"{name}.curve.json"
+    if not path.exists():
+        return []
+    points: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["points"]
+    return points
 
 
 def find_recipe(name: str) -> Recipe:

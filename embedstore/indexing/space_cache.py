@@ -18,20 +18,22 @@ from typing import Any
 
 import numpy as np
 
-from embedstore.errors import EmbedstoreError, StorageFailed, StorageFull, StoreLocked
+from embedstore.devices import CPU, Device, DeviceKind
+from embedstore.errors import DeviceUnavailable, EmbedstoreError, StorageFailed, StorageFull, StoreLocked
 from embedstore.forking import tell_forked
 from embedstore.indexing import cachefile
-from embedstore.indexing.cache_writing import belongs, costs_of, stream_vectors, write_cache
+from embedstore.indexing.cache_writing import BUILD_LOCK, belongs, costs_of, stream_vectors, write_cache
 from embedstore.indexing.cachefile import CacheFile, DamagedCache
 from embedstore.indexing.exact import prepared
-from embedstore.indexing.faiss_index import Shape, open_faiss
-from embedstore.indexing.recipes import Recipe, find_recipe
+from embedstore.indexing.faiss_index import Settings, Shape, open_faiss
+from embedstore.indexing.recipes import Placement, Recipe, find_recipe
 from embedstore.indexing.selection import Selection
 from embedstore.indexing.space_view import Approximate, SpaceView
 from embedstore.model import BoolVector, Metric
-from embedstore.storage.catalog import CollectionRow, SpaceRow
+from embedstore.storage.catalog import CollectionRow, SpaceRow, tuning_of
 from embedstore.storage.database import Transaction
 from embedstore.storage.files import is_full
+from embedstore.storage.locks import ProcessLock
 
 _LOG = logging.getLogger("embedstore")
 _BUILD_BYTES = 16 << 20
@@ -48,13 +50,14 @@ _STALE_FRACTION = 0.2
 class SpaceCache:
     """The views of one space in this process, and its folder of cache files."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, device: Device = CPU) -> None:
         self._folder = folder
+        self._device = device
         self._guard = threading.Lock()
         self._view: SpaceView | None = None
         self._opened_mark: tuple[int, int] | None = None
         self._selections: OrderedDict[str, tuple[SpaceView, Selection | None]] = OrderedDict()
-        self.on_stale: Callable[[], None] | None = None
+        self.on_stale: Callable[[CollectionRow, SpaceRow], None] | None = None
         """Called where the index lags behind its space so far that it should be built anew."""
         tell_forked(self)
 
@@ -73,11 +76,11 @@ class SpaceCache:
             if view is None or view.change > collection.last_change or view.change < collection.log_floor:
                 # Either the first view, or the transaction sees an older commit than another thread did.
                 view = self._opened(transaction, collection, space)
-            view = self._caught_up(transaction, collection, space, view)
+            view = self._on_gpu(self._caught_up(transaction, collection, space, view), space)
             if self._view is None or view.change >= self._view.change:
                 self._view = view
             if self.on_stale is not None and is_stale(view, space):
-                self.on_stale()
+                self.on_stale(collection, space)
             return view
 
     def selection(self, view: SpaceView, asked: str, allowed: Callable[[], BoolVector | None]) -> Selection | None:
@@ -120,14 +123,16 @@ class SpaceCache:
         return status.st_ino, status.st_mtime_ns
 
     def build(
-        self, transaction: Transaction, collection: CollectionRow, space: SpaceRow, recipe: Recipe
+        self, transaction: Transaction, collection: CollectionRow, space: SpaceRow, recipe: Recipe, *, wait: bool = True
     ) -> SpaceView:
-        """Write the cache anew from SQL, with the index of ``recipe``; waits for another builder.
+        """Write the cache anew from SQL, with the index of ``recipe``.
+
+        Another builder is waited for; without ``wait`` StoreLocked is raised.
 
         Searches go on with the view there is until the new one is written.
         """
         try:
-            write_cache(self._folder, transaction, collection, space, recipe, timeout=_BUILD_SECONDS)
+            write_cache(self._folder, transaction, collection, space, recipe, timeout=_BUILD_SECONDS if wait else 0.0)
         except OSError as error:
             if isinstance(error, EmbedstoreError):
                 raise
@@ -164,12 +169,37 @@ class SpaceCache:
                 return int(manifest["change"])
         return collection.last_change
 
+    def lags(self, transaction: Transaction, collection: CollectionRow, space: SpaceRow) -> bool:
+        """Whether the published cache lacks an index, or has one that lacks many vectors; nothing is opened for it."""
+        recipe = find_recipe(space.recipe)
+        if recipe.exact or space.dim is None or space.n_live < max(_STALE_ROWS, recipe.min_vectors):
+            return False
+        manifest = None
+        with suppress(DamagedCache):
+            manifest = cachefile.read_manifest(self._folder)
+        if manifest is None or not belongs(transaction, collection, space, manifest):
+            return True
+        index = manifest.get("index")
+        if index is None or index["recipe"] != recipe.name:
+            return True
+        return space.last_seq - index["hi_seq"] > _bound(index["n_vectors"])  # type: ignore[no-any-return]
+
     def pending(self) -> tuple[int, int]:
         """Of the newest view: rows that are not in the cache, and rows that its index does not cover."""
         view = self._view
         if view is None:
             return 0, 0
         return view.delta.shape[0], n_unindexed(view)
+
+    def is_building(self) -> bool:
+        """Whether a process is writing the cache just now."""
+        try:
+            with ProcessLock(self._folder / BUILD_LOCK).held(0):
+                return False
+        except StoreLocked:
+            return True
+        except (StorageFailed, StorageFull):  # there is no folder yet, or it cannot be written to
+            return False
 
     # ---- opening
 
@@ -181,7 +211,7 @@ class SpaceCache:
             try:
                 manifest = cachefile.read_manifest(self._folder)
                 if manifest is not None and belongs(transaction, collection, space, manifest):
-                    return self._from_manifest(space, manifest)
+                    return self._from_manifest(transaction, space, manifest)
                 break
             except DamagedCache as error:
                 if self._replaced_meanwhile(manifest):
@@ -198,7 +228,7 @@ class SpaceCache:
         except DamagedCache:
             return False
 
-    def _from_manifest(self, space: SpaceRow, manifest: dict[str, Any]) -> SpaceView:
+    def _from_manifest(self, transaction: Transaction, space: SpaceRow, manifest: dict[str, Any]) -> SpaceView:
         assert space.dim is not None
         n_rows = manifest["n_vectors"]
         files = {name: CacheFile(**fields) for name, fields in manifest["files"].items()}
@@ -222,7 +252,10 @@ class SpaceCache:
             seqs=labels[0], record_ids=labels[1], alive=None, n_alive=n_rows, pages=pages,
             base_hash=files["exact"].page_hash,
         )  # fmt: skip
-        return view if index is None else replace(view, approximate=self._approximate(view, files, index))
+        if index is None:
+            return view
+        approximate = self._approximate(view, files, index)
+        return replace(view, approximate=replace(approximate, settings=settings_of(transaction, space)))
 
     def _approximate(self, view: SpaceView, files: dict[str, CacheFile], index: dict[str, Any]) -> Approximate:
         """An index together with the way from its positions to the view's rows."""
@@ -256,6 +289,30 @@ class SpaceCache:
             _LOG.info("the cache in %s was not written: %s", self._folder, error)
             return False
         return True
+
+    def _on_gpu(self, view: SpaceView, space: SpaceRow) -> SpaceView:
+        """A view with its cached vectors on a GPU as well, where its recipe asks for that and the device allows it.
+
+        Raises DeviceUnavailable where a GPU was asked for by name and cannot be used.
+        """
+        recipe = find_recipe(space.recipe)
+        if recipe.placement is not Placement.GPU or not recipe.exact or self._device.kind is DeviceKind.CPU:
+            return view
+        if view.gpu is not None or not view.base.shape[0]:
+            return view
+        from embedstore.indexing.gpu import GpuFlat, chosen_gpus
+
+        gpus = chosen_gpus(self._device)
+        if not gpus:
+            return view
+        try:
+            return replace(view, gpu=GpuFlat(view.base, view.metric, gpus))
+        except DeviceUnavailable as error:
+            if self._device.must_be_gpu:
+                raise
+            _LOG.warning("searching on the CPU: %s", error)
+            self._device = CPU
+            return view
 
     # ---- catching up
 
@@ -298,10 +355,22 @@ class SpaceCache:
             alive = np.ones(seqs.size, np.bool_) if alive is None else alive.copy()
             alive[places] = False
         n_alive = int(seqs.size if alive is None else np.count_nonzero(alive))
+        approximate = view.approximate
+        if approximate is not None:  # it may have been tuned meanwhile
+            approximate = replace(approximate, settings=settings_of(transaction, space))
         return replace(
             view, change=collection.last_change, last_seq=space.last_seq, delta=delta, seqs=seqs,
-            record_ids=record_ids, alive=alive, n_alive=n_alive,
+            record_ids=record_ids, alive=alive, n_alive=n_alive, approximate=approximate,
         )  # fmt: skip
+
+
+def settings_of(transaction: Transaction, space: SpaceRow) -> Settings:
+    """The search parameters of a space: its recipe's, or those that were chosen for it by measurement."""
+    recipe = find_recipe(space.recipe)
+    tuning = tuning_of(transaction, space.space_id)
+    if tuning is None or tuning["recipe"] != recipe.name:
+        return dict(recipe.search)
+    return {**recipe.search, **tuning["settings"]}
 
 
 def n_unindexed(view: SpaceView) -> int:
@@ -318,7 +387,12 @@ def is_stale(view: SpaceView, space: SpaceRow) -> bool:
         return view.n_alive >= max(_STALE_ROWS, recipe.min_vectors)
     n_indexed = view.approximate.index.n_vectors
     lost = n_indexed - (view.n_alive - n_unindexed(view))
-    return max(n_unindexed(view), lost) > max(_STALE_ROWS, _STALE_FRACTION * n_indexed)
+    return max(n_unindexed(view), lost) > _bound(n_indexed)
+
+
+def _bound(n_indexed: int) -> float:
+    """How many vectors may come or go before an index over so many is built anew."""
+    return max(_STALE_ROWS, _STALE_FRACTION * n_indexed)
 
 
 def _empty_view(space: SpaceRow) -> SpaceView:

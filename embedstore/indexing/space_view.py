@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -28,6 +29,9 @@ from embedstore.indexing.kernels import (
 from embedstore.indexing.recipes import Recipe
 from embedstore.indexing.selection import Selection
 from embedstore.model import BoolVector, FloatMatrix, FloatVector, IntVector, Metric
+
+if TYPE_CHECKING:
+    from embedstore.indexing.gpu import GpuFlat
 
 _SPARE = 16
 _COPIED_BYTES = 64 << 20
@@ -75,6 +79,7 @@ class SpaceView:
     approximate: Approximate | None = None
     pages: Pages | None = None  # of ``base``, where they are checked as they are read
     base_hash: str = ""  # the page hash of the file of ``base``
+    gpu: GpuFlat | None = None  # ``base`` once more, for searches without a filter
 
     @property
     def n_rows(self) -> int:

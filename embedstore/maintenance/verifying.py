@@ -190,6 +190,8 @@ def _check_spaces(transaction: Transaction, collection: CollectionRow, report: V
         for what in _configuration_faults(space):
             report.add("space", name, what)
         with _read(report, "space", name):
+            catalog.tuning_of(transaction, space.space_id)
+        with _read(report, "space", name):
             _check_vectors(transaction, collection, space, report)
 
 

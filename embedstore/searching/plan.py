@@ -36,7 +36,7 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
-class _IndexPlan:
+class IndexPlan:
     """A search by an index: the knob's value (0 where there is none) and how many candidates it is to find."""
 
     knob: int
@@ -50,10 +50,13 @@ def nearest(view: SpaceView, query: FloatVector, k: int, selection: Selection | 
     details: dict[str, Any] = {"n_vectors": view.n_alive, "n_allowed": n_usable}
     if k == 0:
         return Found(np.empty(0, np.int64), np.empty(0, np.float32), True, "nothing to search", details)
+    if view.gpu is not None and selection is None:
+        return _on_gpu(view, query[None, :], k, details)[0]
     by_index = _index_plan(view, k, selection)
-    if by_index is not None and view.approximate is not None:
-        found = _by_index(view, view.approximate, query, k, selection, by_index, details)
+    if by_index is not None:
+        found = search_index(view, query, k, selection, by_index)
         if found is not None:
+            found.details.update(details)
             return found
         details["widened"] = "to an exact scan"
     if selection is not None and _gathering_pays(view, selection):
@@ -70,6 +73,8 @@ def nearest_batch(view: SpaceView, queries: FloatMatrix, k: int, selection: Sele
     if not len(queries) or wanted == 0 or not can_batch():
         return [nearest(view, query, k, selection) for query in queries]
     details: dict[str, Any] = {"n_vectors": view.n_alive, "n_allowed": n_usable}
+    if view.gpu is not None and selection is None:
+        return _on_gpu(view, queries, wanted, details)
     by_index = _index_plan(view, wanted, selection)
     if by_index is None or view.approximate is None:
         rows, scores = view.scan_batch(queries, wanted, selection)
@@ -82,6 +87,18 @@ def nearest_batch(view: SpaceView, queries: FloatMatrix, k: int, selection: Sele
         nearest(view, query, k, selection) if too_few else Found(one, score, False, plan, details)
         for query, one, score, too_few in zip(queries, rows, scores, short.tolist(), strict=True)
     ]
+
+
+def _on_gpu(view: SpaceView, queries: FloatMatrix, k: int, details: dict[str, Any]) -> list[Found]:
+    """The cached rows by a GPU in half precision, the best of them and the newer rows compared exactly."""
+    assert view.gpu is not None
+    n_candidates = max(2 * k, _FEWEST_CANDIDATES)
+    rows = view.gpu.candidates(queries, n_candidates)
+    late = np.arange(view.base.shape[0], view.n_rows)
+    rows = np.concatenate([rows, np.broadcast_to(late, (len(queries), late.size))], axis=1)
+    best, scores = view.rescore_batch(queries, np.ascontiguousarray(rows), k)
+    plan = f"GPU scan of {view.base.shape[0]:,} vectors in half precision, {n_candidates:,} candidates compared exactly"
+    return [Found(one, score, False, plan, details) for one, score in zip(best, scores, strict=True)]
 
 
 def _scan_plan(view: SpaceView, selection: Selection | None) -> str:
@@ -98,7 +115,7 @@ def _gathering_pays(view: SpaceView, selection: Selection) -> bool:
     return selection.n * costs.gather_row < view.n_rows * costs.scan_row
 
 
-def _index_plan(view: SpaceView, k: int, selection: Selection | None) -> _IndexPlan | None:
+def _index_plan(view: SpaceView, k: int, selection: Selection | None) -> IndexPlan | None:
     """How the index would be asked, where that is cheaper than comparing rows; None where it is not."""
     approximate = view.approximate
     if approximate is None:
@@ -120,11 +137,11 @@ def _index_plan(view: SpaceView, k: int, selection: Selection | None) -> _IndexP
             knob = min(knob, approximate.index.n_lists)
         elif knob > MAX_EFFORT:
             return None
-    plan = _IndexPlan(knob, n_candidates)
+    plan = IndexPlan(knob, n_candidates)
     return plan if index_cost(view, approximate, plan, filtered=selection is not None) < exact_cost else None
 
 
-def index_cost(view: SpaceView, approximate: Approximate, plan: _IndexPlan, *, filtered: bool) -> float:
+def index_cost(view: SpaceView, approximate: Approximate, plan: IndexPlan, *, filtered: bool) -> float:
     """Nanoseconds of a search by the index, and of what is compared exactly afterwards."""
     n_compared = plan.n_candidates * bool(approximate.recipe.rescore) + view.n_rows - approximate.first_row_after
     return approximate.costs.of(plan.knob, filtered=filtered) + n_compared * approximate.costs.scans.gather_row
@@ -135,16 +152,12 @@ def _settings(approximate: Approximate, knob: int) -> Settings:
     return approximate.settings if name is None else {**approximate.settings, name: knob}
 
 
-def _by_index(
-    view: SpaceView,
-    approximate: Approximate,
-    query: FloatVector,
-    k: int,
-    selection: Selection | None,
-    plan: _IndexPlan,
-    details: dict[str, Any],
+def search_index(
+    view: SpaceView, query: FloatVector, k: int, selection: Selection | None, plan: IndexPlan
 ) -> Found | None:
-    """Search the index, and scan the rows that came after it; None where too few were found."""
+    """Search the index of a view, and scan the rows that came after it; None where too few were found."""
+    approximate = view.approximate
+    assert approximate is not None
     at_positions = _positions(approximate, selection)
     n_reachable = approximate.index.n_vectors if at_positions is None else at_positions.n
     wanted = min(k, n_reachable)
@@ -160,7 +173,7 @@ def _by_index(
             return None
     else:
         return None
-    plan = _IndexPlan(spent, plan.n_candidates)
+    plan = IndexPlan(spent, plan.n_candidates)
     rows = found if approximate.row_of is None else approximate.row_of[found]
     late = _late_rows(view, approximate, selection)
     if approximate.recipe.rescore or late.size:
@@ -168,8 +181,8 @@ def _by_index(
     else:
         best = scores[0][: found.size][:k]
         rows = rows[:k]
-    details.update(_index_details(view, approximate, plan))
     words = _index_words(view, approximate, plan, selection)
+    details = _index_details(view, approximate, plan)
     return Found(rows.astype(np.int64, copy=False), best, False, words, details)
 
 
@@ -179,7 +192,7 @@ def _by_index_batch(
     queries: FloatMatrix,
     k: int,
     selection: Selection | None,
-    plan: _IndexPlan,
+    plan: IndexPlan,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rows and scores (n, k) for many queries, and for which of them too few were found (n,)."""
     at_positions = _positions(approximate, selection)
@@ -218,7 +231,7 @@ def _positions(approximate: Approximate, selection: Selection | None) -> Selecti
 
 
 def _index_words(
-    view: SpaceView, approximate: Approximate, plan: _IndexPlan, selection: Selection | None
+    view: SpaceView, approximate: Approximate, plan: IndexPlan, selection: Selection | None
 ) -> str:
     recipe = approximate.recipe
     words = f"{recipe.name} over {approximate.index.n_vectors:,} vectors"
@@ -232,7 +245,7 @@ def _index_words(
     return words + (f"; exact scan of {n_late:,} newer vectors" if n_late else "")
 
 
-def _index_details(view: SpaceView, approximate: Approximate, plan: _IndexPlan) -> dict[str, Any]:
+def _index_details(view: SpaceView, approximate: Approximate, plan: IndexPlan) -> dict[str, Any]:
     n_after = view.n_rows - approximate.first_row_after
     details: dict[str, Any] = {"n_candidates": plan.n_candidates, "n_after_index": n_after}
     if approximate.recipe.knob is not None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from embedstore.devices import CPU, Device
 from embedstore.errors import InvalidInput, StorageFailed
 from embedstore.filters import Node
 from embedstore.forking import tell_forked
@@ -54,8 +55,16 @@ class Query:
 class CollectionSearch:
     """What one process keeps in memory to search a collection."""
 
-    def __init__(self, cache_folder: Path) -> None:
+    def __init__(
+        self,
+        cache_folder: Path,
+        on_stale: Callable[[CollectionRow, SpaceRow], None] | None = None,
+        device: Device = CPU,
+    ) -> None:
+        """on_stale: called where the index of a space should be built anew."""
         self._folder = cache_folder
+        self._on_stale = on_stale
+        self._device = device
         self._guard = threading.Lock()
         self._columns: dict[int, Columns] = {}
         self._spaces: dict[int, SpaceCache] = {}
@@ -70,7 +79,9 @@ class CollectionSearch:
         """The cache of a space."""
         with self._guard:
             if space_id not in self._spaces:
-                self._spaces[space_id] = SpaceCache(space_cache_folder(self._folder, space_id))
+                folder = space_cache_folder(self._folder, space_id)
+                made = self._spaces[space_id] = SpaceCache(folder, self._device)
+                made.on_stale = self._on_stale
             return self._spaces[space_id]
 
     def keyword_cache(self, collection_id: int) -> KeywordCache:

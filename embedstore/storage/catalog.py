@@ -288,7 +288,7 @@ def forget(transaction: Transaction) -> None:
     """Forget what is remembered of the catalog, since it is about to change."""
     memory = transaction.memory
     if memory is not None:
-        for key in [key for key in memory if key[0] in ("collection", "spaces", "fields")]:
+        for key in [key for key in memory if key[0] in ("collection", "spaces", "fields", "tuning")]:
             del memory[key]
 
 
@@ -304,6 +304,35 @@ def remember(transaction: Transaction, collection: CollectionRow, spaces: dict[s
 def path_json(path: FieldPath) -> str:
     """A metadata path as it is stored."""
     return json.dumps(list(path), ensure_ascii=False)
+
+
+def tuning_of(transaction: Transaction, space_id: int) -> dict[str, Any] | None:
+    """What was measured when a space was tuned; None where it never was. DamagedRow for what was never written."""
+    memory = transaction.memory
+    if memory is not None and ("tuning", space_id) in memory:
+        return memory["tuning", space_id]  # type: ignore[no-any-return]
+    row = transaction.one("SELECT report, row_hash FROM tunings WHERE space_id = :space", {"space": space_id})
+    found: dict[str, Any] | None = None
+    if row is not None:
+        if not isinstance(row[0], str) or _tuning_hash(space_id, row[0]) != bytes(row[1]):
+            raise DamagedRow(f"the tuning of space {space_id} is not what was written")
+        found = orjson.loads(row[0])
+    if memory is not None:
+        memory["tuning", space_id] = found
+    return found
+
+
+def put_tuning(transaction: Transaction, space_id: int, report: dict[str, Any]) -> None:
+    """Note what was measured when a space was tuned."""
+    text = orjson.dumps(report, option=orjson.OPT_SORT_KEYS).decode()
+    transaction.run("DELETE FROM tunings WHERE space_id = :space", {"space": space_id})
+    transaction.insert("tunings", ["space_id", "report", "row_hash"], [(space_id, text, _tuning_hash(space_id, text))])
+    if transaction.memory is not None:
+        transaction.memory.pop(("tuning", space_id), None)
+
+
+def _tuning_hash(space_id: int, text: str) -> bytes:
+    return blake2b(f"{space_id}\0{text}".encode(), digest_size=16).digest()
 
 
 def store_uuid(transaction: Transaction) -> str:

@@ -351,6 +351,11 @@ class CollectionWriter:
         self._spaces[space_name] = self._spaces[space_name]._replace(recipe=recipe)
         self._touched = True
 
+    def set_tuning(self, space_name: str, report: dict[str, Any]) -> None:
+        """Note what was measured of a space, and the settings that were chosen."""
+        catalog.put_tuning(self._tx, self._spaces[space_name].space_id, report)
+        self._touched = True
+
     def _kill_vectors(self, space: SpaceRow, dead: Sequence[tuple[int, bytes]]) -> None:
         if not dead:
             return
