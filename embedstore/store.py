@@ -373,4 +373,4 @@ def open_store(
 
 
 def _can_write(folder: Path) -> bool:
-    return os.access(folder, os.W_OK)
+    return not folder.exists() or os.access(folder, os.W_OK)

@@ -112,7 +112,9 @@ class SpaceCache:
         """Whether a view is searched by the space's recipe, as far as the cache files allow."""
         used = "" if view.approximate is None else view.approximate.recipe.name
         wanted = "" if find_recipe(space.recipe).exact else space.recipe
-        return used == wanted or (wanted != "" and self._manifest_mark() == self._opened_mark)
+        if used == wanted and not is_stale(view, space):
+            return True
+        return wanted == used == "" or self._manifest_mark() == self._opened_mark  # else there is a newer one to open
 
     def _manifest_mark(self) -> tuple[int, int] | None:
         """What tells one published manifest from another without reading it."""

@@ -286,5 +286,6 @@ def same(one: Any, other: Any) -> bool:
 def everything_used(*, caches_at_once: bool) -> Iterator[None]:
     """Have small spaces searched by their HNSW index, and caches written however little they lack."""
     limit = 0 if caches_at_once else space_cache._BUILD_BYTES
-    with mock.patch.object(plan, "index_cost", lambda *_, **__: 0.0), mock.patch.object(space_cache, "_BUILD_BYTES", limit):
+    always = mock.patch.object(plan, "index_cost", lambda *_, **__: 0.0)
+    with always, mock.patch.object(space_cache, "_BUILD_BYTES", limit):
         yield
