@@ -11,7 +11,7 @@ from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("embedstore", "faiss-cpu", "faiss-gpu", "numpy", "onnxruntime", "torch", "sentence-transformers", "lancedb",
-            "sqlite-vec", "hnswlib", "chromadb")
+            "sqlite-vec", "hnswlib", "chromadb", "openvino", "usearch", "qdrant-client")
 
 
 def data_folder() -> Path:

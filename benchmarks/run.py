@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-SCRIPTS = ("startup.py", "store_speed.py", "single_add.py", "ingest_text.py", "scifact.py", "table.py")
+SCRIPTS = ("startup.py", "store_speed.py", "single_add.py", "ingest_text.py", "bulk_encoding.py", "scifact.py",
+           "recipes.py", "table.py")
 
 
 def main() -> None:

@@ -14,6 +14,11 @@ TITLES = {
     "store_cold": "A new process to its first ten hits, 60,000 vectors, vector given",
     "single_add": "One durable add beside a bare SQLite commit of the same row; opening 60,000 vectors",
     "store_searching": "Queries over 60,000 vectors, top 10 with text and metadata",
+    "recipes": "Recipes over 60,000 vectors of 384 numbers, each beside the raw FAISS index that it wraps",
+    "peers": "Queries over 60,000 vectors beside other stores, top 10 with text and metadata",
+    "scale": "1,000,000 vectors of 128 numbers",
+    "tuning": "Tunings held against queries that were never seen",
+    "bulk_encoding": "Bulk encoding of texts beside SentenceTransformer.encode, unsorted, its default batch",
     "ingest_text": "Ingest of scientific abstracts with minilm",
     "scifact": "SciFact (BEIR): 5,183 abstracts, 809 queries, through the command line",
 }

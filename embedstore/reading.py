@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
@@ -19,14 +18,13 @@ from embedstore.model import FloatMatrix, Modality, Record
 from embedstore.records import HASH_BYTES, encode_text, row_hash, shown, vector_is_whole
 from embedstore.storage import catalog
 from embedstore.storage.catalog import CollectionRow, SpaceRow
-from embedstore.storage.database import Transaction
+from embedstore.storage.database import PackedRecord, Transaction
 from embedstore.storage.layout import id_range
 
 RECORD_COLUMNS = (
     "r.record_id, r.key, r.content, CAST(r.metadata AS text), r.modality, r.uri, r.content_hash, r.row_hash"
 )
 _CHUNK = 5000
-_FEW = 64
 _MODALITIES = {one.value: one for one in Modality}
 
 
@@ -89,28 +87,21 @@ def records_by_id(transaction: Transaction, record_ids: Sequence[int]) -> dict[i
     members = transaction.dialect.members("ids", "integer")
     for start in range(0, len(record_ids), _CHUNK):
         chunk = record_ids[start : start + _CHUNK]
-        if len(chunk) <= _FEW:  # as for the hits of a search: a list of their own is read twice as fast
-            sql, names = _few_records(len(chunk))
-            rows = transaction.all(sql, dict(zip(names, chunk, strict=True)))
-        else:
-            rows = transaction.all(
-                f"SELECT {RECORD_COLUMNS} FROM records AS r WHERE r.record_id IN {members}",
-                {"ids": transaction.dialect.list_parameter(list(chunk))},
-            )
+        packed = transaction.records_packed(chunk)
+        if packed is not None:
+            for packed_row in packed:
+                found[packed_row[0]] = _packed_record(packed_row)
+            continue
+        rows = transaction.all(
+            f"SELECT {RECORD_COLUMNS} FROM records AS r WHERE r.record_id IN {members}",
+            {"ids": transaction.dialect.list_parameter(list(chunk))},
+        )
         for row in rows:
             found[row[0]] = _record(row)
     if len(found) < len(record_ids) and any(one not in found for one in record_ids):
         missing = next(one for one in record_ids if one not in found)
         raise DamagedRow(f"the record of number {missing} is not there, but an index or a vector leads to it")
     return found
-
-
-@functools.lru_cache(maxsize=_FEW + 1)
-def _few_records(n: int) -> tuple[str, tuple[str, ...]]:
-    """A statement for ``n`` records by id, and the names of its parameters."""
-    names = tuple(f"id{place}" for place in range(n))
-    places = ", ".join(f":{name}" for name in names) or "NULL"
-    return f"SELECT {RECORD_COLUMNS} FROM records AS r WHERE r.record_id IN ({places})", names
 
 
 def require_whole(transaction: Transaction, record_ids: Sequence[int]) -> None:
@@ -143,15 +134,24 @@ def sample_ids(
 
 def _record(row: tuple[Any, ...]) -> Record:
     """The record of a row; DamagedRow where it is not what was written."""
-    _, key, content, metadata, modality, uri, content_hash, hashed = row
-    try:  # the same as ``record_fault`` asks, in one piece: this runs for every record of every answer
-        content_hashed = None if content is None else blake2b(content.encode(), digest_size=HASH_BYTES).digest()
-        joined = f"{key}\0{modality}\0{'' if content_hashed is None else content_hashed.hex()}\0{uri or ''}\0{metadata}"
-        if blake2b(joined.encode(), digest_size=HASH_BYTES).digest() == hashed and content_hashed == content_hash:
+    fault = record_fault(row)
+    if fault is not None:
+        raise DamagedRow(fault)
+    _, key, content, metadata, modality, uri, _, _ = row
+    return Record(key, content, orjson.loads(metadata), _MODALITIES[modality], uri)
+
+
+def _packed_record(row: PackedRecord) -> Record:
+    """The record of a packed row; DamagedRow where it is not what was written."""
+    record_id, key, content, metadata, modality, uri, content_hash, hashed = row
+    try:  # as ``record_fault`` does, in one piece, since this runs for every record of every answer
+        found = "" if content is None else blake2b(content.encode(), digest_size=HASH_BYTES).hexdigest()
+        joined = f"{key}\0{modality}\0{found}\0{uri or ''}\0{metadata}"
+        if found == content_hash and blake2b(joined.encode(), digest_size=HASH_BYTES).hexdigest() == hashed:
             return Record(key, content, orjson.loads(metadata), _MODALITIES[modality], uri)
     except (KeyError, AttributeError, TypeError, ValueError):
         pass
-    raise DamagedRow(record_fault(row) or f"the row of record {row[0]} is not what was written")
+    raise DamagedRow(f"the record {shown(str(key))} (number {record_id}) is not what was written")
 
 
 def record_fault(row: tuple[Any, ...]) -> str | None:

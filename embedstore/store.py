@@ -276,7 +276,9 @@ class Store:
             held = self._encoders.get(space.fingerprint)
             if held is None:
                 pinned = EncoderSpec.from_json(space.encoder)
-                held = load_encoder(pinned.name, pinned=pinned, allow_network=self._allow_network)
+                held = load_encoder(
+                    pinned.name, pinned=pinned, allow_network=self._allow_network, device=self.device
+                )
                 assert held is not None
                 self._encoders[space.fingerprint] = held
             return held
@@ -285,7 +287,7 @@ class Store:
         """A new encoder by name; None for 'none'."""
         from embedstore.encoders import load_encoder
 
-        encoder = load_encoder(name, allow_network=self._allow_network)
+        encoder = load_encoder(name, allow_network=self._allow_network, device=self.device)
         if encoder is not None:
             with self._guard:
                 encoder = self._encoders.setdefault(encoder.spec.fingerprint, encoder)

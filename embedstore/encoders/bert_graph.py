@@ -1,8 +1,7 @@
 """An ONNX graph of a BERT encoder, written from its safetensors with onnxruntime's fused operators.
 
-Attention, bias with GELU, and residual with layer norm are one operator each, so nothing is left to
-optimise when the graph is opened, and no torch is needed to write it. Weights lie outside the graph
-in one file that onnxruntime maps into memory.
+Attention, and bias with GELU, are one operator each, so nothing is left to optimise when the graph is opened, and no
+torch is needed to write it. Weights lie outside the graph in one file that onnxruntime maps into memory.
 
 Source: the layers of Devlin et al. 2018, arXiv:1810.04805, as transformers' BertModel computes them.
 """
@@ -15,11 +14,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from embedstore.encoders import int8_products
 from embedstore.encoders.model_folder import TextModel
 
 WEIGHTS_FILE = "weights.bin"
 _FUSED = "com.microsoft"
 _OPSET = 18
+_PARTS = ("query", "key", "value")
 
 
 def is_possible(model: TextModel) -> bool:
@@ -37,16 +38,17 @@ def is_possible(model: TextModel) -> bool:
     )
 
 
-def write_bert_graph(model: TextModel, folder: Path) -> Path:
+def write_bert_graph(model: TextModel, folder: Path, *, int8: bool = False) -> Path:
     """Write ``model.onnx`` and its weights into ``folder`` and return the graph's path.
 
     Inputs input_ids and attention_mask, int64 (n_texts, n_tokens), padded on the right;
     output sentence_embedding, float32 (n_texts, dim).
+    int8: whether the dense layers multiply in eight bits, as ``int8_products`` says.
     Raises KeyError or ValueError where the weights are not those of a BERT.
     """
     import onnx
 
-    graph = _Graph(model)
+    graph = _Graph(model, int8)
     proto = graph.finish()
     path = folder / "model.onnx"
     onnx.save_model(
@@ -59,10 +61,11 @@ def write_bert_graph(model: TextModel, folder: Path) -> Path:
 class _Graph:
     """The nodes and weights of one graph under construction."""
 
-    def __init__(self, model: TextModel) -> None:
+    def __init__(self, model: TextModel, int8: bool = False) -> None:
         from safetensors.numpy import load_file
 
         self.model = model
+        self.int8 = int8
         weights = load_file(str(model.folder / model.weights_files[0]))
         prefix = "bert." if "bert.embeddings.word_embeddings.weight" in weights else ""
         self.weights = {name.removeprefix(prefix): value for name, value in weights.items()}
@@ -91,6 +94,8 @@ class _Graph:
     def finish(self) -> Any:
         from onnx import TensorProto, helper
 
+        if self.int8:
+            int8_products.write_constants(self)
         x = self.embeddings()
         for layer in range(self.n_layers):
             x = self.layer(layer, x)
@@ -125,32 +130,53 @@ class _Graph:
     def layer(self, index: int, x: str) -> str:
         """One transformer layer on ``x`` of shape (n_texts, n_tokens, dim)."""
         name = f"encoder.layer.{index}"
-        parts = [f"{name}.attention.self.{part}" for part in ("query", "key", "value")]
-        weights = np.concatenate([self.weight(f"{part}.weight").T for part in parts], axis=1)  # (dim, 3 dim)
-        biases = np.concatenate([self.weight(f"{part}.bias") for part in parts])
-        attended = self.node(
-            "Attention",
-            [x, self.constant(f"{name}.qkv", weights), self.constant(f"{name}.qkv_bias", biases), "n_read"],
-            [f"{name}.attended"], domain=_FUSED, num_heads=self.n_heads,
-        )  # fmt: skip
+        attended = self.attended_int8(name, x) if self.int8 else self.attended(name, x)
         between = self.residual(f"{name}.attention.output", attended, x)
         product = self.product(f"{name}.intermediate.dense", between)
         bias = self.constant(f"{name}.gelu_bias", self.weight(f"{name}.intermediate.dense.bias"))
         inner = self.node("BiasGelu", [product, bias], [f"{name}.inner"], domain=_FUSED)
         return self.residual(f"{name}.output", inner, between)
 
+    def attended(self, name: str, x: str) -> str:
+        """Attention of all heads, one after the other: (n_texts, n_tokens, dim)."""
+        parts = [f"{name}.attention.self.{part}" for part in _PARTS]
+        weights = np.concatenate([self.weight(f"{part}.weight").T for part in parts], axis=1)  # (dim, 3 dim)
+        return self.node(
+            "Attention",
+            [x, self.constant(f"{name}.qkv", weights), self.qkv_bias(name), "n_read"],
+            [f"{name}.attended"], domain=_FUSED, num_heads=self.n_heads,
+        )  # fmt: skip
+
+    def attended_int8(self, name: str, x: str) -> str:
+        """The same, with queries, keys and values from products in eight bits."""
+        quantised = int8_products.quantise_rows(self, name, x)
+        parts = [f"{name}.attention.self.{part}" for part in _PARTS]
+        products = [int8_products.product(self, part, quantised, self.weight(f"{part}.weight").T) for part in parts]
+        return self.node(
+            "MultiHeadAttention", [*products, self.qkv_bias(name), "n_read"], [f"{name}.attended"],
+            domain=_FUSED, num_heads=self.n_heads,
+        )  # fmt: skip
+
+    def qkv_bias(self, name: str) -> str:
+        biases = [self.weight(f"{name}.attention.self.{part}.bias") for part in _PARTS]
+        return self.constant(f"{name}.qkv_bias", np.concatenate(biases))
+
     def product(self, name: str, x: str) -> str:
-        matrix = self.constant(f"{name}.matrix", self.weight(f"{name}.weight").T)
-        return self.node("MatMul", [x, matrix], [f"{name}.product"])
+        weights = self.weight(f"{name}.weight").T
+        if self.int8:
+            return int8_products.product(self, name, int8_products.quantise_rows(self, name, x), weights)
+        return self.node("MatMul", [x, self.constant(f"{name}.matrix", weights)], [f"{name}.product"])
 
     def residual(self, name: str, x: str, skipped: str) -> str:
         """LayerNorm(dense(x) + skipped)."""
         product = self.product(f"{name}.dense", x)
         bias = self.constant(f"{name}.bias", self.weight(f"{name}.dense.bias"))
+        self.node("Add", [product, skipped], [f"{name}.skipped"])
+        self.node("Add", [f"{name}.skipped", bias], [f"{name}.biased"])
+        # onnxruntime's SkipLayerNormalization does all three in one, without vector instructions: six times slower.
         return self.node(
-            "SkipLayerNormalization", [product, skipped, *self.norm(f"{name}.LayerNorm"), bias],
-            [f"{name}.normed"],
-            domain=_FUSED, epsilon=self.epsilon,
+            "LayerNormalization", [f"{name}.biased", *self.norm(f"{name}.LayerNorm")], [f"{name}.normed"],
+            epsilon=self.epsilon, axis=-1,
         )  # fmt: skip
 
     def norm(self, name: str) -> list[str]:

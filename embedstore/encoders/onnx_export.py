@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from embedstore.encoders import bert_graph
-from embedstore.encoders.batching import pad
+from embedstore.encoders.batching import Tokens, pad
 from embedstore.encoders.cache import (
     cache_folder,
     known_sha256,
@@ -27,17 +27,19 @@ from embedstore.encoders.cache import (
     sha256_of,
     write_json,
 )
+from embedstore.encoders.fidelity import LEAST_COSINE, SAMPLE, Fidelity, measure_fidelity
 from embedstore.encoders.model_folder import TextModel
 from embedstore.encoders.onnx_text import OnnxText, open_session, run_session
 from embedstore.encoders.reference import CHECK_TEXTS, MINILM_BEGINNINGS, differs
-from embedstore.encoders.spec import MINILM, EncoderSpec
-from embedstore.encoders.tokens import Tokens, load_tokenizer
+from embedstore.encoders.spec import MINILM, MINILM_INT8, EncoderSpec
+from embedstore.encoders.tokens import load_tokenizer
 from embedstore.encoders.torch_text import TorchText, pad_id
 from embedstore.errors import EncoderUnavailable
+from embedstore.model import FloatMatrix
 
 logger = logging.getLogger("embedstore")
 
-EXPORTER_VERSION = 1
+EXPORTER_VERSION = 2
 """Part of the folder's name; raised whenever an export would come out differently."""
 
 _GRAPH = "model.onnx"
@@ -71,6 +73,12 @@ class ExportFailed(Exception):
 def export_folder(spec: EncoderSpec) -> Path:
     """Where the export of an encoder lies or would lie."""
     return cache_folder() / "onnx" / f"{spec.fingerprint}-{EXPORTER_VERSION}"
+
+
+def exported_fidelity(spec: EncoderSpec) -> dict[str, Any] | None:
+    """The ``Fidelity`` that was measured when a quantised encoder was exported, JSON-ready; None before that."""
+    found = read_json(export_folder(spec) / _RECORD).get("fidelity")
+    return found if isinstance(found, dict) else None
 
 
 def ensure_export(model: TextModel, spec: EncoderSpec) -> Export | None:
@@ -152,10 +160,12 @@ def _make(model: TextModel, spec: EncoderSpec, folder: Path) -> _Found:
     try:
         record: dict[str, Any] = {"spec": dataclasses.asdict(spec), "versions": _versions()}
         try:
-            _write_export(model, spec, temporary)
+            fidelity = _write_export(model, spec, temporary)
+            if fidelity is not None:
+                record["fidelity"] = dataclasses.asdict(fidelity)
             record["files"] = {path.name: _kept(path) for path in sorted(temporary.iterdir())}
         except ExportFailed as error:
-            logger.warning("%s runs on torch, since its export to ONNX failed: %s", spec.name, error)
+            logger.warning("%s cannot run on onnxruntime, since its export to ONNX failed: %s", spec.name, error)
             record["failed"] = str(error)
         write_json(temporary / _RECORD, record)
         if folder.exists():
@@ -188,15 +198,17 @@ def _kept(path: Path) -> dict[str, Any]:
     return {"size": path.stat().st_size, "sha256": sha256_of(path)}
 
 
-def _write_export(model: TextModel, spec: EncoderSpec, folder: Path) -> None:
-    """Write graph, weights and tokenizer, and check them; ExportFailed says what is wrong."""
-    if spec.family == MINILM:  # its weights and tokenizer are known to the byte, so torch need not be there
+def _write_export(model: TextModel, spec: EncoderSpec, folder: Path) -> Fidelity | None:
+    """Write graph, weights and tokenizer, and check them; ExportFailed says what is wrong.
+
+    Returns how near the vectors are to the exact ones, where the graph is quantised.
+    """
+    if spec.family in (MINILM, MINILM_INT8):  # known to the byte, so torch need not be there
         bert_graph.write_bert_graph(model, folder)
         shutil.copyfile(model.transformer / "tokenizer.json", folder / _TOKENIZER)
-        expected, n_numbers = MINILM_BEGINNINGS, MINILM_BEGINNINGS.shape[1]
-        _check(model, folder, expected, n_numbers)
-        return
-    torch_text = TorchText(model, device="cpu")
+        _check(model, folder, MINILM_BEGINNINGS, MINILM_BEGINNINGS.shape[1])
+        return None if spec.family == MINILM else _quantise(model, folder)
+    torch_text = TorchText(model)
     torch_text.tokenizer.save(str(folder / _TOKENIZER))
     texts = check_tokens(model, folder)
     expected = np.stack([torch_text.encode_query(text) for text in texts])
@@ -204,12 +216,34 @@ def _write_export(model: TextModel, spec: EncoderSpec, folder: Path) -> None:
         try:
             bert_graph.write_bert_graph(model, folder)
             _check(model, folder, expected, model.dim)
-            return
+            return None
         except (ExportFailed, KeyError, ValueError, TypeError) as error:
             logger.info("%s does not fit the BERT graph (%s); torch exports it", spec.name, error)
             _remove_graph(folder)
     _export_with_torch(torch_text, folder)
     _check(model, folder, expected, model.dim)
+    return None
+
+
+def _quantise(model: TextModel, folder: Path) -> Fidelity:
+    """Put the graph in eight bits in the place of the exact one, and measure it against that."""
+    tokenizer = load_tokenizer(folder / _TOKENIZER, model.max_tokens)
+    texts = [encoding.ids for encoding in tokenizer.encode_batch_fast(list(SAMPLE))]
+
+    def vectors() -> FloatMatrix:
+        return OnnxText(folder / _GRAPH, dim=model.dim, pad_id=pad_id(model)).encode(texts)
+
+    exact = vectors()
+    _remove_graph(folder)
+    bert_graph.write_bert_graph(model, folder, int8=True)
+    try:
+        fidelity = measure_fidelity(vectors(), exact)
+    # onnxruntime raises its own errors, RuntimeError and ValueError for a graph it cannot run.
+    except Exception as error:
+        raise ExportFailed(f"onnxruntime cannot run it: {' '.join(str(error).split())[:300]}") from error
+    if not fidelity.mean_cosine >= LEAST_COSINE:
+        raise ExportFailed(f"its vectors have a mean cosine of {fidelity.mean_cosine} with the exact ones")
+    return fidelity
 
 
 def check_tokens(model: TextModel, folder: Path) -> list[Tokens]:

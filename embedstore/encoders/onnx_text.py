@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
@@ -10,11 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from embedstore.encoders.batching import Tokens, pad, run_all
+from embedstore.encoders.batching import Ids, Tokens, pad, run_all
+from embedstore.encoders.threads import plan_bulk, usable_cores
 from embedstore.model import FloatMatrix, FloatVector
-
-TOKENS_PER_BATCH = 512
-"""Measured: two texts of 256 tokens a batch keep a core's caches warm; more is slower."""
 
 _QUERIES_BEFORE_PACKING = 16
 
@@ -43,7 +40,7 @@ class OnnxText:
         session = self._open(packed=True)
         return run_all(
             texts, lambda ids, mask: run_session(session, ids, mask), dim=self._dim, pad_id=self._pad_id,
-            tokens_per_batch=TOKENS_PER_BATCH, n_workers=available_cores(),
+            plan=plan_bulk(sum(map(len, texts)), usable_cores()),
         )  # fmt: skip
 
     def encode_query(self, text: Tokens) -> FloatVector:
@@ -59,13 +56,6 @@ class OnnxText:
                 self._session = open_session(self._graph, packed=packed)
                 self._packed = packed
             return self._session
-
-
-def available_cores() -> int:
-    """How many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def open_session(graph: Path, *, packed: bool) -> Any:
@@ -86,7 +76,7 @@ def open_session(graph: Path, *, packed: bool) -> Any:
     return onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
 
 
-def run_session(session: Any, ids: Any, mask: Any) -> FloatMatrix:
+def run_session(session: Any, ids: Ids, mask: Ids) -> FloatMatrix:
     """Vectors, float32 (n_texts, dim), of padded ids and their mask."""
     vectors: FloatMatrix = session.run(None, {"input_ids": ids, "attention_mask": mask})[0]
     return np.ascontiguousarray(vectors, dtype=np.float32)

@@ -6,6 +6,7 @@ import importlib.metadata
 from dataclasses import dataclass
 from pathlib import Path
 
+from embedstore.devices import Device, choose_device
 from embedstore.encoders.hub import cached_snapshot, download_snapshot
 from embedstore.encoders.model_folder import (
     TextModel,
@@ -15,21 +16,23 @@ from embedstore.encoders.model_folder import (
     read_transformer,
 )
 from embedstore.encoders.protocol import Encoder
-from embedstore.encoders.spec import MINILM, EncoderSpec
+from embedstore.encoders.spec import MINILM, MINILM_INT8, EncoderSpec
 from embedstore.encoders.text_encoder import TextEncoder
-from embedstore.encoders.weights import load_minilm
+from embedstore.encoders.weights import load_minilm, load_minilm_int8
 from embedstore.errors import EncoderMismatch, EncoderUnavailable, InvalidInput
 
 ENTRY_POINTS = "embedstore.encoders"
 NONE = "none"
 
-_POSSIBLE = "minilm, st:NAME_OR_PATH, hf:NAME_OR_PATH@layer=-2,pool=mean, the path of a model folder, none"
+_POSSIBLE = (
+    "minilm, minilm-int8, st:NAME_OR_PATH, hf:NAME_OR_PATH@layer=-2,pool=mean, the path of a model folder, none"
+)
 _HF_OPTIONS = ("layer", "pool", "normalize", "max_tokens")
 
 
 @dataclass(frozen=True, slots=True)
 class _Request:
-    """A name taken apart: its kind (``minilm``, ``st``, ``hf``), the model, and the options of ``hf``."""
+    """A name taken apart: its kind, which is a name alone or ``st`` or ``hf``, the model, and the options of ``hf``."""
 
     kind: str
     model: str = ""
@@ -38,29 +41,34 @@ class _Request:
     @property
     def name(self) -> str:
         """The canonical name."""
-        if self.kind == MINILM:
-            return MINILM
+        if not self.model:
+            return self.kind
         given = ",".join(f"{key}={value}" for key, value in self.options)
         return f"{self.kind}:{self.model}" + (f"@{given}" if given else "")
 
 
 def load_encoder(
-    name: str = MINILM, *, pinned: EncoderSpec | None = None, allow_network: bool = False
-) -> Encoder | None:
+    name: str = MINILM, *, pinned: EncoderSpec | None = None, allow_network: bool = False,
+    device: str | Device = "auto",
+) -> Encoder | None:  # fmt: skip
     """The encoder of that name; None for ``none``.
 
-    name: ``minilm``, ``st:NAME_OR_PATH`` (sentence-transformers), ``hf:NAME_OR_PATH@layer=-2,pool=mean``
-        (transformers; pool mean, first, last or max; also normalize=true, max_tokens=N), a folder of
-        either kind, a name that another package registers under the entry-point group
-        ``embedstore.encoders``, or ``none``.
+    name: ``minilm``; ``minilm-int8``, the same with products in eight bits; ``st:NAME_OR_PATH``
+        (sentence-transformers); ``hf:NAME_OR_PATH@layer=-2,pool=mean`` (transformers; pool mean, first, last or max;
+        also normalize=true, max_tokens=N); a folder of either kind; a name that another package registers under the
+        entry-point group ``embedstore.encoders``; or ``none``.
     pinned: what made the vectors of a space. The encoder is looked for where it was then, and must be
         the same.
     allow_network: whether a model that is not on this machine may be downloaded.
+    device: ``cpu``; ``cuda``, ``cuda:1`` or ``all``, where all is encoded in half precision; ``auto``, where one query
+        runs on the CPU, and many texts on a GPU that can be used. Encoders of other packages choose for themselves.
 
     The model itself is loaded when it is first used.
-    Raises InvalidInput for a name that means nothing, EncoderUnavailable for a model that is missing or
-    unusable, EncoderMismatch where it makes other vectors than ``pinned``.
+    Raises InvalidInput for a name or device that means nothing, EncoderUnavailable for a model that is missing or
+    unusable, EncoderMismatch where it makes other vectors than ``pinned``, DeviceUnavailable where a GPU was asked for
+    by name that torch cannot use.
     """
+    chosen = choose_device(device)
     if name == NONE:
         if pinned is not None:
             raise EncoderMismatch(
@@ -68,7 +76,7 @@ def load_encoder(
             )
         return None
     external = _external(name)
-    encoder = external if external is not None else _load(_understand(name), pinned, allow_network)
+    encoder = external if external is not None else _load(_understand(name), pinned, allow_network, chosen)
     if pinned is not None and encoder.spec.fingerprint != pinned.fingerprint:
         raise EncoderMismatch(
             f"the vectors were made by {pinned.describe()}, fingerprint {pinned.fingerprint};"
@@ -81,8 +89,8 @@ def load_encoder(
 def _understand(name: str) -> _Request:
     """Take a name apart; InvalidInput lists what names there are."""
     kind, colon, rest = name.partition(":")
-    if name == MINILM:
-        return _Request(MINILM)
+    if name in (MINILM, MINILM_INT8):
+        return _Request(name)
     if colon and kind in ("st", "hf") and rest:
         model, options = _with_options(rest) if kind == "hf" else (rest, ())
         return _Request(kind, _absolute(model), options)
@@ -120,15 +128,16 @@ def _with_options(rest: str) -> tuple[str, tuple[tuple[str, str], ...]]:
     return model, tuple((key, options[key]) for key in _HF_OPTIONS if key in options)
 
 
-def _load(request: _Request, pinned: EncoderSpec | None, allow_network: bool) -> Encoder:
+def _load(request: _Request, pinned: EncoderSpec | None, allow_network: bool, device: Device) -> Encoder:
     same = pinned is not None and pinned.name == request.name
     location = pinned.location if pinned is not None and same else None
-    if request.kind == MINILM:
-        model, spec = load_minilm(location, allow_network=allow_network)
-        return TextEncoder(spec, model)
+    if request.kind in (MINILM, MINILM_INT8):
+        load = load_minilm if request.kind == MINILM else load_minilm_int8
+        model, spec = load(location, allow_network=allow_network)
+        return TextEncoder(spec, model, device)
     folder = Path(location) if location is not None and Path(location).is_dir() else None
     model = _read(request, folder or _folder(request, allow_network))
-    return TextEncoder(model.spec(request.name), model)
+    return TextEncoder(model.spec(request.name), model, device)
 
 
 def _folder(request: _Request, allow_network: bool) -> Path:
@@ -192,7 +201,7 @@ def _external(name: str) -> Encoder | None:
     kind, _, argument = name.partition(":")
     points = importlib.metadata.entry_points(group=ENTRY_POINTS)
     for point in points:
-        if point.name != kind or kind in (MINILM, "st", "hf", NONE):
+        if point.name != kind or kind in (MINILM, MINILM_INT8, "st", "hf", NONE):
             continue
         try:
             make = point.load()

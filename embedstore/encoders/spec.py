@@ -14,6 +14,7 @@ FORMAT_VERSION = 1
 """The version of the JSON that ``EncoderSpec.to_json`` writes."""
 
 MINILM = "minilm"
+MINILM_INT8 = "minilm-int8"
 SENTENCE_TRANSFORMERS = "sentence-transformers"
 TRANSFORMERS = "transformers"
 
@@ -26,7 +27,8 @@ class EncoderSpec:
 
     name: as the user gives it, in canonical form: ``minilm``, ``st:PATH_OR_NAME``,
         ``hf:PATH_OR_NAME@layer=5,pool=mean``.
-    family: ``minilm``, ``sentence-transformers``, ``transformers``, or what another package calls its own.
+    family: ``minilm``, ``minilm-int8``, ``sentence-transformers``, ``transformers``, or what another package calls its
+        own.
     dim: numbers in a vector. max_tokens: tokens that are read of a text, special ones included.
     layer: index in the hidden states, 0 being the embeddings; None where the model has its own pipeline.
     pool: mean, first, last, max, or the model's own word. normalize: whether vectors have length 1.

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from embedstore.encoders.batching import Tokens
+import numpy as np
+import numpy.typing as npt
+
 from embedstore.errors import EncoderUnavailable, InvalidInput
 
-__all__ = ["TextTokenizer", "Tokens", "load_tokenizer"]
+
+def load_tokenizers() -> Any:
+    """The module ``tokenizers``, told not to start threads of its own unless the environment already says otherwise.
+
+    They would make every later fork print a warning; where threads pay, whole batches go to ours.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import tokenizers
+
+    return tokenizers
 
 
 def load_tokenizer(path: Path, max_tokens: int) -> Any:
     """A ``tokenizers.Tokenizer`` that does not pad, and truncates to ``max_tokens``."""
-    from tokenizers import Tokenizer
-
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer = load_tokenizers().Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises plain Exception
         raise EncoderUnavailable(f"{path} is not a tokenizer: {error}") from error
     tokenizer.no_padding()
@@ -35,10 +45,8 @@ class TextTokenizer:
     @classmethod
     def from_tokenizer(cls, tokenizer: Any, max_tokens: int) -> TextTokenizer:
         """The same for a ``tokenizers.Tokenizer`` in memory."""
-        from tokenizers import Tokenizer
-
         made = cls.__new__(cls)
-        made._truncating = Tokenizer.from_str(tokenizer.to_str())
+        made._truncating = load_tokenizers().Tokenizer.from_str(tokenizer.to_str())
         made._truncating.no_padding()
         made._truncating.enable_truncation(max_tokens)
         made._whole = None
@@ -52,23 +60,25 @@ class TextTokenizer:
             raise InvalidInput(f"the text cannot be written as UTF-8: {error}") from error
         return ids
 
-    def encode_all(self, texts: Sequence[str]) -> tuple[list[list[int]], int]:
-        """Ids of many texts, and how many of the texts were truncated."""
-        given = [checked(text, position) for position, text in enumerate(texts)]
+    def encode_all(
+        self, texts: Sequence[str], *, prompt: str = "", first: int = 0
+    ) -> tuple[list[npt.NDArray[np.int32]], int]:
+        """Ids of each text with the prompt before it, and how many of the texts were truncated.
+
+        first: the position of the first text among all that the user gave, for errors.
+        """
+        given = [prompt + checked(text, position) for position, text in enumerate(texts, start=first)]
         try:
             encodings = self._truncating.encode_batch_fast(given)
         except (TypeError, UnicodeEncodeError):
-            raise _unencodable(given) from None
-        return [encoding.ids for encoding in encodings], sum(
-            bool(encoding.overflowing) for encoding in encodings
-        )
+            raise _unencodable(given, first) from None
+        n_truncated = sum(bool(encoding.overflowing) for encoding in encodings)
+        return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings], n_truncated
 
     def count(self, text: str) -> int:
         """How many tokens the whole text has, special ones included."""
         if self._whole is None:
-            from tokenizers import Tokenizer
-
-            whole = Tokenizer.from_str(self._truncating.to_str())
+            whole = load_tokenizers().Tokenizer.from_str(self._truncating.to_str())
             whole.no_truncation()
             self._whole = whole
         try:
@@ -85,8 +95,8 @@ def checked(text: Any, position: int | None) -> str:
     return text
 
 
-def _unencodable(texts: Sequence[str]) -> InvalidInput:
-    for position, text in enumerate(texts):
+def _unencodable(texts: Sequence[str], first: int) -> InvalidInput:
+    for position, text in enumerate(texts, start=first):
         try:
             text.encode()
         except UnicodeEncodeError as error:

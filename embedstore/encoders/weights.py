@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib.util
 import os
 from pathlib import Path
 
+from embedstore.encoders import int8_products
 from embedstore.encoders.cache import known_sha256
 from embedstore.encoders.hub import cached_snapshot, download_snapshot
 from embedstore.encoders.model_folder import TextModel, read_sentence_transformer
-from embedstore.encoders.spec import MINILM, EncoderSpec
+from embedstore.encoders.spec import MINILM, MINILM_INT8, EncoderSpec
 from embedstore.errors import EncoderUnavailable
 
 REPOSITORY = "sentence-transformers/all-MiniLM-L6-v2"
@@ -35,6 +37,12 @@ MINILM_SPEC = EncoderSpec(
     name=MINILM, family=MINILM, dim=384, max_tokens=256, pool="mean", normalize=True,
     weights=DIGESTS["model.safetensors"], tokenizer=DIGESTS["tokenizer.json"],
     pipeline="92e2dc4913c1149396b635b8b9734bcae8b75dbfd3ee495f762815a0ac38786d",
+)  # fmt: skip
+
+# The weights in eight bits follow from those of minilm and from the scheme, so no file of them needs a digest.
+INT8_SPEC = dataclasses.replace(
+    MINILM_SPEC, name=MINILM_INT8, family=MINILM_INT8,
+    pipeline=hashlib.sha256(f"{MINILM_SPEC.pipeline} {int8_products.SCHEME}".encode()).hexdigest(),
 )  # fmt: skip
 
 
@@ -95,6 +103,14 @@ def load_minilm(
         )
     model = verified(source)
     return model, dataclasses.replace(MINILM_SPEC, location=str(source.folder))
+
+
+def load_minilm_int8(
+    pinned_location: str | None = None, *, allow_network: bool = False
+) -> tuple[TextModel, EncoderSpec]:
+    """Find and verify the weights of minilm, to multiply with them in eight bits. Raises as ``load_minilm``."""
+    model, spec = load_minilm(pinned_location, allow_network=allow_network)
+    return dataclasses.replace(model, family=MINILM_INT8), dataclasses.replace(INT8_SPEC, location=spec.location)
 
 
 def verified(source: Source) -> TextModel:

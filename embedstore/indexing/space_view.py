@@ -125,6 +125,8 @@ class SpaceView:
         self._check(rows)
         product = squared_distances_at if self.metric is Metric.EUCLIDEAN else inner_products_at
         n_base = self.base.shape[0]
+        if rows.size and rows[-1] < n_base:
+            return self._best(product(self.base, rows, query), rows, k)
         split = int(np.searchsorted(rows, n_base))
         parts = []
         if split:

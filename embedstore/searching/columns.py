@@ -10,6 +10,7 @@ import sys
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import compress, repeat
 from typing import Any
 
 import numpy as np
@@ -296,35 +297,26 @@ def _read_column(
 
 
 def _column_of(rows: Sequence[tuple[Any, Any]]) -> _Column | None:
+    """A column from the JSON type and the value of each row; nothing here runs Python code for every row."""
     n = len(rows)
-    kinds = np.fromiter((_JSON_KINDS.get(row[0], 0) for row in rows), np.uint8, n)
+    types, values = zip(*rows, strict=True) if rows else ((), ())
+    kinds = np.fromiter(map(_JSON_KINDS.get, types, repeat(0)), np.uint8, n)
     numbers = np.full(n, np.nan)
     codes = np.full(n, -1, np.int32)
-    places: dict[str, int] = {}
-    exact = True
-    n_bytes = 0
-    for row in np.flatnonzero((kinds == _NUMBER) | (kinds == _BOOLEAN)).tolist():
-        value = rows[row][1]
-        if kinds[row] == _BOOLEAN:
-            numbers[row] = rows[row][0] == "true" or value == "true"
-        else:
-            number = _json_number(value) if isinstance(value, str) else value
-            exact = exact and _is_exact(number)
-            numbers[row] = number
-    for row in np.flatnonzero(kinds == _TEXT).tolist():
-        text = rows[row][1]
-        code = places.get(text)
-        if code is None:
-            code = places[text] = len(places)
-            n_bytes += sys.getsizeof(text)
-            if n_bytes > _MAX_TEXT_BYTES:
-                return None
-        codes[row] = code
-    return _Column(kinds, numbers, codes, tuple(places), places, exact)
-
-
-def _json_number(text: str) -> int | float:
-    try:
-        return int(text)
-    except ValueError:
-        return float(text)
+    true = kinds == _BOOLEAN
+    if true.any():
+        held = [np.array(list(compress(column, true.tolist())), object) for column in (types, values)]
+        numbers[true] = (held[0] == "true") | (held[1] == "true")
+    numeric = kinds == _NUMBER
+    if numeric.any():
+        # astype, since PostgreSQL gives numbers as text
+        numbers[numeric] = np.array(list(compress(values, numeric.tolist()))).astype(np.float64)
+    exact = bool(np.all(np.abs(numbers[numeric]) <= _EXACT_INTEGER))
+    textual = kinds == _TEXT
+    texts = list(compress(values, textual.tolist()))
+    different = tuple(dict.fromkeys(texts))
+    if sum(map(sys.getsizeof, different)) > _MAX_TEXT_BYTES:
+        return None
+    places = dict(zip(different, range(len(different)), strict=True))
+    codes[textual] = np.fromiter(map(places.__getitem__, texts), np.int32, len(texts))
+    return _Column(kinds, numbers, codes, different, places, exact)

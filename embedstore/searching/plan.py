@@ -22,6 +22,7 @@ from embedstore.model import FloatMatrix, FloatVector, IntVector
 MAX_EFFORT = 4_096
 _FEWEST_CANDIDATES = 32
 _ATTEMPTS = 3
+_NO_ROWS = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +178,8 @@ def search_index(
     rows = found if approximate.row_of is None else approximate.row_of[found]
     late = _late_rows(view, approximate, selection)
     if approximate.recipe.rescore or late.size:
-        rows, best = view.scan_rows(query, k, np.concatenate([np.sort(rows), late]))
+        rows = np.sort(rows)
+        rows, best = view.scan_rows(query, k, np.concatenate([rows, late]) if late.size else rows)
     else:
         best = scores[0][: found.size][:k]
         rows = rows[:k]
@@ -215,7 +217,7 @@ def _late_rows(view: SpaceView, approximate: Approximate, selection: Selection |
     """The rows that came after the index, and may be returned."""
     after = approximate.first_row_after
     if after >= view.n_rows:
-        return np.empty(0, np.int64)
+        return _NO_ROWS
     if selection is None:
         return np.arange(after, view.n_rows)
     return selection.rows[np.searchsorted(selection.rows, after) :]

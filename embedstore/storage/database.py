@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 Row = tuple[Any, ...]
+PackedRecord = list[Any]
+"""Id, key, content, metadata as text, modality, uri, and both hashes in hex, '' for none."""
 Memory = dict[tuple[str, Any], Any]
 """By kind of row and its owner, what ``storage.catalog`` made of it."""
 Parameters = Mapping[str, Any]
@@ -108,6 +110,9 @@ class Transaction(Protocol):
 
     def many(self, sql: str, parameters: Sequence[Parameters]) -> None:
         """Execute a statement once for each set of parameters."""
+
+    def records_packed(self, record_ids: Sequence[int]) -> list[PackedRecord] | None:
+        """Records by id, in any order, in one piece; None where this is not quicker, or a row cannot be packed."""
 
     def alone(self) -> None:
         """Wait until no other transaction is creating collections or spaces, and keep others from it."""

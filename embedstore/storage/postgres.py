@@ -26,7 +26,7 @@ from embedstore.failpoints import reach
 from embedstore.forking import tell_forked
 from embedstore.optional import require
 from embedstore.storage.damage import damaged
-from embedstore.storage.database import Memory, Parameters, RecordRows, Row, Transaction, VectorRows
+from embedstore.storage.database import Memory, PackedRecord, Parameters, RecordRows, Row, Transaction, VectorRows
 from embedstore.storage.revision import check_current
 
 if TYPE_CHECKING:
@@ -108,6 +108,9 @@ class PostgresTransaction:
     def many(self, sql: str, parameters: Sequence[Parameters]) -> None:
         if parameters:
             self._connection.execute(_text(sql), list(parameters))
+
+    def records_packed(self, record_ids: Sequence[int]) -> list[PackedRecord] | None:
+        return None
 
     def alone(self) -> None:
         self._connection.execute(_text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK_KEY})

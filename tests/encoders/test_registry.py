@@ -22,7 +22,7 @@ def test_none_is_no_encoder(isolated):
 
 @pytest.mark.parametrize("name", ["minlm", "", "st:", "openai:ada", "diffusion"])
 def test_an_unknown_name_is_refused_with_what_is_possible(isolated, name):
-    with pytest.raises(InvalidInput, match="minilm, st:NAME_OR_PATH, hf:"):
+    with pytest.raises(InvalidInput, match="minilm, minilm-int8, st:NAME_OR_PATH, hf:"):
         load_encoder(name)
 
 
