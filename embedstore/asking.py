@@ -10,7 +10,7 @@ import numpy as np
 
 from embedstore.errors import InvalidInput, SpaceMismatch
 from embedstore.filters.parse import Where
-from embedstore.model import FloatMatrix, FloatVector, Hits, Metric, Mode
+from embedstore.model import FloatMatrix, FloatVector, Hits, Metric, Mode, Neighbours
 from embedstore.reading import as_keys, checked_where, record_ids_of, space_row, vectors_by_key
 from embedstore.records import check_length, check_vector
 from embedstore.searching.search import Query
@@ -103,8 +103,42 @@ def search_batch(
             return [_no_hits() for _ in queries]
         tree = None if where is None else checked_where(transaction, row, where)
         searched = space_row(transaction, row, space)
-        checked = np.stack([_checked_query(collection, searched, vector) for vector in vectors])
-        return store.search.answer_batch(transaction, row, searched, checked, k, tree)
+        checked = _checked_batch(collection, searched, vectors)
+        return store.search.answer_batch(transaction, row, searched, checked, k, tree, store.database.damage)
+
+
+def neighbours(
+    collection: Collection,
+    queries: Sequence[SearchQuery] | FloatMatrix,
+    k: int,
+    *,
+    where: Where | None,
+    space: str | None,
+) -> Neighbours:
+    """The nearest records of many queries, by number alone."""
+    _check_page(k, 0)
+    vectors = _encoded_batch(collection, queries, space)
+    with collection.store.reading() as transaction:
+        row = catalog.require_collection(transaction, collection.name)
+        tree = None if where is None else checked_where(transaction, row, where)
+        searched = space_row(transaction, row, space)
+        checked = _checked_batch(collection, searched, vectors)
+        return collection.store.search.neighbours(transaction, row, searched, checked, k, tree)
+
+
+def _checked_batch(
+    collection: Collection, row: SpaceRow, vectors: Sequence[FloatVector | Vector] | FloatMatrix
+) -> FloatMatrix:
+    """Queries as one matrix (n, dim), each checked against its space."""
+    if isinstance(vectors, np.ndarray) and len(vectors):
+        first = _checked_query(collection, row, vectors[0])
+        with np.errstate(over="ignore", invalid="ignore"):
+            squared = np.einsum("ij,ij->i", vectors, vectors)
+        if first.shape == vectors[0].shape and squared.min() > _MODEST and squared.max() < 1 / _MODEST:
+            return vectors
+    if not len(vectors):
+        return np.empty((0, row.dim or 0), np.float32)
+    return np.stack([_checked_query(collection, row, vector) for vector in vectors])
 
 
 def _encoding_space(collection: Collection, space: str | None) -> SpaceRow | None:
@@ -125,7 +159,9 @@ def _encoded_query(collection: Collection, asked: Asked) -> FloatVector | Vector
 
 def _encoded_batch(
     collection: Collection, queries: Sequence[SearchQuery] | FloatMatrix, space: str | None
-) -> list[FloatVector | Vector]:
+) -> list[FloatVector | Vector] | FloatMatrix:
+    if isinstance(queries, np.ndarray) and queries.ndim == 2 and queries.shape[1] and queries.dtype.kind == "f":
+        return np.ascontiguousarray(queries, np.float32)
     texts = [(place, query) for place, query in enumerate(queries) if isinstance(query, str)]
     encoded: dict[int, FloatVector] = {}
     by = _encoding_space(collection, space) if texts else None

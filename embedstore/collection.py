@@ -12,11 +12,12 @@ from embedstore.errors import (
     InvalidRecord,
 )
 from embedstore.filters.parse import Where
-from embedstore.model import FloatMatrix, Hits, Metric, Mode, Record, WriteReport, choose
+from embedstore.model import FloatMatrix, Hits, Metric, Mode, Neighbours, Record, WriteReport, choose
 from embedstore.reading import (
     as_keys,
     checked_where,
     count_records,
+    keys_by_id,
     record_ids_of,
     record_ids_where,
     records_by_id,
@@ -365,6 +366,29 @@ class Collection:
         from embedstore.asking import search_batch
 
         return search_batch(self, queries, k, where=where, space=space)
+
+    def neighbours(
+        self,
+        queries: Sequence[SearchQuery] | FloatMatrix,
+        k: int = 10,
+        *,
+        where: Where | None = None,
+        space: str | None = None,
+    ) -> Neighbours:
+        """The nearest records of many queries as two arrays, their numbers and scores; nothing else is read of them.
+
+        For graphs of neighbours and statistics over many queries; ``keys_of`` gives the keys of numbers.
+        """
+        from embedstore.asking import neighbours
+
+        return neighbours(self, queries, k, where=where, space=space)
+
+    def keys_of(self, numbers: Iterable[int]) -> list[str | None]:
+        """The keys of records by their numbers, in that order; None for a record that is no more."""
+        wanted = [int(number) for number in numbers]
+        with self._store.reading() as transaction:
+            found = keys_by_id(transaction, sorted(set(wanted)))
+        return [found.get(number) for number in wanted]
 
     # ---- spaces
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, TypeVar, overload
@@ -106,6 +106,20 @@ class Hit:
         return {"rank": self.rank, "score": round(self.score, 7), **self.record.to_dict()}
 
 
+@dataclass(frozen=True, slots=True)
+class Neighbours:
+    """The nearest records of many queries, by number alone: both arrays are (n_queries, k), best first.
+
+    ``numbers`` int64 tell the records apart within the store (``Collection.keys_of`` gives their keys), -1 where there
+    are fewer than ``k``; ``scores`` float32, -inf there. ``exact`` is True where every allowed vector was compared.
+    """
+
+    numbers: npt.NDArray[np.int64]
+    scores: npt.NDArray[np.float32]
+    exact: bool
+    plan: str
+
+
 class Hits(Sequence[Hit]):
     """The answer of one search, best first.
 
@@ -113,11 +127,28 @@ class Hits(Sequence[Hit]):
     ``plan`` is a one-line account of how it was computed, ``explanation`` the same as a mapping.
     """
 
-    def __init__(self, hits: Sequence[Hit], *, exact: bool, plan: str, explanation: Mapping[str, Any]) -> None:
-        self._hits = tuple(hits)
+    def __init__(
+        self,
+        hits: Sequence[Hit] | Callable[[], Sequence[Hit]],
+        *,
+        exact: bool,
+        plan: str,
+        explanation: Mapping[str, Any],
+    ) -> None:
+        """hits: the hits, or what makes them of rows that were read already, called when they are first looked at."""
+        self._made = None if callable(hits) else tuple(hits)
+        self._make = hits if callable(hits) else None
         self.exact = exact
         self.plan = plan
         self.explanation = dict(explanation)
+
+    @property
+    def _hits(self) -> tuple[Hit, ...]:
+        if self._made is None:
+            assert self._make is not None
+            self._made = tuple(self._make())
+            self._make = None
+        return self._made
 
     def __len__(self) -> int:
         return len(self._hits)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from hashlib import blake2b
 from typing import Any
 
@@ -83,21 +84,29 @@ def record_ids_of(transaction: Transaction, collection: CollectionRow, keys: Seq
 
 def records_by_id(transaction: Transaction, record_ids: Sequence[int]) -> dict[int, Record]:
     """By id, the records; DamagedRow where one that an index or a vector leads to is not there."""
-    found: dict[int, Record] = {}
+    return {record_id: make() for record_id, make in unmade_records(transaction, record_ids).items()}
+
+
+def unmade_records(transaction: Transaction, record_ids: Sequence[int]) -> dict[int, Callable[[], Record]]:
+    """By id, what makes each record of the row that was read of it, and raises DamagedRow where that is damaged.
+
+    Raises DamagedRow for a record that an index or a vector leads to and that is not there.
+    """
+    found: dict[int, Callable[[], Record]] = {}
     members = transaction.dialect.members("ids", "integer")
     for start in range(0, len(record_ids), _CHUNK):
         chunk = record_ids[start : start + _CHUNK]
         packed = transaction.records_packed(chunk)
         if packed is not None:
             for packed_row in packed:
-                found[packed_row[0]] = _packed_record(packed_row)
+                found[packed_row[0]] = partial(_packed_record, packed_row)
             continue
         rows = transaction.all(
             f"SELECT {RECORD_COLUMNS} FROM records AS r WHERE r.record_id IN {members}",
             {"ids": transaction.dialect.list_parameter(list(chunk))},
         )
         for row in rows:
-            found[row[0]] = _record(row)
+            found[row[0]] = partial(_record, row)
     if len(found) < len(record_ids) and any(one not in found for one in record_ids):
         missing = next(one for one in record_ids if one not in found)
         raise DamagedRow(f"the record of number {missing} is not there, but an index or a vector leads to it")
@@ -165,6 +174,17 @@ def record_fault(row: tuple[Any, ...]) -> str | None:
     if found != hashed or content_hashed != content_hash:
         return f"the record {shown(str(key))} (number {record_id}) is not what was written"
     return None
+
+
+def keys_by_id(transaction: Transaction, record_ids: Sequence[int]) -> dict[int, str]:
+    """By id, the keys of those records that exist."""
+    found: dict[int, str] = {}
+    members = transaction.dialect.members("ids", "integer")
+    for start in range(0, len(record_ids), _CHUNK):
+        chunk = transaction.dialect.list_parameter(list(record_ids[start : start + _CHUNK]))
+        rows = transaction.all(f"SELECT record_id, key FROM records WHERE record_id IN {members}", {"ids": chunk})
+        found.update(rows)
+    return found
 
 
 def vectors_of(

@@ -89,7 +89,7 @@ class _Exact:
 def _write_files(build: _Build, recipe: Recipe | None, reused: SpaceView | None) -> None:
     """Write new files, and the manifest that makes them the cache; the caller holds the lock."""
     space, collection = build.space, build.collection
-    exact = _write_exact(build, reused)
+    exact = _current_exact(build) or _write_exact(build, reused)
     files = {"exact": exact.file, "labels": exact.labels}
     n = int(exact.seqs.size)
     manifest: dict[str, Any] = {
@@ -165,6 +165,22 @@ def _keep_index(build: _Build, manifest: dict[str, Any], files: dict[str, CacheF
             files[name] = CacheFile(**fields)
     if "exact_sums" in old["files"]:
         files["exact_sums"] = write_sums(build.folder, exact.sums)
+
+
+def _current_exact(build: _Build) -> _Exact | None:
+    """The exact vectors that are published, where they are whole and those of the snapshot; they stay as they are."""
+    try:
+        manifest = cachefile.read_manifest(build.folder)
+        if manifest is None or not belongs(build.transaction, build.collection, build.space, manifest):
+            return None
+        if (manifest["hi_seq"], manifest["n_vectors"]) != (build.space.last_seq, build.space.n_live):
+            return None
+        files = {name: CacheFile(**fields) for name, fields in manifest["files"].items()}
+        content = cachefile.open_checked(build.folder, files["exact"])
+        seqs = np.array(cachefile.open_checked(build.folder, files["labels"])).view("<i8").reshape(2, -1)[0]
+    except DamagedCache:
+        return None
+    return _Exact(files["exact"], files["labels"], cachefile.page_sums(content), seqs)
 
 
 def _write_exact(build: _Build, reused: SpaceView | None) -> _Exact:

@@ -240,6 +240,12 @@ def descriptor_page_hash(descriptor: int) -> str:
         offset += len(piece)
 
 
+def page_sums(content: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
+    """The sums of the pages of a whole file's bytes, uint64 (n_pages,)."""
+    parts = [_page_sums(content[start : start + _CHUNK_BYTES]) for start in range(0, content.size, _CHUNK_BYTES)]
+    return np.frombuffer(b"".join(parts), "<u8")
+
+
 def page_hash(content: npt.NDArray[np.uint8]) -> str:
     """The page hash of a whole file's bytes, in hex."""
     hashed = hashlib.sha256()

@@ -6,13 +6,14 @@ import shutil
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from embedstore.devices import CPU, Device
-from embedstore.errors import InvalidInput, StorageFailed
+from embedstore.errors import DamagedRow, InvalidInput, StorageFailed, StoreDamaged
 from embedstore.filters import Node
 from embedstore.forking import tell_forked
 from embedstore.indexing.cachefile import DamagedCache
@@ -20,8 +21,8 @@ from embedstore.indexing.exact import prepared
 from embedstore.indexing.selection import Selection
 from embedstore.indexing.space_cache import SpaceCache
 from embedstore.indexing.space_view import SpaceView
-from embedstore.model import BoolVector, FloatMatrix, FloatVector, Hit, Hits, IntVector, Mode, Record
-from embedstore.reading import records_by_id
+from embedstore.model import BoolVector, FloatMatrix, FloatVector, Hit, Hits, IntVector, Mode, Neighbours, Record
+from embedstore.reading import records_by_id, unmade_records
 from embedstore.searching.columns import Columns
 from embedstore.searching.keywords import KeywordCache, Scored, postgres_search
 from embedstore.searching.plan import Found, nearest, nearest_batch
@@ -33,6 +34,7 @@ from embedstore.storage.layout import keyword_cache_path, space_cache_folder
 _FUSED_POOL = 100
 _MMR_POOL = 100
 _MAX_ATTEMPTS = 3
+_NO_ROWS = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +144,7 @@ class CollectionSearch:
                 return self._vector_hits(transaction, collection, cache, view, query)
             except DamagedCache as error:  # found as its pages were read; every one is made anew from the database
                 cache.discard(error)
-        raise StorageFailed(f"the cache of the space {space.name!r} is damaged again and again; check the disk")
+        raise _always_damaged(space)
 
     def _vector_hits(
         self, transaction: Transaction, collection: CollectionRow, cache: SpaceCache, view: SpaceView, query: Query
@@ -174,32 +176,71 @@ class CollectionSearch:
         queries: FloatMatrix,
         k: int,
         where: Node | None,
+        damage: Callable[[str], StoreDamaged],
     ) -> list[Hits]:
-        """The hits of many vector queries (n, dim) under one filter, by one matrix product where that is exact."""
+        """The hits of many vector queries (n, dim) under one filter. ``damage`` says what a damaged row is.
+
+        The rows of all records are read now; each record is made of its row, and checked, when its hit is looked at.
+        """
         if space is None or space.dim is None:
             empty = Hits([], exact=True, plan="the space holds no vectors", explanation={})
             return [empty] * len(queries)
-        cache = self.space_cache(space.space_id)
-        shared = Query(Mode.VECTOR, None, None, k, where=where)
-        for attempt in range(_MAX_ATTEMPTS):
-            view = cache.view(transaction, collection, space)
-            try:
-                allowed = self._selection(transaction, collection, cache, view, shared)
-                found = nearest_batch(view, prepared(queries, view.metric), k, allowed)
-                break
-            except DamagedCache as error:
-                cache.discard(error)
-                if attempt == _MAX_ATTEMPTS - 1:
-                    raise StorageFailed(f"the cache of the space {space.name!r} is damaged again and again") from error
-        wanted = sorted({int(one) for result in found for one in view.record_ids[result.rows]})
-        records = records_by_id(transaction, wanted)
+        view, found = self._nearest_batch(transaction, collection, space, queries, k, where)
+        of_all = view.record_ids[np.concatenate([one.rows[one.rows >= 0] for one in found] or [_NO_ROWS])]
+        unmade = unmade_records(transaction, np.unique(of_all).tolist())
         return [
-            _hits_of(
-                [(int(view.record_ids[row]), float(score)) for row, score in zip(one.rows, one.scores, strict=True)],
-                records, 0, one.exact, one.plan, one.details,
+            Hits(
+                partial(_made_hits, view.record_ids[one.rows[one.rows >= 0]], one.scores, unmade, damage),
+                exact=one.exact, plan=one.plan, explanation=one.details,
             )
             for one in found
         ]  # fmt: skip
+
+    def neighbours(
+        self,
+        transaction: Transaction,
+        collection: CollectionRow,
+        space: SpaceRow | None,
+        queries: FloatMatrix,
+        k: int,
+        where: Node | None,
+    ) -> Neighbours:
+        """The nearest records of many vector queries (n, dim) under one filter, by number alone."""
+        numbers = np.full((len(queries), k), -1, np.int64)
+        scores = np.full((len(queries), k), -np.inf, np.float32)
+        if space is None or space.dim is None or not len(queries):
+            return Neighbours(numbers, scores, True, "the space holds no vectors")
+        view, found = self._nearest_batch(transaction, collection, space, queries, k, where)
+        width = max(one.rows.size for one in found)
+        if width and all(one.rows.size == width for one in found):
+            rows = np.stack([one.rows for one in found])
+            numbers[:, :width] = np.where(rows >= 0, view.record_ids[np.maximum(rows, 0)], -1)
+            scores[:, :width] = np.stack([one.scores for one in found])
+        else:
+            for line, one in enumerate(found):
+                numbers[line, : one.rows.size] = view.record_ids[one.rows]
+                scores[line, : one.rows.size] = one.scores
+        return Neighbours(numbers, scores, all(one.exact for one in found), found[0].plan)
+
+    def _nearest_batch(
+        self,
+        transaction: Transaction,
+        collection: CollectionRow,
+        space: SpaceRow,
+        queries: FloatMatrix,
+        k: int,
+        where: Node | None,
+    ) -> tuple[SpaceView, list[Found]]:
+        cache = self.space_cache(space.space_id)
+        shared = Query(Mode.VECTOR, None, None, k, where=where)
+        for _ in range(_MAX_ATTEMPTS):
+            view = cache.view(transaction, collection, space)
+            try:
+                allowed = self._selection(transaction, collection, cache, view, shared)
+                return view, nearest_batch(view, prepared(queries, view.metric), k, allowed)
+            except DamagedCache as error:
+                cache.discard(error)
+        raise _always_damaged(space)
 
     def _selection(
         self, transaction: Transaction, collection: CollectionRow, cache: SpaceCache, view: SpaceView, query: Query
@@ -298,6 +339,26 @@ class CollectionSearch:
     ) -> Hits:
         records = records_by_id(transaction, [record_id for record_id, _ in pairs])
         return _hits_of(pairs, records, offset, exact, plan, details)
+
+
+def _always_damaged(space: SpaceRow) -> StorageFailed:
+    return StorageFailed(f"the cache of the space {space.name!r} is damaged again and again; check the disk")
+
+
+def _made_hits(
+    record_ids: IntVector,
+    scores: FloatVector,
+    unmade: dict[int, Callable[[], Record]],
+    damage: Callable[[str], StoreDamaged],
+) -> list[Hit]:
+    """Hits of the rows that were read of their records; StoreDamaged where one is not what was written."""
+    try:
+        return [
+            Hit(unmade[record_id](), score, rank)
+            for rank, (record_id, score) in enumerate(zip(record_ids.tolist(), scores.tolist(), strict=False), start=1)
+        ]
+    except DamagedRow as error:
+        raise damage(str(error)) from error
 
 
 def _rows_where(view: SpaceView, record_ids: IntVector, mask: BoolVector) -> BoolVector:

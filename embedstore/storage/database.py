@@ -11,6 +11,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from embedstore.errors import StoreDamaged
+
 Row = tuple[Any, ...]
 PackedRecord = list[Any]
 """Id, key, content, metadata as text, modality, uri, and both hashes in hex, '' for none."""
@@ -155,6 +157,9 @@ class Database(Protocol):
 
     def refuse_writes_after_loss(self) -> None:
         """Warn where commits that were acknowledged are missing, and refuse writes from then on; reading goes on."""
+
+    def damage(self, what: str) -> StoreDamaged:
+        """The error for damage that is found in rows of this database, with its place and what to do."""
 
     def n_bytes(self) -> int:
         """How much room the store's tables take."""

@@ -20,6 +20,7 @@ from embedstore.errors import (
     NotAStore,
     StorageFailed,
     StorageFull,
+    StoreDamaged,
     StoreLocked,
 )
 from embedstore.failpoints import reach
@@ -257,6 +258,9 @@ class PostgresDatabase:
 
     def refuse_writes_after_loss(self) -> None:
         """The server vouches for its own log."""
+
+    def damage(self, what: str) -> StoreDamaged:
+        return damaged(self._address, what)
 
     def n_bytes(self) -> int:
         """The size of the tables with their indexes."""

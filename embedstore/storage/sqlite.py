@@ -374,6 +374,9 @@ class SQLiteDatabase:
             raise
         return connection
 
+    def damage(self, what: str) -> StoreDamaged:
+        return damaged(self._path, what)
+
     def n_bytes(self) -> int:
         """The size of the file and of its log."""
         total = 0
