@@ -1,8 +1,8 @@
 """A million vectors of dimension 128 on the disk: built, opened by a new process with a cold page cache, and searched.
 
 The vectors are made of real ones: definitions of WordNet through minilm, projected to 128 numbers by PCA, each of them
-mixed with a near neighbour at random and given some noise, which keeps their clusters. Dropping the page cache needs root;
-otherwise the figures are of a warm one, and say so.
+mixed with a near neighbour at random and given some noise, which keeps their clusters. Dropping the page cache needs
+root; otherwise the figures are of a warm one, and say so.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Whether a tuned index keeps its promise: tunings with different seeds, each held against queries that no tuning saw.
 
-20,000 real vectors (definitions of WordNet through minilm) are stored; 1,000 others are asked for. The recall of the built
-index over them must be what was asked for, for each seed.
+20,000 real vectors (definitions of WordNet through minilm) are stored; 1,000 others are asked for. The recall of the
+built index over them must be what was asked for, for each seed.
 """
 
 from __future__ import annotations

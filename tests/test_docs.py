@@ -56,7 +56,7 @@ TEXT_BLOCKS = {
     "            MANIFEST\n"
     "            exact-….f32\n"
     "            labels-….i64\n"
-    "            hnsw-….faiss  where an index was built\n"
+    "            hnsw-….faiss  where an index was built; some have .f32 and .sums files of their own\n"
     "            build.lock\n"
     "        keywords-1.db     one file a collection, SQLite's FTS5; beside it keywords-1.seal and .lock",
     '[project.entry-points."embedstore.encoders"]\n'

@@ -53,17 +53,20 @@ def _faiss() -> Iterator[dict[str, Any]]:
         return
     faiss = load_faiss()
     named = ", ".join(f"{name} {version(name)}" for name in faiss_distributions()) or f"module {faiss.__version__}"
-    yield _finding("FAISS", "ok", f"{named}, {faiss.omp_get_max_threads()} threads")
+    options = " ".join(word for word in faiss.get_compile_options().split() if word not in ("OPTIMIZE", "GENERIC"))
+    yield _finding("FAISS", "ok", f"{named} ({options}), {faiss.omp_get_max_threads()} threads")
     has_gpu_code = hasattr(faiss, "StandardGpuResources")
     n_gpus = faiss.get_num_gpus() if has_gpu_code else 0
     if n_gpus:
-        yield _finding("GPU", "ok", f"{n_gpus} visible to FAISS")
+        cuvs = "with cuVS" if "NVIDIA_CUVS" in options else "without cuVS, which gpu-cagra needs (faiss-gpu-cuvs)"
+        yield _finding("GPU", "ok", f"{n_gpus} visible to FAISS, {cuvs}")
     elif has_gpu_code:
         yield _finding("GPU", "none", "a GPU build of FAISS, but no GPU", "it works on the CPU")
     else:
         yield _finding(
             "GPU", "none", "a CPU build of FAISS",
-            "for a GPU: pip uninstall faiss-cpu, then pip install 'embedstore[gpu]'",
+            "for a GPU: pip uninstall -y faiss-cpu, then pip install 'embedstore[gpu]' (faiss-gpu, CUDA 12), or"
+            " faiss-gpu-cuvs (CUDA 13) for gpu-cagra; exactly one of the three",
         )  # fmt: skip
 
 
@@ -95,6 +98,17 @@ def _encoders() -> Iterator[dict[str, Any]]:
         yield _finding("minilm for ONNX", "ok", str(exported["folder"]))
     else:
         yield _finding("minilm for ONNX", "none", str(exported["folder"]), "made at first use, in some seconds")
+    if exported["faster"]:
+        ratios = ", ".join(f"{name} {ratio:.2f}" for name, ratio in exported["ratios"].items())
+        yield _finding("bulk encoding", "ok", f"{exported['faster']} (time a token, beside onnxruntime's: {ratios})")
+    else:
+        yield _finding("bulk encoding", "none", "no runtime was measured", "it is while many texts are encoded")
+    fidelity = runtime["int8"]["fidelity"]
+    if fidelity is not None:
+        yield _finding(
+            "minilm-int8", "ok",
+            f"mean cosine to minilm {fidelity['mean_cosine']:.4f}, top ten shared {fidelity['top_10_overlap']:.2f}",
+        )  # fmt: skip
     versions = ", ".join(f"{name} {found or 'absent'}" for name, found in runtime["versions"].items())
     yield _finding("libraries", "ok" if all(runtime["versions"].values()) else "missing", versions)
 

@@ -135,7 +135,7 @@ def read_recipe(fields: Mapping[str, Any], where: str) -> Recipe:
 def all_recipes() -> dict[str, Recipe]:
     """Every recipe by name."""
     recipes = {}
-    for path in sorted(shipped_folder("indexes").glob("*.toml")):
+    for path in sorted(shipped_folder("indexes").glob("*.toml"), key=lambda path: path.stem):
         recipe = read_recipe(tomllib.loads(path.read_text(encoding="utf-8")), path.name)
         recipes[recipe.name] = recipe
     return recipes
