@@ -224,7 +224,8 @@ def _checked_query(collection: Collection, row: SpaceRow, query: FloatVector | V
             f"the query has {vector.shape[0]} numbers; the space '{collection.name}/{row.name}' holds"
             f" {row.dim}{made_by}"
         )
-    squared = float(np.dot(vector, vector))
+    with np.errstate(over="ignore", invalid="ignore"):
+        squared = float(np.dot(vector, vector))
     if _MODEST < squared < 1 / _MODEST:
         return vector  # finite, not zero, and of a length that can be compared: nothing more to ask
     if not np.all(np.isfinite(vector)):

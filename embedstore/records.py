@@ -321,9 +321,9 @@ def check_vector(value: Any, row: int | None = None, name: str = "vector") -> Fl
 
 def check_finite(matrix: np.ndarray, row_numbers: Sequence[int | None], name: str, *, nonzero: bool) -> None:
     """Refuse a row of ``matrix`` (n, dim) that holds NaN or infinity, or only zeros where ``nonzero``."""
-    if len(matrix) == 1 and MIN_LENGTH**2 < float(np.vdot(matrix, matrix)) < MAX_LENGTH**2:
-        return  # the quickest way to ask this of one vector
     with np.errstate(over="ignore", invalid="ignore"):
+        if len(matrix) == 1 and MIN_LENGTH**2 < float(np.vdot(matrix, matrix)) < MAX_LENGTH**2:
+            return  # the quickest way to ask this of one vector
         squared = np.einsum("ij,ij->i", matrix, matrix)  # one pass: NaN and infinity survive a sum of squares
     if squared.size == 0 or (squared.min() > MIN_LENGTH**2 and squared.max() < MAX_LENGTH**2):
         return  # nor is NaN among them: it would be the least and the greatest

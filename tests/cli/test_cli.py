@@ -136,7 +136,7 @@ def test_many_queries_at_once_name_their_query(filled, tmp_path):
         (["export", "things", "out.xml"], 2, ["must end in .parquet or .jsonl"]),
         (["export", "things", "no/folder/out.jsonl"], 1, ["cannot be written"]),
         (["import", "things", "nowhere.jsonl"], 2, ["there is no file"]),
-        (["index", "things", "--recipe", "best"], 2, ["there is no recipe 'best'; there are binary-refine, flat, flat-fp16"]),
+        (["index", "things", "--recipe", "best"], 2, ["there is no recipe 'best'; there are binary-refine, flat,"]),
         (["sample", "things", "-n", "0"], 2, ["n is 0"]),
         (["--database", "mysql://u:secret@h/d", "collections"], 2, ["postgresql+psycopg://"]),
         (["--database", "postgresql+psycopg://u:secret@127.0.0.1:1/d", "collections"], 1, ["u:***@127.0.0.1:1/d"]),
