@@ -10,6 +10,7 @@ import numpy as np
 from embedstore.errors import InvalidInput
 from embedstore.model import Hits, Metric
 from embedstore.records import check_text, check_vector
+from embedstore.storage import catalog
 from embedstore.storage.catalog import SpaceRow
 from embedstore.vector import Vector
 
@@ -100,7 +101,9 @@ class Space:
         """What the space is, as plain values."""
         row = self._row
         cache = self.store.search.space_cache(row.space_id)
-        uncached, unindexed = cache.pending()
+        with self.store.reading() as transaction:
+            owner = catalog.require_collection(transaction, self._collection.name)
+            uncached, unindexed = cache.pending(transaction, owner, row)
         return {
             "name": row.name, "dim": row.dim, "metric": row.metric, "dtype": row.dtype, "recipe": row.recipe,
             "encoder": row_encoder(row), "fingerprint": row.fingerprint, "n_vectors": row.n_live,

@@ -33,6 +33,7 @@ from embedstore.model import BoolVector, Metric
 from embedstore.storage.catalog import CollectionRow, SpaceRow, tuning_of
 from embedstore.storage.database import Transaction
 from embedstore.storage.files import is_full
+from embedstore.storage.layout import ID_SHIFT
 from embedstore.storage.locks import ProcessLock
 
 _LOG = logging.getLogger("embedstore")
@@ -186,12 +187,20 @@ class SpaceCache:
             return True
         return space.last_seq - index["hi_seq"] > _bound(index["n_vectors"])  # type: ignore[no-any-return]
 
-    def pending(self) -> tuple[int, int]:
-        """Of the newest view: rows that are not in the cache, and rows that its index does not cover."""
-        view = self._view
-        if view is None:
-            return 0, 0
-        return view.delta.shape[0], n_unindexed(view)
+    def pending(self, transaction: Transaction, collection: CollectionRow, space: SpaceRow) -> tuple[int, int]:
+        """How many vectors are not in the published cache, and how many its index does not cover."""
+        recipe = find_recipe(space.recipe)
+        cached = indexed = 0
+        with suppress(DamagedCache):
+            manifest = cachefile.read_manifest(self._folder)
+            if manifest is not None and belongs(transaction, collection, space, manifest):
+                cached = manifest["hi_seq"]
+                index = manifest.get("index")
+                indexed = index["hi_seq"] if index is not None and index["recipe"] == recipe.name else 0
+        n_unindexed = 0
+        if not recipe.exact and space.n_live >= recipe.min_vectors:
+            n_unindexed = _n_after(transaction, space, indexed)
+        return _n_after(transaction, space, cached), n_unindexed
 
     def is_building(self) -> bool:
         """Whether a process is writing the cache just now."""
@@ -378,6 +387,19 @@ def settings_of(transaction: Transaction, space: SpaceRow) -> Settings:
 def n_unindexed(view: SpaceView) -> int:
     """The rows of a view that its index does not cover; none where it is searched without one."""
     return 0 if view.approximate is None else view.n_rows - view.approximate.first_row_after
+
+
+def _n_after(transaction: Transaction, space: SpaceRow, seq: int) -> int:
+    """How many live vectors of a space have a greater seq."""
+    if seq == 0:
+        return space.n_live
+    base = space.space_id * ID_SHIFT
+    row = transaction.one(
+        "SELECT count(*) FROM vectors WHERE vector_id > :low AND vector_id <= :high",
+        {"low": base + seq, "high": base + space.last_seq},
+    )
+    assert row is not None
+    return int(row[0])
 
 
 def is_stale(view: SpaceView, space: SpaceRow) -> bool:
