@@ -173,10 +173,10 @@ class Pages:
         if self._all_checked or not rows.size:
             return
         first = rows * row_bytes // _PAGE_BYTES
-        n_pages = (row_bytes - 1) // _PAGE_BYTES + 2  # that a row may touch
-        touched = np.unique(first[:, None] + np.arange(n_pages))
-        last = int((rows.max() + 1) * row_bytes - 1) // _PAGE_BYTES
-        touched = touched[touched <= last]
+        last = (rows * row_bytes + row_bytes - 1) // _PAGE_BYTES
+        most = int((last - first).max()) + 1
+        touched = first[:, None] + np.arange(most)  # (n_rows, most)
+        touched = np.unique(touched[touched <= last[:, None]])
         self._check(touched[~self._checked[touched]])
 
     def _check(self, pages: npt.NDArray[np.int64]) -> None:

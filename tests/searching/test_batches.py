@@ -1,0 +1,106 @@
+"""Many queries at once give what each would give alone: by number, or with records that are checked when seen."""
+
+import numpy as np
+import pytest
+
+import embedstore
+from embedstore import InvalidInput, SpaceMismatch, StoreDamaged
+from embedstore.searching import plan
+
+N, DIM = 1500, 16
+
+
+@pytest.fixture(autouse=True)
+def index_is_used(monkeypatch):
+    monkeypatch.setattr(plan, "index_cost", lambda *_, **__: 0.0)
+
+
+def vectors(n=N, seed=0):
+    random = np.random.default_rng(seed)
+    centres = random.standard_normal((30, DIM))
+    return (centres[random.integers(0, 30, n)] + 0.5 * random.standard_normal((n, DIM))).astype(np.float32)
+
+
+def filled(store, recipe="flat", metric="cosine"):
+    collection = store.collection("c", encoder="none", recipe=recipe, metric=metric)
+    collection.add({"key": str(i), "vector": row, "text": f"t{i}", "n": i} for i, row in enumerate(vectors()))
+    collection.index()
+    return collection
+
+
+@pytest.mark.parametrize("metric", ["cosine", "dot", "euclidean"])
+@pytest.mark.parametrize("recipe", ["flat", "hnsw", "ivf-sq8", "ivf-pq-refine", "ivf-disk", "flat-fp16"])
+@pytest.mark.parametrize("where", [None, "n < 700", "n < 3"])
+def test_a_batch_gives_what_each_query_gives_alone(store, recipe, metric, where):
+    collection = filled(store, recipe, metric)
+    collection.delete(["5", "10"])
+    collection.add([{"key": "late", "vector": vectors()[3] * 1.001, "n": 1, "text": "l"}])
+    queries = vectors(40, 0) + 0.05
+    alone = [collection.search(query, 7, where=where) for query in queries]
+    together = collection.search_batch(queries, 7, where=where)
+    numbers = collection.neighbours(queries, 7, where=where)
+    same = 0
+    for one, other, line, scores in zip(alone, together, numbers.numbers, numbers.scores, strict=True):
+        assert len(one) == len(other) == (line >= 0).sum()
+        np.testing.assert_allclose([hit.score for hit in other], scores[: len(other)], rtol=1e-6)
+        assert other.keys == [key for key in collection.keys_of(line) if key is not None]
+        assert [hit.rank for hit in other] == list(range(1, len(other) + 1))
+        same += one.keys == other.keys
+        assert (scores[len(other) :] == -np.inf).all()
+    assert same >= 38  # scores of a batch are rounded in another order, so ties may fall either way
+
+
+def test_numbers_of_records_that_are_no_more_have_no_key(store):
+    collection = filled(store)
+    numbers = collection.neighbours(vectors(2), 2).numbers
+    (first, *_) = collection.keys_of(numbers[0])
+    collection.delete([first])
+    assert collection.keys_of(numbers[0])[0] is None
+    assert collection.keys_of([]) == []
+
+
+def test_a_batch_of_nothing_and_of_an_empty_collection(store):
+    collection = store.collection("c", encoder="none", dim=3)
+    collection.add([{"key": "a", "text": "no vector"}])
+    assert collection.search_batch([], 3) == []
+    assert collection.neighbours(np.empty((0, 3), np.float32)).numbers.shape == (0, 10)
+    assert (collection.neighbours([[1.0, 2.0, 3.0]], 4).numbers == -1).all()
+
+
+def test_what_is_no_query_is_refused(store):
+    collection = filled(store)
+    with pytest.raises(SpaceMismatch, match="the query has 3 numbers"):
+        collection.neighbours([[1.0, 2.0, 3.0]])
+    with pytest.raises(InvalidInput, match="NaN"):
+        collection.search_batch(np.full((2, DIM), np.nan, np.float32))
+    with pytest.raises(InvalidInput, match="all zeros"):
+        collection.search_batch(np.zeros((2, DIM), np.float32))
+    with pytest.raises(InvalidInput, match="k is 0"):
+        collection.neighbours(vectors(1), 0)
+
+
+def test_a_damaged_record_in_a_batch_is_told_when_it_is_looked_at(store):
+    collection = filled(store)
+    with store.database.write() as transaction:
+        transaction.run("UPDATE records SET content = 'other' WHERE key = '7'")
+    hits = collection.search_batch(vectors()[[3, 7]], 1)
+    assert hits[0].keys == ["3"]
+    with pytest.raises(StoreDamaged, match=r"store\.db.*'7'.*embedstore verify"):
+        len(hits[1])
+    with pytest.raises(StoreDamaged):
+        collection.search(vectors()[7], 1)
+
+
+def test_answers_of_a_batch_are_of_the_commit_they_were_asked_at(store):
+    collection = filled(store)
+    hits = collection.search_batch(vectors()[[7]], 1)
+    collection.upsert([{"key": "7", "vector": -vectors()[7], "text": "new"}])
+    assert hits[0][0].record.content == "t7"
+
+
+def test_texts_in_a_batch_are_encoded(store):
+    collection = store.collection("words", encoder="letters")
+    collection.add([{"key": "a", "text": "bad cab"}, {"key": "b", "text": "deed feed"}])
+    assert [hits.keys[0] for hits in collection.search_batch(["cab", "feed"], 1)] == ["a", "b"]
+    assert collection.keys_of(collection.neighbours(["feed"], 1).numbers[0]) == ["b"]
+    assert isinstance(collection.search_batch(["cab"], 1)[0], embedstore.Hits)
