@@ -127,7 +127,7 @@ class SpaceCache:
 
     def build(
         self, transaction: Transaction, collection: CollectionRow, space: SpaceRow, recipe: Recipe, *, wait: bool = True
-    ) -> SpaceView:
+    ) -> None:
         """Write the cache anew from SQL, with the index of ``recipe``.
 
         Another builder is waited for; without ``wait`` StoreLocked is raised.
@@ -142,8 +142,7 @@ class SpaceCache:
             kind = StorageFull if is_full(error) else StorageFailed
             raise kind(f"the cache in {self._folder} cannot be written: {error.strerror or error}") from error
         with self._guard:
-            self._view = self._reopened(transaction, collection, space)
-            return self._view
+            self._view = None  # whoever asks next opens the new files
 
     def refresh(
         self, transaction: Transaction, collection: CollectionRow, space: SpaceRow, *, always: bool = False
@@ -158,7 +157,7 @@ class SpaceCache:
             return
         with self._guard:
             if self._try_write(transaction, collection, space, view):
-                self._view = self._reopened(transaction, collection, space)
+                self._view = None
 
     def cached_change(self, transaction: Transaction, collection: CollectionRow, space: SpaceRow) -> int:
         """The commit that the cache files hold; the newest one where there are none of this history."""
@@ -296,11 +295,6 @@ class SpaceCache:
             _LOG.info("the cache in %s was not written: %s", self._folder, error)
             return False
         return True
-
-    def _reopened(self, transaction: Transaction, collection: CollectionRow, space: SpaceRow) -> SpaceView:
-        """The view that the newest cache files give."""
-        view = self._caught_up(transaction, collection, space, self._opened(transaction, collection, space))
-        return self._on_gpu(view, space)
 
     def _on_gpu(self, view: SpaceView, space: SpaceRow) -> SpaceView:
         """A view with its cached vectors on a GPU as well, where its recipe asks for that and the device allows it.
