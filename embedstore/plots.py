@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
 
 _SUFFIXES = (".png", ".svg", ".pdf")
 
+CurvePoint = tuple[float, float]
+"""Microseconds of a search, and its recall."""
+
 
 def plot_tuning(space: Space, file: str) -> None:
     """Draw the curve of a tuned space, recall against microseconds, one line a recipe, what was chosen marked.
@@ -20,32 +24,47 @@ def plot_tuning(space: Space, file: str) -> None:
     Raises InvalidInput for a space that was never tuned or a suffix that is no picture's, MissingDependency without
     matplotlib.
     """
-    path = Path(file)
-    if path.suffix.lower() not in _SUFFIXES:
-        raise InvalidInput(f"{file!r} is no name of a picture; it must end in {', '.join(_SUFFIXES)}")
     curve, chosen = space.tuning_curve(), space.tuning()
     if not curve:
         raise InvalidInput(f"the space '{space}' was never tuned, so there is nothing to draw: embedstore index --tune")
+    lines: dict[str, list[CurvePoint]] = {}
+    best = None
+    for point in curve:
+        place = (point["search_microseconds"], point["recall"])
+        lines.setdefault(point["recipe"], []).append(place)
+        if _is_chosen(point, chosen):
+            best = place
+    title = f"{space}, {space.dim} numbers a vector, measured {chosen['measured_at'][:10]}"
+    draw_curves(lines, file, title=title, recall_name=f"recall@{chosen['recall_at']}", chosen=best)
+
+
+def draw_curves(
+    lines: Mapping[str, Sequence[CurvePoint]],
+    file: str,
+    *,
+    title: str,
+    recall_name: str,
+    chosen: CurvePoint | None = None,
+) -> None:
+    """Draw recall against time, one line for each name, to a PNG, SVG or PDF file."""
+    path = Path(file)
+    if path.suffix.lower() not in _SUFFIXES:
+        raise InvalidInput(f"{file!r} is no name of a picture; it must end in {', '.join(_SUFFIXES)}")
     require("matplotlib", "viz")
     from matplotlib.figure import Figure  # without pyplot, which would choose a window system
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
-    for name in dict.fromkeys(point["recipe"] for point in curve):
-        points = [point for point in curve if point["recipe"] == name]
+    for name, points in lines.items():
+        axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label=name)
+    if chosen is not None:
         axes.plot(
-            [point["search_microseconds"] for point in points], [point["recall"] for point in points], marker="o",
-            markersize=4, label=name,
-        )  # fmt: skip
-    best = [point for point in curve if _is_chosen(point, chosen)]
-    axes.plot(
-        [point["search_microseconds"] for point in best], [point["recall"] for point in best], linestyle="none",
-        marker="*", markersize=18, color="black", fillstyle="none", label="chosen",
-    )  # fmt: skip
+            *chosen, linestyle="none", marker="*", markersize=18, color="black", fillstyle="none", label="chosen"
+        )
     axes.set_xscale("log")
     axes.set_xlabel("microseconds a search")
-    axes.set_ylabel(f"recall@{chosen['recall_at']}")
-    axes.set_title(f"{space}, {space.dim} numbers a vector, measured {chosen['measured_at'][:10]}")
+    axes.set_ylabel(recall_name)
+    axes.set_title(title)
     axes.grid(visible=True, alpha=0.3)
     axes.legend(fontsize="small")
     try:
