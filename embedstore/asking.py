@@ -161,7 +161,8 @@ def _encoded_batch(
     collection: Collection, queries: Sequence[SearchQuery] | FloatMatrix, space: str | None
 ) -> list[FloatVector | Vector] | FloatMatrix:
     if isinstance(queries, np.ndarray) and queries.ndim == 2 and queries.shape[1] and queries.dtype.kind == "f":
-        return np.ascontiguousarray(queries, np.float32)
+        with np.errstate(over="ignore"):  # what is too large is refused as infinite
+            return np.ascontiguousarray(queries, np.float32)
     texts = [(place, query) for place, query in enumerate(queries) if isinstance(query, str)]
     encoded: dict[int, FloatVector] = {}
     by = _encoding_space(collection, space) if texts else None

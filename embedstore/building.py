@@ -14,9 +14,11 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
+from embedstore.errors import StoreLocked
 from embedstore.forking import tell_forked
 
 if TYPE_CHECKING:
@@ -24,8 +26,31 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger("embedstore")
 _PAUSE_SECONDS = 60.0
-"""So long after a builder began no other is begun for the same space: it may have failed, or be outrun by writers."""
+"""So long after a builder failed no other is begun for the same space."""
+_PARENT = os.fspath(Path(__file__).resolve().parents[1])
+"""Where this package is; in a checkout nothing else leads there."""
+_LEFT: list[subprocess.Popen[bytes]] = []
+"""Builders of stores that were closed; they go on, and are reaped when the next one begins."""
+_BREATH_SECONDS = 2.0
+"""So long at least, and as long as the last build took, a space is left alone after a build that went well."""
 _NICENESS = 10
+
+
+@dataclass(slots=True)
+class _Builder:
+    """A process that builds, what it writes to its standard error, and when it began."""
+
+    process: subprocess.Popen[bytes]
+    complaints: IO[bytes]
+    began: float
+
+    def complaint(self) -> str:
+        """The last line that it wrote."""
+        lines: list[str] = []
+        if not self.complaints.closed:
+            self.complaints.seek(0)
+            lines = self.complaints.read().decode(errors="replace").strip().splitlines()
+        return lines[-1] if lines else f"it ended with code {self.process.returncode}"
 
 
 class Builders:
@@ -34,8 +59,8 @@ class Builders:
     def __init__(self, path: Path, database: str | None) -> None:
         self._path = path
         self._database = database
-        self._running: dict[int, subprocess.Popen[bytes]] = {}
-        self._begun: dict[int, float] = {}
+        self._running: dict[int, _Builder] = {}
+        self._not_before: dict[int, float] = {}
         self._guard = threading.Lock()
         tell_forked(self)
 
@@ -47,42 +72,66 @@ class Builders:
     def begin(self, space_id: int, collection: str, space: str) -> bool:
         """Begin to build the index of a space, unless that was done just now; whether it was begun."""
         with self._guard:
-            running = self._running.get(space_id)
-            if running is not None and running.poll() is None:
+            if not self._is_free(space_id, f"{collection}/{space}"):
                 return False
-            if time.monotonic() - self._begun.get(space_id, -_PAUSE_SECONDS) < _PAUSE_SECONDS:
-                return False
-            self._begun[space_id] = time.monotonic()
             try:
                 self._running[space_id] = self._spawn(collection, space)
             except OSError as error:  # searches go on without
+                self._not_before[space_id] = time.monotonic() + _PAUSE_SECONDS
                 _LOG.warning("the index of '%s/%s' is not built: %s", collection, space, error)
                 return False
         _LOG.info("building the index of '%s/%s' in the background", collection, space)
         return True
 
-    def _spawn(self, collection: str, space: str) -> subprocess.Popen[bytes]:
+    def _is_free(self, space_id: int, name: str) -> bool:
+        """Whether a builder may begin; says so where the last one failed."""
+        last = self._running.get(space_id)
+        if last is not None:
+            code = last.process.poll()
+            if code is None:
+                return False
+            del self._running[space_id]
+            took = time.monotonic() - last.began
+            self._not_before[space_id] = time.monotonic() + max(_BREATH_SECONDS, took)
+            if code not in (0, StoreLocked.exit_code):  # another builder at it is no failure
+                self._not_before[space_id] = time.monotonic() + _PAUSE_SECONDS
+                _LOG.warning("the index of '%s' could not be built in the background: %s", name, last.complaint())
+            last.complaints.close()
+        return time.monotonic() >= self._not_before.get(space_id, 0.0)
+
+    def _spawn(self, collection: str, space: str) -> _Builder:
         import subprocess  # few processes build, and every one that searches would pay for it
+        import tempfile
 
         told = {"path": os.fspath(self._path), "database": self._database, "collection": collection, "space": space}
+        _LEFT[:] = [left for left in _LEFT if left.poll() is None]
+        complaints = tempfile.TemporaryFile()
         started = subprocess.Popen(
             [sys.executable, "-m", "embedstore.building"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL, start_new_session=True, cwd="/",
+            stderr=complaints, start_new_session=True, cwd="/",
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [_PARENT, os.environ.get("PYTHONPATH")]))},
         )  # fmt: skip
         assert started.stdin is not None
         with suppress(BrokenPipeError):
             started.stdin.write(json.dumps(told).encode())
             started.stdin.close()
-        return started
+        return _Builder(started, complaints, time.monotonic())
+
+    def close(self) -> None:
+        """Leave builders to themselves, whatever they may still write."""
+        for builder in list(self._running.values()):
+            builder.complaints.close()
+            if builder.process.poll() is None:
+                _LEFT.append(builder.process)
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until no builder of this process runs; whether that came about in time."""
+        """Wait until no builder that this process began runs; whether that came about in time."""
         import subprocess
 
         stop = None if timeout is None else time.monotonic() + timeout
         for running in list(self._running.values()):
             try:
-                running.wait(None if stop is None else max(stop - time.monotonic(), 0))
+                running.process.wait(None if stop is None else max(stop - time.monotonic(), 0))
             except subprocess.TimeoutExpired:
                 return False
         return True
@@ -101,7 +150,7 @@ def build(told: dict[str, str | None]) -> None:
         try:
             store.collection(collection).index(space=told["space"], wait=False)
         except EmbedstoreError as error:
-            _LOG.warning("%s", error)
+            print(" ".join(str(error).splitlines()), file=sys.stderr)
             sys.exit(error.exit_code)
 
 

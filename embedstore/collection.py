@@ -134,7 +134,13 @@ class Collection:
         for known in (self._known_layout, None):  # what was last seen is right nearly always, and costs no look
             if known is None or not self._store.is_ready:
                 known = self.layout()
-            batch = self._preparer(known, None).prepare(batch_records)
+            try:
+                batch = self._preparer(known, None).prepare(batch_records)
+            except InvalidRecord:
+                if known is None or known is not self._known_layout:
+                    raise
+                self._known_layout = None  # the collection may have been made anew by others, with other spaces
+                continue
             if known is None:
                 self.create()
                 known = self.layout()
@@ -362,7 +368,7 @@ class Collection:
         where: Where | None = None,
         space: str | None = None,
     ) -> list[Hits]:
-        """The hits of many queries, in their order; vectors are compared in one matrix product."""
+        """The hits of many queries, in their order. All are answered together, which is quicker than one by one."""
         from embedstore.asking import search_batch
 
         return search_batch(self, queries, k, where=where, space=space)

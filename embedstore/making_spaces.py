@@ -7,6 +7,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from embedstore.errors import InvalidInput, SpaceNotFound
+from embedstore.indexing.faiss_index import require_served
 from embedstore.indexing.recipes import find_recipe
 from embedstore.model import Metric, WriteReport
 from embedstore.names import check_collection_name, check_dim
@@ -32,7 +33,7 @@ def add_space(
     check_dim(dim)
     collection.create()
     made = collection.store.load_encoder(encoder)
-    recipe_name = find_recipe(recipe).name
+    recipe_name = require_served(recipe, metric).name
     with collection.store.database.write() as transaction:
         transaction.alone()
         row = catalog.require_collection(transaction, collection.name)
@@ -77,31 +78,46 @@ def tune_index(
     progress: Callable[[str], None],
 ) -> TuningReport:
     """Measure recipes and settings on a space's own vectors, keep the fastest that reaches the recall, and build it."""
-    from embedstore.searching.tuning import candidates, tune
+    from embedstore.searching.tuning import candidates, n_held_out, tune
 
     store = collection.store
+    _check_tuning(recall, k, recipes, seed)
     with store.reading() as transaction:
         owner = catalog.require_collection(transaction, collection.name)
         row = space_row(transaction, owner, space)
         for name in recipes or ():
-            if not candidates(Metric(row.metric), [find_recipe(name).name], row.n_live):
+            if not candidates(Metric(row.metric), [find_recipe(name).name], row.n_live - n_held_out(row.n_live)):
                 raise InvalidInput(
                     f"the recipe {name!r} does not serve {row.n_live:,} vectors compared by {row.metric!r} here; see"
                     " 'embedstore recipes'"
                 )
         if row.dim is None:
             raise InvalidInput(f"the space {row.name!r} holds no vectors yet, so nothing can be measured")
-        view = store.search.space_cache(row.space_id).view(transaction, owner, row)
-    report = tune(view, recall=recall, k=k, names=recipes, seed=seed, progress=progress)
+        report = store.search.space_cache(row.space_id).looking(
+            transaction, owner, row,
+            lambda view: tune(view, recall=recall, k=k, names=recipes, seed=seed, progress=progress),
+        )  # fmt: skip
     with store.database.write() as transaction:
         writer = CollectionWriter(transaction, collection.name)
-        if row.name not in writer.spaces:
+        if row.name not in writer.spaces or writer.spaces[row.name].space_id != row.space_id:
             raise SpaceNotFound(f"the space {row.name!r} was deleted while it was measured")
         writer.set_recipe(row.name, report.recipe)
         writer.set_tuning(row.name, report.to_json())
         writer.finish()
     build_index(collection, row.name, report.recipe)
     return report
+
+
+def _check_tuning(recall: float, k: int, recipes: Sequence[str] | None, seed: int) -> None:
+    """InvalidInput for arguments of ``tune`` that cannot be."""
+    if isinstance(recall, bool) or not isinstance(recall, (int, float)) or not 0 < recall <= 1:
+        raise InvalidInput(f"recall is {recall!r}; it must be above 0 and at most 1")
+    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+        raise InvalidInput(f"k is {k!r}; it must be a whole number from 1 on")
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise InvalidInput(f"seed is {seed!r}; it must be a whole number from 0 on")
+    if isinstance(recipes, str) or (recipes is not None and not recipes):
+        raise InvalidInput(f"recipes is {recipes!r}; give a list of names, or None for all: recipes=['hnsw']")
 
 
 def tuning_state(collection: Collection, row: SpaceRow) -> tuple[dict[str, Any] | None, str | None]:
@@ -114,8 +130,8 @@ def tuning_state(collection: Collection, row: SpaceRow) -> tuple[dict[str, Any] 
         if report is None or row.dim is None:
             return report, None
         owner = catalog.require_collection(transaction, collection.name)
-        view = store.search.space_cache(row.space_id).view(transaction, owner, row)
-    return report, why_tune_again(report, view)
+        cache = store.search.space_cache(row.space_id)
+        return report, cache.looking(transaction, owner, row, lambda view: why_tune_again(report, view))
 
 
 def begin_lagging_builds(collection: Collection) -> None:
@@ -142,23 +158,19 @@ def build_index(
     store = collection.store
     with store.reading() as transaction:
         row = space_row(transaction, catalog.require_collection(transaction, collection.name), space)
-    wanted = find_recipe(recipe or row.recipe)
-    if Metric(row.metric) not in wanted.metrics:
-        raise InvalidInput(f"the recipe {wanted.name!r} does not serve the metric {row.metric!r}")
-    if not wanted.exact:
-        from embedstore.indexing.faiss_index import require_buildable
-
-        require_buildable(wanted)
+    wanted = require_served(row.recipe if recipe is None else recipe, Metric(row.metric))
     if wanted.name != row.recipe:
         with store.database.write() as transaction:
             writer = CollectionWriter(transaction, collection.name)
             writer.set_recipe(row.name, wanted.name)
             writer.finish()
-    with store.reading() as transaction:
-        owner = catalog.require_collection(transaction, collection.name)
-        row = space_row(transaction, owner, row.name)
-        if row.dim is not None:
-            store.search.space_cache(row.space_id).build(transaction, owner, row, wanted, wait=wait)
+    for over_newer in (False, True):
+        with store.reading() as transaction:
+            owner = catalog.require_collection(transaction, collection.name)
+            row = space_row(transaction, owner, row.name)
+            cache = store.search.space_cache(row.space_id)
+            if row.dim is None or cache.build(transaction, owner, row, wanted, wait=wait, over_newer=over_newer):
+                break  # else another process published a newer cache while its build was waited for
     return row
 
 

@@ -144,11 +144,15 @@ class Hits(Sequence[Hit]):
 
     @property
     def _hits(self) -> tuple[Hit, ...]:
-        if self._made is None:
-            assert self._make is not None
-            self._made = tuple(self._make())
-            self._make = None
-        return self._made
+        made, make = self._made, self._make
+        if made is None:
+            assert make is not None  # kept, since another thread may be making them too
+            made = self._made = tuple(make())
+        return made
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is copied: the hits themselves, not what would make them."""
+        return {**self.__dict__, "_made": self._hits, "_make": None}
 
     def __len__(self) -> int:
         return len(self._hits)

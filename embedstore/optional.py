@@ -17,8 +17,8 @@ def require(module: str, extra: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         raise MissingDependency(
-            f"{module} is needed here and cannot be imported ({error}); install it with:"
-            f" pip install 'embedstore[{extra}]'"
+            f"{module} is needed here and cannot be imported ({error}); install it, in"
+            f" embedstore's checkout, with: pip install '.[{extra}]'"
         ) from error
 
 
@@ -46,7 +46,7 @@ def faiss_problem() -> str | None:
             f" pip uninstall -y {drop} && pip install --force-reinstall --no-deps {keep}"
         )
     if not found and importlib.util.find_spec("faiss") is None:
-        return "FAISS is not installed; install it with: pip install 'embedstore[cpu]' (or 'embedstore[gpu]')"
+        return "FAISS is not installed; install it with: pip install faiss-cpu (or faiss-gpu)"
     return None
 
 

@@ -24,18 +24,33 @@ def plot_tuning(space: Space, file: str) -> None:
     Raises InvalidInput for a space that was never tuned or a suffix that is no picture's, MissingDependency without
     matplotlib.
     """
+    check_picture(file)
     curve, chosen = space.tuning_curve(), space.tuning()
-    if not curve:
-        raise InvalidInput(f"the space '{space}' was never tuned, so there is nothing to draw: embedstore index --tune")
+    if not curve or chosen["recall"] is None:
+        raise InvalidInput(
+            f"the space '{space}' was not tuned with the recipe it has, so there is nothing to draw: embedstore index"
+            " --tune"
+        )
     lines: dict[str, list[CurvePoint]] = {}
     best = None
     for point in curve:
         place = (point["search_microseconds"], point["recall"])
         lines.setdefault(point["recipe"], []).append(place)
-        if _is_chosen(point, chosen):
+        if _is_chosen(point, space.describe()["recipe"], chosen):
             best = place
     title = f"{space}, {space.dim} numbers a vector, measured {chosen['measured_at'][:10]}"
     draw_curves(lines, file, title=title, recall_name=f"recall@{chosen['recall_at']}", chosen=best)
+
+
+def check_picture(file: str) -> Path:
+    """The path of a picture that can be drawn; else InvalidInput, or MissingDependency without matplotlib."""
+    path = Path(file)
+    if path.suffix.lower() not in _SUFFIXES:
+        raise InvalidInput(f"{file!r} is no name of a picture; it must end in {', '.join(_SUFFIXES)}")
+    if not path.absolute().parent.is_dir():
+        raise InvalidInput(f"there is no folder {str(path.parent)!r} for the picture {file!r}")
+    require("matplotlib", "viz")
+    return path
 
 
 def draw_curves(
@@ -47,10 +62,7 @@ def draw_curves(
     chosen: CurvePoint | None = None,
 ) -> None:
     """Draw recall against time, one line for each name, to a PNG, SVG or PDF file."""
-    path = Path(file)
-    if path.suffix.lower() not in _SUFFIXES:
-        raise InvalidInput(f"{file!r} is no name of a picture; it must end in {', '.join(_SUFFIXES)}")
-    require("matplotlib", "viz")
+    path = check_picture(file)
     from matplotlib.figure import Figure  # without pyplot, which would choose a window system
 
     figure = Figure(figsize=(8, 5), layout="constrained")
@@ -73,5 +85,5 @@ def draw_curves(
         raise StorageFailed(f"{path} cannot be written: {error.strerror or error}") from error
 
 
-def _is_chosen(point: dict[str, Any], chosen: dict[str, Any]) -> bool:
-    return bool(point["recipe"] == chosen["recall_of"] and point["settings"] == chosen["settings"])
+def _is_chosen(point: dict[str, Any], recipe: str, chosen: dict[str, Any]) -> bool:
+    return bool(point["recipe"] == recipe and point["settings"] == chosen.get("settings"))

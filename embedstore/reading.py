@@ -164,7 +164,7 @@ def _packed_record(row: PackedRecord) -> Record:
 
 
 def record_fault(row: tuple[Any, ...]) -> str | None:
-    """What is wrong with a row of ``RECORDRECORD_COLUMNS`` by its own hashes; None where nothing is."""
+    """What is wrong with a row of ``RECORD_COLUMNS`` by its own hashes; None where nothing is."""
     record_id, key, content, metadata, modality, uri, content_hash, hashed = row
     try:
         content_hashed = None if content is None else blake2b(content.encode(), digest_size=HASH_BYTES).digest()

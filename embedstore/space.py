@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -118,9 +119,12 @@ class Space:
         report, why = tuning_state(self._collection, self._row)
         if report is None:
             return {"recall": None}
+        if report["recipe"] != self._row.recipe:
+            what = f"it was tuned with {report['recipe']!r}; its recipe is {self._row.recipe!r} now"
+            return {"recall": None, "tune_again": what}
         return {
-            "recall": report["recall"], "recall_at": report["k"], "recall_of": report["recipe"],
-            "settings": report["settings"], "search_microseconds": report["search_microseconds"],
+            "recall": report["recall"], "recall_at": report["k"],
+            "settings": dict(report["settings"]), "search_microseconds": report["search_microseconds"],
             "measured_at": report["measured_at"], "tune_again": why,
         }  # fmt: skip
 
@@ -129,7 +133,7 @@ class Space:
         from embedstore.making_spaces import tuning_state
 
         report, _ = tuning_state(self._collection, self._row)
-        return [] if report is None else list(report["curve"])
+        return [] if report is None else copy.deepcopy(report["curve"])
 
 
 def row_encoder(row: SpaceRow) -> str:

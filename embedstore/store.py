@@ -22,6 +22,7 @@ from embedstore.errors import (
     UnsupportedFormat,
 )
 from embedstore.forking import abandon, tell_forked
+from embedstore.indexing.faiss_index import require_served
 from embedstore.maintenance.reports import VerifyReport
 from embedstore.model import Metric, choose
 from embedstore.names import check_collection_name, check_dim
@@ -59,6 +60,10 @@ class Store:
     ) -> None:
         self.path = Path(os.path.abspath(path))  # a change of the working folder must not change the store
         self.device = choose_device(device)
+        if self.device.must_be_gpu:
+            from embedstore.indexing.gpu import require_some_gpu
+
+            require_some_gpu(self.device)
         self._allow_network = allow_network
         if build_in_background is None:
             build_in_background = os.environ.get(BUILD_VARIABLE, "1") != "0"
@@ -93,6 +98,8 @@ class Store:
 
     def close(self) -> None:
         """Give back files and connections. A closed store opens itself again when it is next used."""
+        if self._builders is not None:
+            self._builders.close()
         self.search.close()
         self.database.close()
         for encoder in self._encoders.values():
@@ -109,7 +116,9 @@ class Store:
 
     def begin_build(self, collection: CollectionRow, space: SpaceRow) -> None:
         """Begin to build the index of a space in a process of its own, where that was not done just now."""
-        if self._builders is not None and _can_write(self.path):
+        if self._builders is None or not _can_write(self.path):
+            return
+        if not self.search.space_cache(space.space_id).is_building():
             self._builders.begin(space.space_id, collection.name, space.name)
 
     def wait_for_builds(self, timeout: float | None = None) -> bool:
@@ -138,6 +147,8 @@ class Store:
         check_collection_name(name)
         check_dim(dim)
         chosen = None if metric is None else choose(Metric, metric, "metric")
+        if recipe is not None:
+            require_served(recipe, chosen or Metric.COSINE)
         collection = Collection(self, name, CollectionDefaults(encoder, chosen, recipe, dim))
         if (encoder, metric, dim) != (None, None, None) and self.exists():
             self._check_existing(name, encoder, chosen, dim)

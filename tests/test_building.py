@@ -112,6 +112,43 @@ def test_one_space_is_not_built_twice_at_once_and_writers_do_not_wait(tmp_path, 
     store.close()
 
 
+def test_a_process_that_only_reads_begins_the_next_build_too(tmp_path, matrix, monkeypatch):
+    from embedstore import building
+
+    monkeypatch.setattr(space_cache, "_STALE_ROWS", 100)
+    monkeypatch.setattr(building, "_BREATH_SECONDS", 0.2)
+    store, collection = filled(tmp_path / "store", matrix[:300])
+    collection.search(matrix[0], 1)
+    assert store.wait_for_builds(60)
+    assert collection.search(matrix[0], 1).plan.startswith("hnsw over 300")
+    collection.add({"key": f"n{i}", "vector": row} for i, row in enumerate(matrix[300:600]))
+    until = time.monotonic() + 60
+    while not collection.search(matrix[0], 1).plan.startswith("hnsw over 600") and time.monotonic() < until:
+        time.sleep(0.1)
+    assert collection.search(matrix[0], 1).plan.startswith("hnsw over 600")
+    store.close()
+
+
+def test_a_builder_that_fails_is_told_of(tmp_path, matrix, monkeypatch, caplog):
+    store, collection = filled(tmp_path / "store", matrix)
+    with store.database.write() as transaction:
+        transaction.run("UPDATE vectors SET vec = zeroblob(64) WHERE vector_id = (SELECT max(vector_id) FROM vectors)")
+    store.begin_build(*_rows(store))
+    assert store.wait_for_builds(60)
+    store.begin_build(*_rows(store))
+    assert "could not be built in the background" in caplog.text
+    assert "store.db" in caplog.text
+    store.close()
+
+
+def _rows(store):
+    from embedstore.storage import catalog
+
+    with store.reading() as transaction:
+        owner = catalog.require_collection(transaction, "c")
+        return owner, catalog.spaces_of(transaction, owner.collection_id)["vector"]
+
+
 def test_nothing_is_begun_where_that_is_not_wanted(tmp_path, matrix):
     with embedstore.open(tmp_path / "store", build_in_background=False) as store:
         collection = store.collection("c", encoder="none", recipe="hnsw")

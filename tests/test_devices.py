@@ -38,12 +38,9 @@ def test_another_word_is_refused_with_those_there_are(word):
 def test_a_gpu_that_is_not_there_is_an_error(word, tmp_path):
     with pytest.raises(DeviceUnavailable, match=rf"device '{word}' was asked for, but FAISS .*embedstore doctor"):
         chosen_gpus(choose_device(word))
-    with embedstore.open(tmp_path / "store", device=word) as store:
-        collection = store.collection("c", encoder="none", recipe="gpu-flat")
-        collection.add([{"key": str(i), "vector": [float(i), 1.0]} for i in range(5)])
-        collection.refresh()
-        with pytest.raises(DeviceUnavailable):
-            collection.search([1.0, 1.0])
+    with pytest.raises(DeviceUnavailable, match="torch finds 0 GPUs"):
+        embedstore.open(tmp_path / "store", device=word)
+    assert not (tmp_path / "store").exists()
 
 
 @no_gpu
@@ -56,6 +53,13 @@ def test_without_a_gpu_a_gpu_recipe_that_has_a_form_on_the_cpu_is_searched_there
         collection.index()
         hits = collection.search([4.0, 1.0], k=1)
         assert (hits.keys, hits.exact) == (["4"], True)
+
+
+@no_gpu
+@pytest.mark.parametrize("recipe", ["gpu-cagra", "gpu-ivf-pq"])
+def test_a_collection_is_not_made_with_an_index_that_cannot_be_built_here(recipe, store):
+    with pytest.raises(DeviceUnavailable, match="finds none here"):
+        store.collection("c", encoder="none", recipe=recipe)
 
 
 @no_gpu

@@ -148,7 +148,7 @@ def test_two_builds_of_faiss_are_named_with_the_repair(monkeypatch):
         optional.load_faiss()
     monkeypatch.setattr(optional, "faiss_distributions", list)
     monkeypatch.setattr(optional.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(MissingDependency, match=r"pip install 'embedstore\[cpu\]'"):
+    with pytest.raises(MissingDependency, match=r"pip install faiss-cpu"):
         optional.load_faiss()
 
 

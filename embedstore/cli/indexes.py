@@ -19,7 +19,7 @@ _SHOWN = ("name", "recipe", "n_vectors", "n_uncached", "n_unindexed")
 @click.option("--space", metavar="NAME", help="The space; else the collection's first one.")
 @click.option("--recipe", metavar="NAME", help="Change to this recipe; see 'embedstore recipes'.")
 @click.option("--tune", is_flag=True, help="Measure recipes and settings on the space's own vectors; take the fastest"
-              " that reaches --recall; with --recipe, its settings only.")
+              " that reaches --recall; with --recipe, the settings of that one, and flat.")
 @click.option("--recall", type=float, default=0.95, show_default=True, metavar="R",
               help="With --tune: the share of the true nearest that must be found.")
 @click.option("-k", "k", type=click.IntRange(1), default=10, show_default=True, metavar="N",
@@ -38,6 +38,11 @@ def index_command(
 
     from embedstore.cli.output import print_mapping
 
+    _refuse_idle_options(tune)
+    if plot is not None:
+        from embedstore.plots import check_picture
+
+        check_picture(plot)
     with state.collection(collection) as found:
         if plot is not None and not tune and recipe is None:
             _plot(found, space, plot)
@@ -49,6 +54,8 @@ def index_command(
                 progress=state.note,
             )  # fmt: skip
             built = found.space(space).describe()
+            if recipe is not None and built["recipe"] != recipe:
+                state.note(f"no setting of {recipe!r} reaches a recall of {recall} faster than 'flat', which is kept")
         else:
             built = found.index(space=space, recipe=recipe).describe()
         print_mapping(
@@ -61,9 +68,17 @@ def index_command(
             _plot(found, space, plot)
 
 
+def _refuse_idle_options(tune: bool) -> None:
+    """Refuse options that only tuning would heed."""
+    context = click.get_current_context()
+    for name in () if tune else ("recall", "k", "seed"):
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"{'-k' if name == 'k' else '--' + name} is for --tune; give that too")
+
+
 def _measured(built: dict[str, Any]) -> dict[str, Any]:
     """What is known of a space's recall, where its recipe is the one that was measured."""
-    if built["recall"] is None or built["recall_of"] != built["recipe"]:
+    if built["recall"] is None:
         return {}
     names = ("settings", "recall", "recall_at", "search_microseconds", "measured_at")
     return {name: built[name] for name in names}
@@ -81,7 +96,7 @@ def _plot(found: Collection, space: str | None, file: str) -> None:
 def recipes_command(state: State, recipe: str | None) -> None:
     """List the index recipes; with a RECIPE, all that is known of it and its measured curve."""
     from embedstore.cli.output import print_mapping, print_rows
-    from embedstore.indexing.recipes import all_recipes, find_recipe, measured_curve
+    from embedstore.indexing.recipes import all_recipes, find_recipe, measured_curve, measured_on
 
     if recipe is None:
         print_rows(
@@ -94,6 +109,13 @@ def recipes_command(state: State, recipe: str | None) -> None:
         )  # fmt: skip
         return
     one = find_recipe(recipe)
+    measured: Any = measured_curve(one.name)
+    if state.format_ == "table":
+        measured = {
+            " ".join(f"{name} {value}" for name, value in point["settings"].items()) or "as it is":
+                f"recall@10 {point['recall_at_10']:.4f}, {point['microseconds']:.0f} µs"
+            for point in measured
+        }  # fmt: skip
     print_mapping(
         {
             "recipe": one.name, "summary": one.summary, "use": one.use, "factory": one.factory,
@@ -101,7 +123,7 @@ def recipes_command(state: State, recipe: str | None) -> None:
             "build": dict(one.build), "search": dict(one.search),
             "useful": {name: list(values) for name, values in one.useful.items()}, "rescore": one.rescore,
             "dims": one.dims, "mapped": one.mapped, "min_vectors": one.min_vectors,
-            "measured": measured_curve(one.name),
+            "measured_on": measured_on(one.name), "measured": measured,
         },
         state.format_,
     )  # fmt: skip

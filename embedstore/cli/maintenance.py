@@ -120,4 +120,7 @@ def compact_command(state: State) -> None:
     from embedstore.cli.output import print_mapping
 
     with state.opened() as store:
-        print_mapping(asdict(store.compact()), state.format_)
+        report = store.compact()
+        print_mapping(asdict(report), state.format_)
+        if report.bytes_after > report.bytes_before:
+            state.note("the log could not be emptied while others read; run compact again when they are done")

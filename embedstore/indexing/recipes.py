@@ -150,9 +150,23 @@ def measured_curve(name: str) -> list[dict[str, Any]]:
     return points
 
 
+def measured_on(name: str) -> str | None:
+    """On what, and on which machine, a recipe was measured; None where it was not."""
+    path = shipped_folder("indexes") / f"{name}.curve.json"
+    if not path.exists():
+        return None
+    held = json.loads(path.read_text(encoding="utf-8"))
+    machine = held["machine"]
+    return f"{held['measured_on']}; {machine['cpu']}, {machine['cores']} cores, {machine['date']}"
+
+
 def find_recipe(name: str) -> Recipe:
     """The recipe called ``name``; InvalidInput lists those there are."""
     recipes = all_recipes()
     if name not in recipes:
-        raise InvalidInput(f"there is no recipe {name!r}; there are {', '.join(recipes)}")
+        import difflib
+
+        close = difflib.get_close_matches(str(name).lower(), recipes, n=1)
+        hint = f"did you mean {close[0]!r}? There are" if close else "there are"
+        raise InvalidInput(f"there is no recipe {name!r}; {hint} {', '.join(recipes)}")
     return recipes[name]

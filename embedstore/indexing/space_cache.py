@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -29,7 +29,7 @@ from embedstore.indexing.faiss_index import Settings, Shape, open_faiss
 from embedstore.indexing.recipes import Placement, Recipe, find_recipe
 from embedstore.indexing.selection import Selection
 from embedstore.indexing.space_view import Approximate, SpaceView
-from embedstore.model import BoolVector, Metric
+from embedstore.model import BoolVector, IntVector, Metric
 from embedstore.storage.catalog import CollectionRow, SpaceRow, tuning_of
 from embedstore.storage.database import Transaction
 from embedstore.storage.files import is_full
@@ -44,6 +44,7 @@ _GROWTH = 8
 _MAX_ATTEMPTS = 3
 _BUILD_SECONDS = 3600.0
 _MAX_SELECTIONS = 64
+_Answer = TypeVar("_Answer")
 _STALE_ROWS = 5_000
 _STALE_FRACTION = 0.2
 
@@ -56,8 +57,9 @@ class SpaceCache:
         self._device = device
         self._guard = threading.Lock()
         self._view: SpaceView | None = None
-        self._opened_mark: tuple[int, int] | None = None
-        self._selections: OrderedDict[str, tuple[SpaceView, Selection | None]] = OrderedDict()
+        self._selections: OrderedDict[str, Selection | None] = OrderedDict()
+        self._selected_change = -1
+        self._selected_seqs: IntVector | None = None
         self.on_stale: Callable[[CollectionRow, SpaceRow], None] | None = None
         """Called where the index lags behind its space so far that it should be built anew."""
         tell_forked(self)
@@ -73,6 +75,7 @@ class SpaceCache:
             if view is not None and not self._serves(view, space):
                 view = None  # the recipe was changed, or an index for it was built, here or by another process
             if view is not None and view.change == collection.last_change:
+                self._tell_stale(view, collection, space)
                 return view
             if view is None or view.change > collection.last_change or view.change < collection.log_floor:
                 # Either the first view, or the transaction sees an older commit than another thread did.
@@ -80,9 +83,12 @@ class SpaceCache:
             view = self._on_gpu(self._caught_up(transaction, collection, space, view), space)
             if self._view is None or view.change >= self._view.change:
                 self._view = view
-            if self.on_stale is not None and is_stale(view, space):
-                self.on_stale(collection, space)
+            self._tell_stale(view, collection, space)
             return view
+
+    def _tell_stale(self, view: SpaceView, collection: CollectionRow, space: SpaceRow) -> None:
+        if self.on_stale is not None and is_stale(view, space):
+            self.on_stale(collection, space)
 
     def selection(self, view: SpaceView, asked: str, allowed: Callable[[], BoolVector | None]) -> Selection | None:
         """The rows of a view that a filter allows; kept for whoever asks the same of the same view again.
@@ -90,17 +96,32 @@ class SpaceCache:
         asked: the filter in words that no other filter has; allowed: gives its mask over the rows, None for all.
         """
         with self._guard:
-            held = self._selections.get(asked)
-            # A view of the same commit may have other rows: those of a cache that was written anew.
-            if held is not None and held[0].change == view.change and held[0].seqs is view.seqs:
+            if self._selected_change != view.change or self._selected_seqs is not view.seqs:
+                # Not by the change alone: a view of the same commit may have other rows, of a cache that was made anew.
+                self._selections.clear()
+                self._selected_change, self._selected_seqs = view.change, view.seqs
+            if asked in self._selections:
                 self._selections.move_to_end(asked)
-                return held[1]
+                return self._selections[asked]
         made = view.selection(allowed())
         with self._guard:
-            self._selections[asked] = (view, made)
-            while len(self._selections) > _MAX_SELECTIONS:
-                self._selections.popitem(last=False)
+            if self._selected_change == view.change and self._selected_seqs is view.seqs:
+                self._selections[asked] = made
+                while len(self._selections) > _MAX_SELECTIONS:
+                    self._selections.popitem(last=False)
         return made
+
+    def looking(
+        self, transaction: Transaction, collection: CollectionRow, space: SpaceRow, look: Callable[[SpaceView], _Answer]
+    ) -> _Answer:
+        """What ``look`` makes of the view; again where a page that it reads is found damaged, of a cache made anew."""
+        for _ in range(_MAX_ATTEMPTS):
+            view = self.view(transaction, collection, space)
+            try:
+                return look(view)
+            except DamagedCache as error:
+                self.discard(error)
+        raise StorageFailed(f"the cache of the space {space.name!r} is damaged again and again; check the disk")
 
     def discard(self, error: DamagedCache) -> None:
         """Set aside a cache that was found damaged while it was searched; the next view is made without it."""
@@ -115,7 +136,7 @@ class SpaceCache:
         wanted = "" if find_recipe(space.recipe).exact else space.recipe
         if used == wanted and not is_stale(view, space):
             return True
-        return wanted == used == "" or self._manifest_mark() == self._opened_mark  # else there is a newer one to open
+        return wanted == used == "" or self._manifest_mark() == view.mark  # else there is a newer one to open
 
     def _manifest_mark(self) -> tuple[int, int] | None:
         """What tells one published manifest from another without reading it."""
@@ -126,16 +147,26 @@ class SpaceCache:
         return status.st_ino, status.st_mtime_ns
 
     def build(
-        self, transaction: Transaction, collection: CollectionRow, space: SpaceRow, recipe: Recipe, *, wait: bool = True
-    ) -> None:
-        """Write the cache anew from SQL, with the index of ``recipe``.
+        self,
+        transaction: Transaction,
+        collection: CollectionRow,
+        space: SpaceRow,
+        recipe: Recipe,
+        *,
+        wait: bool = True,
+        over_newer: bool = False,
+    ) -> bool:
+        """Write the cache anew from SQL, with the index of ``recipe``; False where a newer one was published meanwhile.
 
         Another builder is waited for; without ``wait`` StoreLocked is raised.
 
         Searches go on with the view there is until the new one is written.
         """
         try:
-            write_cache(self._folder, transaction, collection, space, recipe, timeout=_BUILD_SECONDS if wait else 0.0)
+            timeout = _BUILD_SECONDS if wait else 0.0
+            written = write_cache(
+                self._folder, transaction, collection, space, recipe, timeout=timeout, over_newer=over_newer
+            )
         except OSError as error:
             if isinstance(error, EmbedstoreError):
                 raise
@@ -143,6 +174,7 @@ class SpaceCache:
             raise kind(f"the cache in {self._folder} cannot be written: {error.strerror or error}") from error
         with self._guard:
             self._view = None  # whoever asks next opens the new files
+        return written
 
     def refresh(
         self, transaction: Transaction, collection: CollectionRow, space: SpaceRow, *, always: bool = False
@@ -199,6 +231,8 @@ class SpaceCache:
 
     def is_building(self) -> bool:
         """Whether a process is writing the cache just now."""
+        if not (self._folder / BUILD_LOCK).exists():
+            return False
         try:
             with ProcessLock(self._folder / BUILD_LOCK).held(0):
                 return False
@@ -211,13 +245,13 @@ class SpaceCache:
 
     def _opened(self, transaction: Transaction, collection: CollectionRow, space: SpaceRow) -> SpaceView:
         """The view that the cache files hold, or an empty one."""
-        self._opened_mark = self._manifest_mark()
+        mark = self._manifest_mark()
         for _ in range(_MAX_ATTEMPTS):
             manifest = None
             try:
                 manifest = cachefile.read_manifest(self._folder)
                 if manifest is not None and belongs(transaction, collection, space, manifest):
-                    return self._from_manifest(transaction, space, manifest)
+                    return replace(self._from_manifest(transaction, space, manifest), mark=mark)
                 break
             except DamagedCache as error:
                 if self._replaced_meanwhile(manifest):
@@ -225,7 +259,7 @@ class SpaceCache:
                 _LOG.warning("cache damaged, rebuilding from the database: %s", error)
                 cachefile.set_aside(self._folder)
                 break
-        return _empty_view(space)
+        return replace(_empty_view(space), mark=mark)
 
     def _replaced_meanwhile(self, manifest: dict[str, Any] | None) -> bool:
         """Whether another builder published a cache, and removed the files of this one, while it was opened."""
@@ -242,7 +276,7 @@ class SpaceCache:
         if index is not None and (index["recipe"] != space.recipe or find_recipe(space.recipe).exact):
             index = None
         pages = None
-        if "exact_sums" in files:
+        if "exact_sums" in files and index is not None and find_recipe(index["recipe"]).mapped:
             pages = cachefile.open_pages(self._folder, files["exact"], files["exact_sums"])
             content = pages.content
         else:
@@ -261,7 +295,8 @@ class SpaceCache:
         if index is None:
             return view
         approximate = self._approximate(view, files, index)
-        return replace(view, approximate=replace(approximate, settings=settings_of(transaction, space)))
+        settings = settings_of(transaction, space, approximate.recipe)
+        return replace(view, approximate=replace(approximate, settings=settings))
 
     def _approximate(self, view: SpaceView, files: dict[str, CacheFile], index: dict[str, Any]) -> Approximate:
         """An index together with the way from its positions to the view's rows."""
@@ -270,7 +305,8 @@ class SpaceCache:
         if "index_centre" in files:
             centre = np.array(cachefile.open_checked(self._folder, files["index_centre"])).view("<f4")
         shape = Shape(recipe, view.metric, view.dim, centre)
-        opened = open_faiss(self._folder, files["index"], shape, index["n_vectors"], files.get("index_sums"))
+        sums = files.get("index_sums") if recipe.mapped else None
+        opened = open_faiss(self._folder, files["index"], shape, index["n_vectors"], sums)
         costs = costs_of(index)
         if files["index_labels"].name == files["labels"].name:
             return Approximate(opened, None, view.n_rows, dict(recipe.search), costs)
@@ -290,11 +326,11 @@ class SpaceCache:
     ) -> bool:
         """Write the exact cache, if nobody else is at it and the folder allows; whether it was written."""
         try:
-            write_cache(self._folder, transaction, collection, space, None, timeout=0.0, reused=view)
+            return write_cache(self._folder, transaction, collection, space, None, timeout=0.0, reused=view)
         except (StoreLocked, StorageFailed, StorageFull, OSError) as error:
-            _LOG.info("the cache in %s was not written: %s", self._folder, error)
+            if not isinstance(error, StoreLocked):  # another process is at it, which is as well
+                _LOG.info("the cache in %s was not written: %s", self._folder, error)
             return False
-        return True
 
     def _on_gpu(self, view: SpaceView, space: SpaceRow) -> SpaceView:
         """A view with its cached vectors on a GPU as well, where its recipe asks for that and the device allows it.
@@ -363,16 +399,15 @@ class SpaceCache:
         n_alive = int(seqs.size if alive is None else np.count_nonzero(alive))
         approximate = view.approximate
         if approximate is not None:  # it may have been tuned meanwhile
-            approximate = replace(approximate, settings=settings_of(transaction, space))
+            approximate = replace(approximate, settings=settings_of(transaction, space, approximate.recipe))
         return replace(
             view, change=collection.last_change, last_seq=space.last_seq, delta=delta, seqs=seqs,
             record_ids=record_ids, alive=alive, n_alive=n_alive, approximate=approximate,
         )  # fmt: skip
 
 
-def settings_of(transaction: Transaction, space: SpaceRow) -> Settings:
-    """The search parameters of a space: its recipe's, or those that were chosen for it by measurement."""
-    recipe = find_recipe(space.recipe)
+def settings_of(transaction: Transaction, space: SpaceRow, recipe: Recipe) -> Settings:
+    """The search parameters of an index by a recipe: the recipe's, or those that were chosen for it by measurement."""
     tuning = tuning_of(transaction, space.space_id)
     if tuning is None or tuning["recipe"] != recipe.name:
         return dict(recipe.search)

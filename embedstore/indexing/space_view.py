@@ -78,6 +78,7 @@ class SpaceView:
     n_alive: int
     approximate: Approximate | None = None
     pages: Pages | None = None  # of ``base``, where they are checked as they are read
+    mark: tuple[int, int] | None = None  # of the manifest that it was opened by
     base_hash: str = ""  # the page hash of the file of ``base``
     gpu: GpuFlat | None = None  # ``base`` once more, for searches without a filter
 

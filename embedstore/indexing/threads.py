@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
+
+_forked = False
+
+
+def _note_fork() -> None:
+    global _forked
+    _forked = True
+
+
+os.register_at_fork(after_in_child=_note_fork)
 
 
 class OneThread:
@@ -22,3 +33,13 @@ class OneThread:
     def __exit__(self, *_: object) -> None:
         if self._n_threads != 1:
             self._faiss.omp_set_num_threads(self._n_threads)
+
+
+class ManyThreads(OneThread):
+    """A block in which FAISS may use other threads, but in a forked process, where those of the parent are no more."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        if _forked:
+            super().__enter__()

@@ -311,7 +311,7 @@ def _column_of(rows: Sequence[tuple[Any, Any]]) -> _Column | None:
     if numeric.any():
         # astype, since PostgreSQL gives numbers as text
         numbers[numeric] = np.array(list(compress(values, numeric.tolist()))).astype(np.float64)
-    exact = bool(np.all(np.abs(numbers[numeric]) <= _EXACT_INTEGER))
+    exact = bool(np.all(np.abs(numbers[numeric]) < _EXACT_INTEGER))
     textual = kinds == _TEXT
     texts = list(compress(values, textual.tolist()))
     different = tuple(dict.fromkeys(texts))

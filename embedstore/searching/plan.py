@@ -51,8 +51,10 @@ def nearest(view: SpaceView, query: FloatVector, k: int, selection: Selection | 
     details: dict[str, Any] = {"n_vectors": view.n_alive, "n_allowed": n_usable}
     if k == 0:
         return Found(np.empty(0, np.int64), np.empty(0, np.float32), True, "nothing to search", details)
-    if view.gpu is not None and selection is None:
-        return _on_gpu(view, query[None, :], k, details)[0]
+    if view.gpu is not None and selection is None and _gpu_candidates(k) <= view.gpu.most_hits:
+        by_gpu = _on_gpu(view, query[None, :], k, details)[0]
+        if by_gpu is not None:
+            return by_gpu
     by_index = _index_plan(view, k, selection)
     if by_index is not None:
         found = search_index(view, query, k, selection, by_index)
@@ -74,8 +76,10 @@ def nearest_batch(view: SpaceView, queries: FloatMatrix, k: int, selection: Sele
     if not len(queries) or wanted == 0 or not can_batch():
         return [nearest(view, query, k, selection) for query in queries]
     details: dict[str, Any] = {"n_vectors": view.n_alive, "n_allowed": n_usable}
-    if view.gpu is not None and selection is None:
-        return _on_gpu(view, queries, wanted, details)
+    if view.gpu is not None and selection is None and _gpu_candidates(wanted) <= view.gpu.most_hits:
+        by_gpu = _on_gpu(view, queries, wanted, details)
+        if all(one is not None for one in by_gpu):
+            return [one for one in by_gpu if one is not None]
     by_index = _index_plan(view, wanted, selection)
     if by_index is None or view.approximate is None:
         rows, scores = view.scan_batch(queries, wanted, selection)
@@ -90,16 +94,26 @@ def nearest_batch(view: SpaceView, queries: FloatMatrix, k: int, selection: Sele
     ]
 
 
-def _on_gpu(view: SpaceView, queries: FloatMatrix, k: int, details: dict[str, Any]) -> list[Found]:
-    """The cached rows by a GPU in half precision, the best of them and the newer rows compared exactly."""
+def _gpu_candidates(k: int) -> int:
+    return max(2 * k, _FEWEST_CANDIDATES)
+
+
+def _on_gpu(view: SpaceView, queries: FloatMatrix, k: int, details: dict[str, Any]) -> list[Found | None]:
+    """The cached rows by a GPU in half precision, the best of them and the newer rows compared exactly.
+
+    None for a query to which the GPU found too few.
+    """
     assert view.gpu is not None
-    n_candidates = max(2 * k, _FEWEST_CANDIDATES)
+    n_candidates = _gpu_candidates(k)
     rows = view.gpu.candidates(queries, n_candidates)
     late = np.arange(view.base.shape[0], view.n_rows)
     rows = np.concatenate([rows, np.broadcast_to(late, (len(queries), late.size))], axis=1)
     best, scores = view.rescore_batch(queries, np.ascontiguousarray(rows), k)
     plan = f"GPU scan of {view.base.shape[0]:,} vectors in half precision, {n_candidates:,} candidates compared exactly"
-    return [Found(one, score, False, plan, details) for one, score in zip(best, scores, strict=True)]
+    return [
+        None if (one < 0).any() else Found(one, score, False, plan, details)
+        for one, score in zip(best, scores, strict=True)
+    ]
 
 
 def _scan_plan(view: SpaceView, selection: Selection | None) -> str:
@@ -181,7 +195,7 @@ def search_index(
         rows = np.sort(rows)
         rows, best = view.scan_rows(query, k, np.concatenate([rows, late]) if late.size else rows)
     else:
-        best = scores[0][: found.size][:k]
+        best = scores[0][positions[0] >= 0][:k]
         rows = rows[:k]
     words = _index_words(view, approximate, plan, selection)
     details = _index_details(view, approximate, plan)

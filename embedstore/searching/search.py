@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 
 from embedstore.devices import CPU, Device
-from embedstore.errors import DamagedRow, InvalidInput, StorageFailed, StoreDamaged
+from embedstore.errors import DamagedRow, InvalidInput, StoreDamaged
 from embedstore.filters import Node
 from embedstore.forking import tell_forked
-from embedstore.indexing.cachefile import DamagedCache
 from embedstore.indexing.exact import prepared
 from embedstore.indexing.selection import Selection
 from embedstore.indexing.space_cache import SpaceCache
@@ -33,7 +32,6 @@ from embedstore.storage.layout import keyword_cache_path, space_cache_folder
 
 _FUSED_POOL = 100
 _MMR_POOL = 100
-_MAX_ATTEMPTS = 3
 _NO_ROWS = np.empty(0, np.int64)
 
 
@@ -138,13 +136,9 @@ class CollectionSearch:
             return Hits([], exact=True, plan="the space holds no vectors", explanation={})
         assert query.vector is not None
         cache = self.space_cache(space.space_id)
-        for _ in range(_MAX_ATTEMPTS):
-            view = cache.view(transaction, collection, space)
-            try:
-                return self._vector_hits(transaction, collection, cache, view, query)
-            except DamagedCache as error:  # found as its pages were read; every one is made anew from the database
-                cache.discard(error)
-        raise _always_damaged(space)
+        return cache.looking(
+            transaction, collection, space, lambda view: self._vector_hits(transaction, collection, cache, view, query)
+        )
 
     def _vector_hits(
         self, transaction: Transaction, collection: CollectionRow, cache: SpaceCache, view: SpaceView, query: Query
@@ -218,8 +212,9 @@ class CollectionSearch:
             scores[:, :width] = np.stack([one.scores for one in found])
         else:
             for line, one in enumerate(found):
-                numbers[line, : one.rows.size] = view.record_ids[one.rows]
-                scores[line, : one.rows.size] = one.scores
+                there = one.rows[one.rows >= 0]
+                numbers[line, : there.size] = view.record_ids[there]
+                scores[line, : there.size] = one.scores[: there.size]
         return Neighbours(numbers, scores, all(one.exact for one in found), found[0].plan)
 
     def _nearest_batch(
@@ -233,14 +228,12 @@ class CollectionSearch:
     ) -> tuple[SpaceView, list[Found]]:
         cache = self.space_cache(space.space_id)
         shared = Query(Mode.VECTOR, None, None, k, where=where)
-        for _ in range(_MAX_ATTEMPTS):
-            view = cache.view(transaction, collection, space)
-            try:
-                allowed = self._selection(transaction, collection, cache, view, shared)
-                return view, nearest_batch(view, prepared(queries, view.metric), k, allowed)
-            except DamagedCache as error:
-                cache.discard(error)
-        raise _always_damaged(space)
+
+        def look(view: SpaceView) -> tuple[SpaceView, list[Found]]:
+            allowed = self._selection(transaction, collection, cache, view, shared)
+            return view, nearest_batch(view, prepared(queries, view.metric), k, allowed)
+
+        return cache.looking(transaction, collection, space, look)
 
     def _selection(
         self, transaction: Transaction, collection: CollectionRow, cache: SpaceCache, view: SpaceView, query: Query
@@ -339,10 +332,6 @@ class CollectionSearch:
     ) -> Hits:
         records = records_by_id(transaction, [record_id for record_id, _ in pairs])
         return _hits_of(pairs, records, offset, exact, plan, details)
-
-
-def _always_damaged(space: SpaceRow) -> StorageFailed:
-    return StorageFailed(f"the cache of the space {space.name!r} is damaged again and again; check the disk")
 
 
 def _made_hits(

@@ -99,8 +99,6 @@ def tune(
     progress: Progress = lambda line: None,
 ) -> TuningReport:
     """Measure the candidates on the live vectors of a view, and choose. Raises InvalidInput where there are too few."""
-    if not 0 < recall <= 1:
-        raise InvalidInput(f"recall is {recall}; it must be above 0 and at most 1")
     if view.n_alive < _FEWEST:
         raise InvalidInput(
             f"the space holds {view.n_alive:,} vectors; tuning measures on {_FEWEST:,} or more. With so few, 'flat' is"
@@ -109,6 +107,8 @@ def tune(
     started = time.perf_counter()
     random = np.random.default_rng(seed)
     matrix, queries = _split(view, random)
+    if k >= len(matrix):
+        raise InvalidInput(f"k is {k}; it must be less than the {len(matrix):,} vectors that are measured")
     truth = _truth(matrix, queries, view.metric, k)
     points = [_exact_point(matrix, queries, view.metric, k)]
     progress(f"flat: {points[0].search_microseconds:,.0f} µs")
@@ -127,7 +127,7 @@ def tune(
         recall_at_least=best.recall_at_least, search_microseconds=best.search_microseconds, k=k, n_queries=len(queries),
         n_vectors=view.n_alive, n_measured=len(matrix), seed=seed, seconds=round(time.perf_counter() - started, 1),
         measured_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), curve=points,
-        mean=[round(float(number), 6) for number in mean], scatter=round(scatter, 6),
+        mean=[float(np.float32(number)) for number in mean], scatter=scatter,
     )  # fmt: skip
 
 
@@ -136,12 +136,17 @@ def _line(point: Point) -> str:
     return f"{point.recipe} ({settings}): recall {point.recall:.4f}, {point.search_microseconds:,.0f} µs"
 
 
+def n_held_out(n_vectors: int) -> int:
+    """How many of so many vectors are asked for rather than built on."""
+    return min(_N_QUERIES, min(n_vectors, MAX_ROWS) // 5)
+
+
 def _split(view: SpaceView, random: np.random.Generator) -> tuple[FloatMatrix, FloatMatrix]:
     """The rows to build on, and those held out to ask for, both prepared."""
     rows = np.arange(view.n_rows) if view.alive is None else np.flatnonzero(view.alive)
     if rows.size > MAX_ROWS:
         rows = np.sort(random.choice(rows, MAX_ROWS, replace=False))
-    n_held = min(_N_QUERIES, rows.size // 5)
+    n_held = n_held_out(rows.size)
     held = random.choice(rows.size, n_held, replace=False)
     kept = np.ones(rows.size, np.bool_)
     kept[held] = False
@@ -165,7 +170,7 @@ def _truth(matrix: FloatMatrix, queries: FloatMatrix, metric: Metric, k: int) ->
 
 def _recalls(scores: np.ndarray, kth: np.ndarray, k: int) -> np.ndarray:
     """The recall of each query: how many of its hits (n, k) score as much as its true k-th neighbour."""
-    slack = 1e-5 * np.maximum(np.abs(kth), 1e-3)
+    slack = 1e-5 * np.abs(kth)
     recalls: np.ndarray = (scores[:, :k] >= (kth - slack)[:, None]).sum(axis=1) / k
     return recalls
 
@@ -217,11 +222,12 @@ def _grid(recipe: Recipe, n_lists: int, k: int) -> Iterator[Settings]:
     if recipe.knob is None:
         yield dict(recipe.search)
         return
-    for value in recipe.useful.get(recipe.knob, (recipe.search[recipe.knob],)):
+    values = recipe.useful.get(recipe.knob, (recipe.search[recipe.knob],))
+    if recipe.knob == "efSearch":  # at least as many are looked at as are wanted
+        values = tuple(value for value in values if value >= _n_candidates(recipe, k)) or (_n_candidates(recipe, k),)
+    for value in values:
         if recipe.knob == "nprobe" and value > n_lists:
             return
-        if recipe.knob == "efSearch" and value < _n_candidates(recipe, k):
-            continue  # as many are looked at in any case
         yield {**recipe.search, recipe.knob: value}
 
 
@@ -252,8 +258,10 @@ def why_tune_again(report: dict[str, Any], view: SpaceView) -> str | None:
         return f"it had {then:,} vectors when it was tuned, and has {now:,} now"
     rows = np.arange(view.n_rows) if view.alive is None else np.flatnonzero(view.alive)
     some = view.gather(rows[:: max(1, rows.size // _SAMPLED)]).astype(np.float64)
-    shift = float(np.linalg.norm(some.mean(axis=0) - np.array(report["mean"])))
-    if shift > _SHIFT * math.sqrt(max(report["scatter"], 1e-12)):
-        spread = shift / math.sqrt(max(report["scatter"], 1e-12))
-        return f"its vectors have drifted since it was tuned: their mean by {spread:.2f} of their spread"
+    mean = np.array(report["mean"])
+    shift = float(np.linalg.norm(some.mean(axis=0) - mean))
+    # Where all vectors are nearly the same, their mean is known no better than float32 tells it.
+    spread = math.sqrt(max(report["scatter"], 1e-8 * float(np.dot(mean, mean)), 1e-300))
+    if shift > _SHIFT * spread:
+        return f"its vectors have drifted since it was tuned: their mean by {shift / spread:.2f} of their spread"
     return None

@@ -65,6 +65,20 @@ class RecordRows:
     content_hashes: bytes
     row_hashes: bytes
 
+    def halves(self) -> tuple[RecordRows, RecordRows]:
+        """The first and the second half of the rows."""
+        middle = len(self.rows) // 2
+        return (
+            RecordRows(
+                self.first_record_id, self.collection_id, self.modality, self.rows[:middle],
+                self.content_hashes[: 16 * middle], self.row_hashes[: 16 * middle],
+            ),
+            RecordRows(
+                self.first_record_id + middle, self.collection_id, self.modality, self.rows[middle:],
+                self.content_hashes[16 * middle :], self.row_hashes[16 * middle :],
+            ),
+        )  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class VectorRows:

@@ -48,6 +48,9 @@ def write_head(path: str, head: Head, descriptor: int | None) -> int | None:
     body = head.to_text()
     line = f"{body} {zlib.crc32(body.encode()):08x}".ljust(_BYTES - 1) + "\n"
     try:
+        if descriptor is not None and not os.fstat(descriptor).st_nlink:  # deleted, by a user who accepts a loss
+            os.close(descriptor)
+            descriptor = None
         if descriptor is None:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         os.pwrite(descriptor, line.encode(), 0)

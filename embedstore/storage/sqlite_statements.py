@@ -21,6 +21,7 @@ _FETCHED_ROWS = 256
 _PAGES_A_STEP = 4096
 _FEW_ROWS = 8
 _FEW_IDS = 64
+_MOST_CHARACTERS = 100_000_000
 
 
 class SQLiteDialect:
@@ -102,8 +103,8 @@ class SQLiteTransaction:
             given = dict(zip(names, record_ids, strict=True)) if names else {"ids": orjson.dumps(record_ids).decode()}
             row = self.one(sql, given)
             return orjson.loads(row[0]) if row is not None else []
-        except (sqlite3.OperationalError, orjson.JSONDecodeError, TypeError):
-            return None  # damage, which reading row by row tells
+        except (sqlite3.OperationalError, sqlite3.DataError, orjson.JSONDecodeError, TypeError):
+            return None  # damage, which reading row by row tells, or more than fits in one value
 
     def alone(self) -> None:
         pass  # every write transaction is
@@ -111,6 +112,11 @@ class SQLiteTransaction:
     def insert_records(self, records: RecordRows) -> None:
         if len(records.rows) <= _FEW_ROWS:
             self._insert_few_records(records)
+            return
+        n_characters = sum(len(row[1] or "") + len(row[3]) for row in records.rows)
+        if n_characters > _MOST_CHARACTERS:  # SQLite holds no more than a thousand million bytes in one value
+            for half in records.halves():
+                self.insert_records(half)
             return
         # One statement, as for vectors.
         self.run(

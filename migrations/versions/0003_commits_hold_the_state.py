@@ -4,7 +4,9 @@ Of each collection the newest commit is kept, by its own name. The logs before i
 are made anew.
 """
 
+import hashlib
 import json
+import os
 
 import sqlalchemy as sa
 from alembic import op
@@ -70,14 +72,23 @@ def _carry_over():
         sa.text("SELECT collection_id, last_change, last_serial, n_records, digest FROM collections")
     ).all()
     for collection, change, last_serial, n_records, digest in rows:
+        state = json.dumps(spaces.get(collection, {}), separators=(",", ":"), sort_keys=True)
+        if collection not in newest:  # nothing was ever written to it
+            newest[collection] = _first_commit_id(collection, bytes(digest), state)
         bind.execute(
             sa.text("INSERT INTO new_commits VALUES (:key, :name, 0, :last_serial, :n_records, :digest, :spaces)"),
             {
-                "key": collection * SHIFT + change, "name": newest.get(collection, bytes(16)),
-                "last_serial": last_serial, "n_records": n_records, "digest": bytes(digest),
-                "spaces": json.dumps(spaces.get(collection, {}), separators=(",", ":"), sort_keys=True),
+                "key": collection * SHIFT + change, "name": newest[collection], "last_serial": last_serial,
+                "n_records": n_records, "digest": bytes(digest), "spaces": state,
             },
         )  # fmt: skip
+
+
+def _first_commit_id(collection, digest, state):
+    """The name of a collection's change 0, as ``embedstore.storage.catalog.commit_id`` makes it in this revision."""
+    random = os.urandom(8)
+    written = json.dumps([collection, 0, [], [], 0, 0, digest.hex(), state], separators=(",", ":")).encode()
+    return random + hashlib.blake2b(random + written, digest_size=8).digest()
 
 
 def downgrade():

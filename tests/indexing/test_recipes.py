@@ -9,7 +9,7 @@ from embedstore import InvalidInput
 from embedstore.indexing import recipes
 from embedstore.indexing.cachefile import DamagedCache
 from embedstore.indexing.exact import prepared
-from embedstore.indexing.faiss_file import Expected, layout_fault
+from embedstore.indexing.faiss_file import Expected, layout_fault, list_places
 from embedstore.indexing.faiss_index import FaissIndex, build_index, file_kind, open_faiss, write_faiss
 from embedstore.indexing.recipes import all_recipes, read_recipe
 from embedstore.indexing.selection import Selection
@@ -88,6 +88,87 @@ def test_an_opened_index_answers_as_the_one_that_was_built(tmp_path, recipe, met
         assert np.mean(np.stack(one_by_one) == ours[0]) > 0.99  # ties of codes may fall either way
         if selection is not None:
             assert (ours[0][ours[0] >= 0] % 2 == 0).all()
+
+
+def forged(tmp_path, name, change, metric=Metric.COSINE):
+    """What is said of the file of a recipe after a change of its bytes."""
+    recipe = all_recipes()[name]
+    built, shape = build_index(prepared(vectors(), metric), recipe, metric)
+    file, _ = write_faiss(built, tmp_path, recipe)
+    content = np.fromfile(tmp_path / file.name, np.uint8)
+    expected = Expected(file_kind(recipe), metric, shape.index_dim, N)
+    assert layout_fault(content, expected) is None
+    change(content, expected)
+    return layout_fault(content, expected)
+
+
+def put(content, offset, kind, value):
+    content[offset : offset + np.dtype(kind).itemsize] = np.array([value], kind).view(np.uint8)
+
+
+@pytest.mark.parametrize("name", ["ivf", "ivf-sq8", "ivf-rabitq-refine", "ivf-disk"])
+@pytest.mark.parametrize("value", [2**40, -1, N, "another"])
+def test_lists_that_name_a_vector_they_cannot_hold_are_refused(tmp_path, name, value):
+    def change(content, expected):
+        places = list_places(content, expected)
+        line = int(np.argmax(places.n_bytes))
+        end = int(places.offsets[line] + places.n_bytes[line])
+        put(content, end - 8, "<i8", content[end - 16 : end - 8].view("<i8")[0] if value == "another" else value)
+
+    assert forged(tmp_path, name, change) == "its lists do not hold each vector once"
+
+
+def graph_places(content):
+    """Where the levels, the offsets and the neighbours of a graph begin, and where its entry point is."""
+    offset, found = 4 + 33, []
+    for n_bytes in (8, 4, 4, 8, 4):
+        found.append(offset + 8)
+        offset += 8 + n_bytes * int(content[offset : offset + 8].view("<u8")[0])
+    return (*found[2:], offset)
+
+
+@pytest.mark.parametrize("name", ["hnsw", "hnsw-sq8"])
+def test_a_graph_without_a_way_in_or_with_ways_that_lead_nowhere_is_refused(tmp_path, name):
+    def entry_too_low(content, _):
+        levels, _, _, entry = graph_places(content)
+        lowest = int(np.argmin(content[levels : levels + 4 * N].view("<i4")))
+        put(content, entry, "<i4", lowest)
+
+    def beyond(content, _):
+        put(content, graph_places(content)[2], "<i4", N)
+
+    def off_the_level(content, _):
+        levels, offsets, neighbours, _ = graph_places(content)
+        of_nodes = content[levels : levels + 4 * N].view("<i4")
+        node = int(np.argmax(of_nodes >= 2))
+        first = int(content[offsets + 8 * node : offsets + 8 * node + 8].view("<u8")[0])
+        put(content, neighbours + 4 * (first + 64), "<i4", int(np.argmin(of_nodes)))  # behind those of level 0
+
+    def highest(content, _):
+        entry = graph_places(content)[3]
+        put(content, entry + 4, "<i4", 40)
+
+    assert "no way in" in forged(tmp_path, name, entry_too_low)
+    assert "vectors that it does not have" in forged(tmp_path, name, beyond)
+    assert "not on the level" in forged(tmp_path, name, off_the_level)
+    assert "no way in" in forged(tmp_path, name, highest)
+
+
+def test_an_index_that_fails_while_it_is_searched_is_a_damaged_cache_not_a_traceback(store, monkeypatch, caplog):
+    monkeypatch.setattr(plan, "index_cost", lambda *_, **__: 0.0)
+    collection = store.collection("c", encoder="none", recipe="ivf-pq-refine")
+    collection.add({"key": str(i), "vector": row} for i, row in enumerate(vectors()))
+    collection.index()
+    assert collection.search(vectors()[3], 1).keys == ["3"]
+    index = store.search.space_cache(1)._view.approximate.index
+
+    class Failing:  # FAISS's own objects take no other search
+        def search(self, *_, **__):
+            raise RuntimeError("Error in faiss: no such thing")
+
+    index._index = Failing()
+    assert collection.search(vectors()[3], 1).keys == ["3"]
+    assert "cannot be searched" in caplog.text
 
 
 def test_a_search_leaves_the_number_of_threads_as_it_was(store, monkeypatch):

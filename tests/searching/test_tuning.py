@@ -69,7 +69,7 @@ def test_what_was_measured_is_kept_and_shown(any_store):
     report = collection.tune(recall=0.9, recipes=["hnsw", "ivf"], seed=3)
     assert {point.recipe for point in report.curve} == {"flat", "hnsw", "ivf"}
     shown = collection.stats()["spaces"][0]
-    assert (shown["recall"], shown["recall_at"], shown["recall_of"]) == (report.recall, 10, report.recipe)
+    assert (shown["recall"], shown["recall_at"], shown["recipe"]) == (report.recall, 10, report.recipe)
     assert shown["measured_at"] == report.measured_at
     assert shown["tune_again"] is None
     assert len(collection.space().tuning_curve()) == len(report.curve)
@@ -87,6 +87,15 @@ def test_a_space_that_grew_or_drifted_says_that_it_should_be_tuned_again(store):
     assert "drifted" in collection.stats()["spaces"][0]["tune_again"]
 
 
+def test_a_recall_is_not_shown_for_a_recipe_that_it_was_not_measured_of(store):
+    collection = filled(store, clustered(1500))
+    report = collection.tune(recall=0.9, recipes=["hnsw"])
+    collection.index(recipe="ivf")
+    shown = collection.stats()["spaces"][0]
+    assert shown["recall"] is None
+    assert shown["tune_again"] == f"it was tuned with {report.recipe!r}; its recipe is 'ivf' now"
+
+
 def test_what_cannot_be_tuned_is_refused(store):
     collection = filled(store, clustered(100))
     with pytest.raises(InvalidInput, match="holds 100 vectors; tuning measures on 500 or more"):
@@ -96,8 +105,43 @@ def test_what_cannot_be_tuned_is_refused(store):
         collection.tune(recall=1.5)
     with pytest.raises(InvalidInput, match="there is no recipe 'nonsense'"):
         collection.tune(recipes=["nonsense"])
+    for wrong, words in [({"k": 0}, "k is 0"), ({"k": 560}, "k is 560; it must be less than the 560 vectors"),
+                         ({"recall": "high"}, "recall is 'high'"), ({"recipes": "hnsw"}, "give a list of names"),
+                         ({"recipes": []}, "give a list of names"), ({"recall": True}, "recall is True"),
+                         ({"seed": -1}, "seed is -1")]:  # fmt: skip
+        with pytest.raises(InvalidInput, match=words):
+            collection.tune(**wrong)
     with pytest.raises(InvalidInput, match="'ivf' does not serve 700 vectors"):
         collection.tune(recipes=["ivf"])
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1.0, 1e6])
+def test_vectors_of_any_scale_are_measured_rightly(store, scale):
+    spread = np.random.default_rng(0).standard_normal((2500, DIM)).astype(np.float32)
+    collection = filled(store, spread * np.float32(scale), metric="euclidean")
+    report = collection.tune(recall=0.9, recipes=["ivf"])
+    least = min(point.recall for point in report.curve)
+    assert least < 0.9  # four lists of fifty cannot hold all neighbours of vectors without clusters
+    assert collection.space().tuning()["tune_again"] is None
+
+
+def test_equal_vectors_neither_fail_nor_drift(store):
+    collection = filled(store, np.repeat(clustered(1), 700, axis=0))
+    assert collection.tune(recall=0.9, recipes=["hnsw"]).recall == 1.0
+    assert collection.space().tuning()["tune_again"] is None
+
+
+def test_damage_on_the_disk_that_tuning_reads_is_made_good(store, caplog):
+    collection = filled(store, clustered(2500), recipe="ivf-disk")
+    collection.index()
+    store.close()
+    (path,) = (store.path / "cache" / "space-1").glob("exact-*.f32")
+    content = bytearray(path.read_bytes())
+    content[-5000] ^= 1
+    path.write_bytes(content)
+    collection.tune(recall=0.8, recipes=["ivf"])
+    assert "cache damaged" in caplog.text
+    assert store.verify().ok
 
 
 def test_a_damaged_tuning_is_found(store):
@@ -126,6 +170,9 @@ def test_the_command_line_tunes_draws_and_shows(run_cli, tmp_path):
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
     for arguments, words in [
         (["--plot", str(tmp_path / "curve.txt")], "is no name of a picture"),
+        (["--tune", "--plot", str(tmp_path / "no" / "curve.png")], "there is no folder"),
+        (["--recall", "0.9"], "--recall is for --tune"),
+        (["-k", "3"], "-k is for --tune"),
         (["--tune", "--recall", "2"], "recall is 2.0"),
     ]:
         done = run_cli("index", "c", *arguments)

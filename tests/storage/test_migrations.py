@@ -68,6 +68,22 @@ def test_a_store_of_every_release_is_read_whole(name, tmp_path):
     assert revision(folder / "store.db") == SCHEMA_REVISION
 
 
+def test_a_collection_that_was_never_written_to_is_upgraded_soundly(old):
+    with sqlite3.connect(old / "store.db") as connection:
+        connection.execute("INSERT INTO collections VALUES (77, 'empty', 'vector', 0, 0, 0, 0, zeroblob(16), '2026')")
+        connection.execute(
+            "INSERT INTO spaces VALUES"
+            " (78, 77, 'vector', NULL, 'cosine', 'float32', '', '', 'flat', 0, 0, zeroblob(16))"
+        )
+        connection.execute("UPDATE store_info SET value = '80' WHERE name IN ('last_collection_id', 'last_space_id')")
+    connection.close()
+    with embedstore.open(old) as store:
+        assert store.collection("empty").count() == 0
+        assert store.verify().problems == []
+        store.collection("empty").add([{"key": "a", "vector": [1.0, 2.0]}])
+        assert store.verify().problems == []
+
+
 @pytest.mark.parametrize("name", RELEASES)
 def test_a_store_of_every_release_can_be_written_on(name, tmp_path):
     folder = copied(name, tmp_path)
