@@ -8,7 +8,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 SCRIPTS = ("startup.py", "store_speed.py", "single_add.py", "ingest_text.py", "bulk_encoding.py", "scifact.py",
-           "recipes.py", "table.py")
+           "recipes.py", "scale.py", "tuning.py", "peers.py", "table.py")
 
 
 def main() -> None:
