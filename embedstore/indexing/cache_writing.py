@@ -242,11 +242,7 @@ def _alive(build: _Build, view: SpaceView) -> np.ndarray:
     """Which cached rows of a view live on in the snapshot of a build."""
     n_base = view.base.shape[0]
     kept = np.ones(n_base, np.bool_) if view.alive is None else view.alive[:n_base].copy()
-    dead = build.transaction.all(
-        "SELECT seq FROM dead_vectors WHERE space_id = :space AND change > :change",
-        {"space": build.space.space_id, "change": view.change},
-    )
-    gone = np.array([row[0] for row in dead], np.int64)
+    gone = died_since(build.transaction, build.space, view.change)
     if gone.size:
         places = np.minimum(np.searchsorted(view.seqs[:n_base], gone), n_base - 1)
         kept[places[view.seqs[places] == gone]] = False
@@ -272,6 +268,15 @@ def belongs(
     if not collection.log_floor <= change <= collection.last_change or manifest["hi_seq"] > space.last_seq:
         return False
     return bool(commit_name(transaction, collection.collection_id, change) == manifest["commit_id"])
+
+
+def died_since(transaction: Transaction, space: SpaceRow, change: int) -> IntVector:
+    """The seqs of the vectors that were overwritten or deleted after a commit, int64, in no order."""
+    rows = transaction.all(
+        "SELECT seq FROM dead_vectors WHERE space_id = :space AND change > :change",
+        {"space": space.space_id, "change": change},
+    )
+    return np.array([row[0] for row in rows], np.int64)
 
 
 def stream_vectors(

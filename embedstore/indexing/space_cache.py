@@ -22,7 +22,7 @@ from embedstore.devices import CPU, Device, DeviceKind
 from embedstore.errors import DeviceUnavailable, EmbedstoreError, StorageFailed, StorageFull, StoreLocked
 from embedstore.forking import tell_forked
 from embedstore.indexing import cachefile
-from embedstore.indexing.cache_writing import BUILD_LOCK, belongs, costs_of, stream_vectors, write_cache
+from embedstore.indexing.cache_writing import BUILD_LOCK, belongs, costs_of, died_since, stream_vectors, write_cache
 from embedstore.indexing.cachefile import CacheFile, DamagedCache
 from embedstore.indexing.exact import prepared
 from embedstore.indexing.faiss_index import Settings, Shape, open_faiss
@@ -378,10 +378,7 @@ class SpaceCache:
         transaction: Transaction, collection: CollectionRow, space: SpaceRow, view: SpaceView
     ) -> SpaceView:
         alive = view.alive
-        dead = transaction.all(
-            "SELECT seq FROM dead_vectors WHERE space_id = :space AND change > :change",
-            {"space": space.space_id, "change": view.change},
-        )
+        gone = died_since(transaction, space, view.change)
         chunks = list(stream_vectors(transaction, space, view.last_seq, space.last_seq))
         delta, seqs, record_ids = view.delta, view.seqs, view.record_ids
         if chunks:
@@ -390,7 +387,6 @@ class SpaceCache:
             record_ids = np.concatenate([record_ids, *(chunk[2] for chunk in chunks)])
         if alive is not None and seqs.size > alive.size:
             alive = np.concatenate([alive, np.ones(seqs.size - alive.size, np.bool_)])
-        gone = np.array([row[0] for row in dead], np.int64)
         if gone.size and seqs.size:
             places = np.minimum(np.searchsorted(seqs, gone), seqs.size - 1)
             places = places[seqs[places] == gone]

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from embedstore.errors import DamagedRow
 from embedstore.indexing import cachefile
-from embedstore.indexing.cache_writing import belongs, stream_vectors
+from embedstore.indexing.cache_writing import belongs, died_since, stream_vectors
 from embedstore.indexing.cachefile import CacheFile, DamagedCache
 from embedstore.indexing.exact import prepared
 from embedstore.indexing.faiss_file import Expected, layout_fault
@@ -121,10 +121,6 @@ def _exact_faults(
         if not same.all():
             yield f"vector {int(found[~same][0])} is not the one in the database"
             return
-    dead = transaction.all(
-        "SELECT seq FROM dead_vectors WHERE space_id = :space AND change > :change",
-        {"space": space.space_id, "change": manifest["change"]},
-    )
-    n_dead = int(np.isin(seqs, np.array([row[0] for row in dead], np.int64)).sum())
+    n_dead = int(np.isin(seqs, died_since(transaction, space, manifest["change"])).sum())
     if n_found + n_dead != n_rows:
         yield f"it has {n_rows:,} vectors; {n_found:,} of them are in the database, and {n_dead:,} were deleted since"

@@ -110,6 +110,26 @@ def test_a_flipped_bit_anywhere_changes_the_page_hash(tmp_path):
         open_checked(tmp_path, file)
 
 
+@pytest.mark.parametrize("bit", [0, 31, 62, 63])
+@pytest.mark.parametrize("words", [(1, 2), (0, 511), (512, 1030)])
+def test_damage_that_leaves_the_sum_of_the_words_as_it_was_is_noticed(tmp_path, words, bit):
+    numbers = np.random.default_rng(3).integers(0, 2**63, 1100).astype("<u8")
+    one, other = words
+    numbers[one] &= ~np.uint64(1 << bit)
+    numbers[other] |= np.uint64(1 << bit)
+    with CacheWriter(tmp_path, "labels", ".i64") as writer:
+        writer.write(numbers.tobytes())
+    file = writer.written
+    flipped, swapped = numbers.copy(), numbers.copy()
+    flipped[[one, other]] ^= np.uint64(1 << bit)
+    swapped[[one, other]] = swapped[[other, one]]
+    for damaged in (flipped, swapped):
+        assert damaged.sum() == numbers.sum()
+        (tmp_path / file.name).write_bytes(damaged.tobytes())
+        with pytest.raises(DamagedCache):
+            open_checked(tmp_path, file)
+
+
 def test_a_cache_of_another_store_is_not_believed(filled, tmp_path):
     path, matrix = filled
     with embedstore.open(tmp_path / "other") as store:
