@@ -220,7 +220,7 @@ def memory(store: Path, scratch: Path, query: np.ndarray) -> float:
 
 def curve(recipe, collection, matrix: np.ndarray, queries: np.ndarray) -> list[dict]:
     """Recall@10 and microseconds of each useful setting, through the library's own search of the index."""
-    from embedstore.searching.plan import IndexPlan, search_index
+    from embedstore.searching.index_search import IndexSearch, candidates_for
 
     collection.search(queries[0])
     view = collection.store.search.space_cache(collection.space().space_id)._view
@@ -229,13 +229,12 @@ def curve(recipe, collection, matrix: np.ndarray, queries: np.ndarray) -> list[d
     for value in recipe.useful.get(recipe.knob, (0,)):
         if recipe.knob == "nprobe" and value > view.approximate.index.n_lists:
             break
-        n_candidates = max(K * recipe.rescore, 32) if recipe.rescore else K
-        plan = IndexPlan(value, n_candidates)
+        search = IndexSearch(view, K, None, value, candidates_for(recipe, K))
         right = []
         for query, line in zip(queries, scores, strict=True):
-            found = search_index(view, query, K, None, plan)
+            found = search.run(query)
             right.append(float((found.scores >= line[-1] - 1e-5).sum()) / K)
-        milliseconds = p50(lambda query, plan=plan: search_index(view, query, K, None, plan), queries)
+        milliseconds = p50(search.run, queries)
         points.append({
             "settings": {} if recipe.knob is None else {recipe.knob: value},
             "recall_at_10": round(float(np.mean(right)), 4), "microseconds": round(1e3 * milliseconds, 1),

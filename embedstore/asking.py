@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -28,8 +27,7 @@ _MODEST = 1e-30
 SearchQuery = str | Vector | np.ndarray | Sequence[float]
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(NamedTuple):
     """The arguments of ``Collection.search``, as they were given."""
 
     query: SearchQuery | None
@@ -60,6 +58,11 @@ class Asked:
             raise InvalidInput("like and unlike take lists of keys: like=['p1']")
 
     @property
+    def is_plain(self) -> bool:
+        """Whether it is only a search by a vector, without a filter or other records."""
+        return self.mode is Mode.VECTOR and self.where is None and not self.like and not self.unlike
+
+    @property
     def words(self) -> str | None:
         """The query's text, where it is one."""
         return self.query if isinstance(self.query, str) else None
@@ -72,15 +75,38 @@ def search(collection: Collection, asked: Asked) -> Hits:
     if not store.exists():
         return _no_hits()
     encoded = _encoded_query(collection, asked)
+    plain = asked.is_plain
+    if plain:
+        hits = _at_last_look(collection, asked, encoded)
+        if hits is not None:
+            return hits
     with store.reading() as transaction:
         row = catalog.find_collection(transaction, collection.name)
         if row is None:
             return _no_hits()
+        if plain:
+            store.search.note_look(transaction, row)
         tree = None if asked.where is None else checked_where(transaction, row, asked.where)
         space = space_row(transaction, row, asked.space)
         vector, excluded = _query_vector(transaction, collection, row, space, encoded, asked)
         query = Query(asked.mode, vector, asked.words, asked.k, asked.offset, tree, asked.mmr, excluded)
         return store.search.answer(transaction, row, space, query)
+
+
+def _at_last_look(collection: Collection, asked: Asked, encoded: FloatVector | Vector | None) -> Hits | None:
+    """The hits of a plain query, if nothing was written since the last look; None where it is to be asked anew."""
+    look = collection.store.search.last_look(collection.name)
+    if look is None or encoded is None:
+        return None
+    space = look.spaces.get(asked.space or look.collection.default_space)
+    if space is None or space.dim is None:
+        return None
+    try:
+        vector = _checked_query(collection, space, encoded)
+    except InvalidInput:
+        return None  # as it is, or because the space is another by now
+    query = Query(Mode.VECTOR, vector, None, asked.k, asked.offset, mmr=asked.mmr)
+    return collection.store.search.answer_at(collection.store.database, look, space, query)
 
 
 def search_batch(

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from embedstore import asking
+from embedstore.asking import Asked, SearchQuery
 from embedstore.errors import (
     CollectionNotFound,
     InvalidInput,
@@ -49,7 +51,6 @@ from embedstore.storing import (
 if TYPE_CHECKING:
     import pyarrow
 
-    from embedstore.asking import SearchQuery
     from embedstore.encoders import Encoder
     from embedstore.searching.tuning import TuningReport
     from embedstore.store import Store
@@ -356,9 +357,7 @@ class Collection:
         where: a filter. like, unlike: keys of records to be near to and far from; they do not come back themselves.
         mmr: from 0 to 1; below 1, hits are also chosen to differ from each other. offset: how many hits to skip.
         """
-        from embedstore.asking import Asked, search
-
-        return search(self, Asked(query, k, where, space, choose(Mode, mode, "mode"), offset, mmr, like, unlike))
+        return asking.search(self, Asked(query, k, where, space, choose(Mode, mode, "mode"), offset, mmr, like, unlike))
 
     def search_batch(
         self,
@@ -369,9 +368,7 @@ class Collection:
         space: str | None = None,
     ) -> list[Hits]:
         """The hits of many queries, in their order. All are answered together, which is quicker than one by one."""
-        from embedstore.asking import search_batch
-
-        return search_batch(self, queries, k, where=where, space=space)
+        return asking.search_batch(self, queries, k, where=where, space=space)
 
     def neighbours(
         self,
@@ -385,9 +382,7 @@ class Collection:
 
         For graphs of neighbours and statistics over many queries; ``keys_of`` gives the keys of numbers.
         """
-        from embedstore.asking import neighbours
-
-        return neighbours(self, queries, k, where=where, space=space)
+        return asking.neighbours(self, queries, k, where=where, space=space)
 
     def keys_of(self, numbers: Iterable[int]) -> list[str | None]:
         """The keys of records by their numbers, in that order; None for a record that is no more."""

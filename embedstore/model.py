@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -66,8 +66,7 @@ def choose(kind: type[Choice], word: str | Choice, what: str) -> Choice:
         raise InvalidInput(f"{what} is {word!r}; it must be one of {words}") from None
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):  # a tuple, as are hits: an answer has many, and a frozen data class takes thrice as long
     """One stored item.
 
     ``content`` is the text itself (None for a record that is only a vector or an address),
@@ -88,8 +87,7 @@ class Record:
         return fields
 
 
-@dataclass(frozen=True, slots=True)
-class Hit:
+class Hit(NamedTuple):
     """One search result: a record, its score (greater is nearer) and its rank from 1."""
 
     record: Record

@@ -84,6 +84,9 @@ def record_ids_of(transaction: Transaction, collection: CollectionRow, keys: Seq
 
 def records_by_id(transaction: Transaction, record_ids: Sequence[int]) -> dict[int, Record]:
     """By id, the records; DamagedRow where one that an index or a vector leads to is not there."""
+    packed = transaction.records_packed(record_ids) if len(record_ids) <= _CHUNK else None
+    if packed is not None and len(packed) == len(record_ids):  # nearly always
+        return {row[0]: made_record(row) for row in packed}
     return {record_id: make() for record_id, make in unmade_records(transaction, record_ids).items()}
 
 
@@ -99,7 +102,7 @@ def unmade_records(transaction: Transaction, record_ids: Sequence[int]) -> dict[
         packed = transaction.records_packed(chunk)
         if packed is not None:
             for packed_row in packed:
-                found[packed_row[0]] = partial(_packed_record, packed_row)
+                found[packed_row[0]] = partial(made_record, packed_row)
             continue
         rows = transaction.all(
             f"SELECT {RECORD_COLUMNS} FROM records AS r WHERE r.record_id IN {members}",
@@ -150,13 +153,13 @@ def _record(row: tuple[Any, ...]) -> Record:
     return Record(key, content, orjson.loads(metadata), _MODALITIES[modality], uri)
 
 
-def _packed_record(row: PackedRecord) -> Record:
+def made_record(row: PackedRecord) -> Record:
     """The record of a packed row; DamagedRow where it is not what was written."""
-    record_id, key, content, metadata, modality, uri, content_hash, hashed = row
+    record_id, key, content, metadata, modality, uri, hashed = row
     try:  # as ``record_fault`` does, in one piece, since this runs for every record of every answer
         found = "" if content is None else blake2b(content.encode(), digest_size=HASH_BYTES).hexdigest()
         joined = f"{key}\0{modality}\0{found}\0{uri or ''}\0{metadata}"
-        if found == content_hash and blake2b(joined.encode(), digest_size=HASH_BYTES).hexdigest() == hashed:
+        if blake2b(joined.encode(), digest_size=HASH_BYTES).hexdigest().upper() == hashed:
             return Record(key, content, orjson.loads(metadata), _MODALITIES[modality], uri)
     except (KeyError, AttributeError, TypeError, ValueError):
         pass
@@ -230,7 +233,7 @@ def vectors_by_key(
 
 def space_row(transaction: Transaction, collection: CollectionRow, name: str | None) -> SpaceRow:
     """A space of a collection by name, or its default one; SpaceNotFound lists those there are."""
-    spaces = catalog.spaces_of(transaction, collection.collection_id)
+    spaces = catalog.known_spaces(transaction, collection.collection_id)
     wanted = name or collection.default_space
     if wanted not in spaces:
         raise SpaceNotFound(f"{collection.name!r} has no space {wanted!r}; it has: {', '.join(spaces)}")

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -232,12 +231,11 @@ class Store:
         """Whether the store has been created."""
         return self._checked or self.database.exists()
 
-    @contextmanager
-    def reading(self) -> Iterator[Transaction]:
+    def reading(self) -> AbstractContextManager[Transaction]:
         """A snapshot of the store. Raises StoreNotFound or NotAStore where there is none."""
-        self._ready()
-        with self.database.read() as transaction:
-            yield transaction
+        if not self._checked:
+            self._ready()
+        return self.database.read()
 
     def ensure(self) -> None:
         """Create the store where it does not exist yet, and bring its tables up to date."""

@@ -21,7 +21,7 @@ from embedstore.indexing.faiss_file import Expected, ListPlaces, layout_fault, l
 from embedstore.indexing.recipes import Family, Placement, Recipe, find_recipe
 from embedstore.indexing.selection import Selection
 from embedstore.indexing.threads import ManyThreads, OneThread
-from embedstore.model import FloatMatrix, FloatVector, Metric
+from embedstore.model import FloatMatrix, FloatVector, IntVector, Metric
 from embedstore.optional import load_faiss
 
 _LOOP_LIMIT = 1 << 31
@@ -74,6 +74,7 @@ class FaissIndex:
         self.recipe = shape.recipe
         self.n_vectors = int(index.ntotal)
         self._kept = threading.local()
+        self._fits = shape.index_dim == shape.dim and shape.centre is None  # prepared vectors, just as they are
 
     @property
     def n_lists(self) -> int:
@@ -89,35 +90,74 @@ class FaissIndex:
         the index's own codes.
         """
         fitted = self._shape.fitted(queries)
-        parameters = self._parameters(settings, k, selection)
-        if len(queries) == 1:
-            with OneThread(self._faiss):
-                distances, positions = self._search(fitted, k, parameters)
-        else:
-            with ManyThreads(self._faiss):
-                distances, positions = self._search(fitted, k, parameters)
+        distances, positions = self._arrays(len(queries), k)
+        with ManyThreads(self._faiss):
+            self._search(fitted, k, self._parameters(settings, k, selection), distances, positions)
         if positions.size and positions.max() >= self.n_vectors:
-            raise DamagedCache(f"the index {self.recipe.name} names vectors that it does not have")
+            raise self._beyond()
         if selection is not None:
             # FAISS has kinds of indexes that take a selector and do not look at it.
             kept = positions >= 0
             kept &= selection.usable[np.maximum(positions, 0)]
             if not kept.all():
                 positions = np.where(kept, positions, -1)
-        if self.recipe.family is Family.BINARY:
-            return positions, -distances.astype(np.float32)
         return positions, self._scores(distances)
 
-    def _search(self, fitted: Any, k: int, parameters: Any) -> tuple[np.ndarray, np.ndarray]:
+    def nearest(
+        self, query: FloatVector, k: int, *, selection: Selection | None, settings: Settings
+    ) -> tuple[IntVector, FloatVector]:
+        """As ``search`` for one query (dim,), on the calling thread: the positions that were found, and their scores.
+
+        Both may be written over by this thread's next search.
+        """
+        fitted = query[None, :] if self._fits else self._shape.fitted(query[None, :])
+        found = getattr(self._kept, "arrays", None)
+        if found is None or found[0].shape[1] != k:
+            found = self._kept.arrays = self._arrays(1, k)
+        distances, positions = found
+        parameters = self._parameters(settings, k, selection)
+        with OneThread(self._faiss):
+            self._search(fitted, k, parameters, distances, positions)
+        distances, positions = distances[0], positions[0]
+        # As unsigned numbers, so that -1 is too great as well, and one look is enough nearly always.
+        if selection is not None or np.maximum.reduce(positions.view(np.uint64)) >= self.n_vectors:
+            if positions.max() >= self.n_vectors:
+                raise self._beyond()
+            kept = positions >= 0
+            if selection is not None:
+                kept &= selection.usable[positions]
+            positions, distances = positions[kept], distances[kept]
+        return positions, self._scores(distances)
+
+    def _arrays(self, n: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Distances and positions for FAISS to fill, both (n, k)."""
+        of_bits = self.recipe.family is Family.BINARY
+        return np.empty((n, k), np.int32 if of_bits else np.float32), np.empty((n, k), np.int64)
+
+    def _beyond(self) -> DamagedCache:
+        return DamagedCache(f"the index {self.recipe.name} names vectors that it does not have")
+
+    def _search(self, fitted: Any, k: int, parameters: Any, distances: np.ndarray, positions: np.ndarray) -> None:
+        """Fill ``distances`` and ``positions``. FAISS's own wrappers of these functions take longer, or less."""
+        at = self._faiss.swig_ptr
         try:
-            if self._lists is not None:
-                return self._search_mapped(fitted, k, parameters)
-            return self._index.search(fitted, k, params=parameters)  # type: ignore[no-any-return]
+            if self._lists is None:
+                self._index.search_c(len(fitted), at(fitted), k, at(distances), at(positions), parameters)
+                return
+            places, pages = self._lists
+            to_lists, lists = self._index.quantizer.search(fitted, parameters.nprobe)
+            wanted = np.unique(lists[lists >= 0])
+            pages.check_ranges(places.offsets[wanted], places.n_bytes[wanted])  # that they are on
+            self._index.search_preassigned_c(
+                len(fitted), at(fitted), k, at(lists), at(to_lists), at(distances), at(positions), False, parameters
+            )
         except RuntimeError as error:  # of FAISS, which finds that the index cannot be
             reason = str(error).splitlines()[0]
             raise DamagedCache(f"the index {self.recipe.name} cannot be searched: {reason}") from error
 
     def _scores(self, distances: np.ndarray) -> np.ndarray:
+        if self.recipe.family is Family.BINARY:
+            return -distances.astype(np.float32)
         if self._shape.metric is Metric.EUCLIDEAN:
             return np.float32(0) - np.sqrt(np.maximum(distances, 0))  # type: ignore[no-any-return]
         return distances
@@ -149,22 +189,6 @@ class FaissIndex:
         if selection is not None:
             parameters.sel = selection.selector
         return parameters
-
-    def _search_mapped(self, fitted: FloatMatrix, k: int, parameters: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Search lists on the disk, after a look at the pages that they are on."""
-        assert self._lists is not None
-        places, pages = self._lists
-        to_lists, lists = self._index.quantizer.search(fitted, parameters.nprobe)
-        wanted = np.unique(lists[lists >= 0])
-        pages.check_ranges(places.offsets[wanted], places.n_bytes[wanted])
-        distances = np.empty((len(fitted), k), np.float32)
-        positions = np.empty((len(fitted), k), np.int64)
-        at = self._faiss.swig_ptr
-        # FAISS's own wrapper of this function refuses parameters.
-        self._index.search_preassigned_c(
-            len(fitted), at(fitted), k, at(lists), at(to_lists), at(distances), at(positions), False, parameters
-        )
-        return distances, positions
 
 
 def build_index(matrix: FloatMatrix, recipe: Recipe, metric: Metric) -> tuple[Any, Shape]:

@@ -57,6 +57,7 @@ class SpaceCache:
         self._device = device
         self._guard = threading.Lock()
         self._view: SpaceView | None = None
+        self._settled: tuple[SpaceView | None, SpaceRow | None] = (None, None)
         self._selections: OrderedDict[str, Selection | None] = OrderedDict()
         self._selected_change = -1
         self._selected_seqs: IntVector | None = None
@@ -70,12 +71,15 @@ class SpaceCache:
 
     def view(self, transaction: Transaction, collection: CollectionRow, space: SpaceRow) -> SpaceView:
         """The space as the transaction sees it. ``space.dim`` must be known."""
+        settled = self.settled(collection, space)
+        if settled is not None:
+            return settled
         with self._guard:
             view = self._view
             if view is not None and not self._serves(view, space):
                 view = None  # the recipe was changed, or an index for it was built, here or by another process
             if view is not None and view.change == collection.last_change:
-                self._tell_stale(view, collection, space)
+                self._note_settled(view, collection, space)
                 return view
             if view is None or view.change > collection.last_change or view.change < collection.log_floor:
                 # Either the first view, or the transaction sees an older commit than another thread did.
@@ -83,12 +87,33 @@ class SpaceCache:
             view = self._on_gpu(self._caught_up(transaction, collection, space, view), space)
             if self._view is None or view.change >= self._view.change:
                 self._view = view
-            self._tell_stale(view, collection, space)
+                self._note_settled(view, collection, space)
+            else:
+                self._tell_stale(view, collection, space)
             return view
+
+    def settled(self, collection: CollectionRow, space: SpaceRow) -> SpaceView | None:
+        """The view of a commit, where it is here and there is nothing to do about it."""
+        view, of_space = self._settled
+        return view if view is not None and view.change == collection.last_change and of_space == space else None
+
+    def _note_settled(self, view: SpaceView, collection: CollectionRow, space: SpaceRow) -> None:
+        """Let a view be returned without a look for a better one, where there is none to come."""
+        used = "" if view.approximate is None else view.approximate.recipe.name
+        wanted = "" if find_recipe(space.recipe).exact else space.recipe
+        if used == wanted and not is_stale(view, space):
+            self._settled = (view, space)
+        else:
+            self._tell_stale(view, collection, space)
 
     def _tell_stale(self, view: SpaceView, collection: CollectionRow, space: SpaceRow) -> None:
         if self.on_stale is not None and is_stale(view, space):
             self.on_stale(collection, space)
+
+    def _forget_view(self) -> None:
+        """Have whoever asks next open the files anew."""
+        self._view = None
+        self._settled = (None, None)
 
     def selection(self, view: SpaceView, asked: str, allowed: Callable[[], BoolVector | None]) -> Selection | None:
         """The rows of a view that a filter allows; kept for whoever asks the same of the same view again.
@@ -128,7 +153,7 @@ class SpaceCache:
         with self._guard:
             _LOG.warning("cache damaged, rebuilding from the database: %s", error)
             cachefile.set_aside(self._folder)
-            self._view = None
+            self._forget_view()
 
     def _serves(self, view: SpaceView, space: SpaceRow) -> bool:
         """Whether a view is searched by the space's recipe, as far as the cache files allow."""
@@ -173,7 +198,7 @@ class SpaceCache:
             kind = StorageFull if is_full(error) else StorageFailed
             raise kind(f"the cache in {self._folder} cannot be written: {error.strerror or error}") from error
         with self._guard:
-            self._view = None  # whoever asks next opens the new files
+            self._forget_view()  # whoever asks next opens the new files
         return written
 
     def refresh(
@@ -189,7 +214,7 @@ class SpaceCache:
             return
         with self._guard:
             if self._try_write(transaction, collection, space, view):
-                self._view = None
+                self._forget_view()
 
     def cached_change(self, transaction: Transaction, collection: CollectionRow, space: SpaceRow) -> int:
         """The commit that the cache files hold; the newest one where there are none of this history."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -81,6 +81,7 @@ class SpaceView:
     mark: tuple[int, int] | None = None  # of the manifest that it was opened by
     base_hash: str = ""  # the page hash of the file of ``base``
     gpu: GpuFlat | None = None  # ``base`` once more, for searches without a filter
+    searches: dict[int, Any] = field(init=False, default_factory=dict)  # how its index is searched, as it was planned
 
     @property
     def n_rows(self) -> int:

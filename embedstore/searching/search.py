@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,18 +15,21 @@ from embedstore.devices import CPU, Device
 from embedstore.errors import DamagedRow, InvalidInput, StoreDamaged
 from embedstore.filters import Node
 from embedstore.forking import tell_forked
+from embedstore.indexing.cachefile import DamagedCache
 from embedstore.indexing.exact import prepared
 from embedstore.indexing.selection import Selection
 from embedstore.indexing.space_cache import SpaceCache
 from embedstore.indexing.space_view import SpaceView
 from embedstore.model import BoolVector, FloatMatrix, FloatVector, Hit, Hits, IntVector, Mode, Neighbours, Record
-from embedstore.reading import records_by_id, unmade_records
+from embedstore.reading import made_record, records_by_id, unmade_records
 from embedstore.searching.columns import Columns
+from embedstore.searching.index_search import Found
 from embedstore.searching.keywords import KeywordCache, Scored, postgres_search
-from embedstore.searching.plan import Found, nearest, nearest_batch
+from embedstore.searching.plan import nearest, nearest_batch
 from embedstore.searching.ranking import maximal_marginal_relevance, reciprocal_rank_fusion
+from embedstore.storage import catalog
 from embedstore.storage.catalog import CollectionRow, SpaceRow
-from embedstore.storage.database import Transaction
+from embedstore.storage.database import Database, Mark, Transaction
 from embedstore.storage.layout import keyword_cache_path, space_cache_folder
 
 _FUSED_POOL = 100
@@ -35,8 +37,7 @@ _MMR_POOL = 100
 _NO_ROWS = np.empty(0, np.int64)
 
 
-@dataclass(frozen=True, slots=True)
-class Query:
+class Query(NamedTuple):
     """What is asked: a vector (dim,) and words, either of which may be missing, and how to rank.
 
     ``exclude`` holds record ids that never come back; ``mmr`` is None or a weight from 0 to 1.
@@ -50,6 +51,14 @@ class Query:
     where: Node | None = None
     mmr: float | None = None
     exclude: tuple[int, ...] = ()
+
+
+class Look(NamedTuple):
+    """What a collection was in one state of the database, which ``mark`` tells from every other."""
+
+    mark: Mark
+    collection: CollectionRow
+    spaces: Mapping[str, SpaceRow]
 
 
 class CollectionSearch:
@@ -69,6 +78,8 @@ class CollectionSearch:
         self._columns: dict[int, Columns] = {}
         self._spaces: dict[int, SpaceCache] = {}
         self._keywords: dict[int, KeywordCache] = {}
+        self._looks: dict[str, Look] = {}
+        self._marks: dict[str, Mark] = {}
         tell_forked(self)
 
     def forget_parent(self) -> None:
@@ -77,6 +88,9 @@ class CollectionSearch:
 
     def space_cache(self, space_id: int) -> SpaceCache:
         """The cache of a space."""
+        known = self._spaces.get(space_id)
+        if known is not None:
+            return known
         with self._guard:
             if space_id not in self._spaces:
                 folder = space_cache_folder(self._folder, space_id)
@@ -121,6 +135,7 @@ class CollectionSearch:
         with self._guard:
             closing = list(self._keywords.values())
             self._keywords, self._spaces, self._columns = {}, {}, {}
+            self._looks, self._marks = {}, {}
         for keywords in closing:
             keywords.close()
 
@@ -148,19 +163,52 @@ class CollectionSearch:
         allowed = self._selection(transaction, collection, cache, view, query)
         if query.mode is Mode.HYBRID:
             return self._hybrid_hits(transaction, collection, view, vector, allowed, query)
-        wanted = query.offset + query.k
-        found = nearest(view, vector, wanted if query.mmr is None else max(_MMR_POOL, wanted), allowed)
-        if query.mmr is not None:
-            # The pool is the same for every page, so that pages follow each other; what lies beyond keeps its rank.
-            pool = found.rows[:_MMR_POOL]
-            order = maximal_marginal_relevance(view.gather(pool), found.scores[:_MMR_POOL], len(pool), query.mmr)
-            order += range(len(pool), len(found.rows))
-            found = Found(
-                found.rows[order], found.scores[order], found.exact, f"{found.plan}; diversified", found.details
-            )
-        page = slice(query.offset, wanted)
-        pairs = list(zip(view.record_ids[found.rows[page]].tolist(), found.scores[page].tolist(), strict=True))
+        found = _page(view, vector, allowed, query)
+        pairs = list(zip(view.record_ids[found.rows].tolist(), found.scores.tolist(), strict=True))
         return self._hits(transaction, pairs, query.offset, found.exact, found.plan, found.details)
+
+    def answer_at(self, database: Database, look: Look, space: SpaceRow, query: Query) -> Hits | None:
+        """The hits of a query by vector without a filter, if the collection is still as it was at the last look at it.
+
+        One statement reads the records and says whether that is so. None where it is not, or where anything is unusual:
+        then it is to be asked in a snapshot.
+        """
+        assert query.vector is not None
+        cache = self.space_cache(space.space_id)
+        view = cache.settled(look.collection, space)
+        if view is None:
+            return None
+        allowed = None if view.alive is None else cache.selection(view, repr((None, ())), lambda: None)
+        try:
+            found = _page(view, view.prepare(query.vector), allowed, query)
+            record_ids = view.record_ids[found.rows].tolist()
+            read = database.records_and_mark(look.collection.collection_id, record_ids)
+            if read is None or read[1] != look.mark:
+                self._looks.pop(look.collection.name, None)
+                return None
+            records = {row[0]: made_record(row) for row in read[0]}
+            scores = found.scores.tolist()
+            hits = [
+                Hit(records[record_id], score, rank)
+                for rank, (record_id, score) in enumerate(zip(record_ids, scores, strict=True), query.offset + 1)
+            ]
+        except (DamagedCache, DamagedRow, KeyError):
+            return None
+        return Hits(hits, exact=found.exact, plan=found.plan, explanation=found.details)
+
+    def last_look(self, name: str) -> Look | None:
+        """What was seen of the collection called ``name`` when it was last searched, where that was nothing new."""
+        return self._looks.get(name)
+
+    def note_look(self, transaction: Transaction, collection: CollectionRow) -> None:
+        """Note what a transaction sees of a collection. Only what two searches saw alike is worth trying again."""
+        mark = transaction.mark(collection.collection_id)
+        if mark is None:
+            return
+        name = collection.name
+        if self._marks.get(name) == mark:
+            self._looks[name] = Look(mark, collection, catalog.known_spaces(transaction, collection.collection_id))
+        self._marks[name] = mark
 
     def answer_batch(
         self,
@@ -331,7 +379,24 @@ class CollectionSearch:
         details: dict[str, Any],
     ) -> Hits:
         records = records_by_id(transaction, [record_id for record_id, _ in pairs])
-        return _hits_of(pairs, records, offset, exact, plan, details)
+        hits = [Hit(records[record_id], score, rank) for rank, (record_id, score) in enumerate(pairs, start=offset + 1)]
+        return Hits(hits, exact=exact, plan=plan, explanation=details)
+
+
+def _page(view: SpaceView, vector: FloatVector, allowed: Selection | None, query: Query) -> Found:
+    """The rows that a query asks for, by a prepared vector: those of its page, diversified where that is asked for."""
+    wanted = query.offset + query.k
+    found = nearest(view, vector, wanted if query.mmr is None else max(_MMR_POOL, wanted), allowed)
+    rows, scores, plan = found.rows, found.scores, found.plan
+    if query.mmr is not None:
+        # The pool is the same for every page, so that pages follow each other; what lies beyond keeps its rank.
+        pool = rows[:_MMR_POOL]
+        order = maximal_marginal_relevance(view.gather(pool), scores[:_MMR_POOL], len(pool), query.mmr)
+        order += range(len(pool), len(rows))
+        rows, scores, plan = rows[order], scores[order], f"{plan}; diversified"
+    elif not query.offset:
+        return found
+    return Found(rows[query.offset : wanted], scores[query.offset : wanted], found.exact, plan, found.details)
 
 
 def _made_hits(
@@ -360,17 +425,3 @@ def _rows_where(view: SpaceView, record_ids: IntVector, mask: BoolVector) -> Boo
     rows: BoolVector = mask[places] & (record_ids[places] == view.record_ids)
     return rows
 
-
-def _hits_of(
-    pairs: Sequence[tuple[int, float]],
-    records: dict[int, Record],
-    offset: int,
-    exact: bool,
-    plan: str,
-    details: dict[str, Any],
-) -> Hits:
-    hits = [
-        Hit(records[record_id], float(score), rank)
-        for rank, (record_id, score) in enumerate(pairs, start=offset + 1)
-    ]
-    return Hits(hits, exact=exact, plan=plan, explanation=details)

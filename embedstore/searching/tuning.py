@@ -24,7 +24,7 @@ from embedstore.indexing.recipes import Placement, Recipe, all_recipes
 from embedstore.indexing.space_view import Approximate, SpaceView
 from embedstore.model import FloatMatrix, Metric
 from embedstore.optional import load_faiss
-from embedstore.searching.plan import IndexPlan, search_index
+from embedstore.searching.index_search import IndexSearch, candidates_for
 
 MAX_ROWS = 500_000
 _N_QUERIES = 1_000
@@ -198,10 +198,10 @@ def _measured(
     )
     for settings in _grid(recipe, index.n_lists, k):
         knob = 0 if recipe.knob is None else settings[recipe.knob]
-        plan = IndexPlan(knob, _n_candidates(recipe, k))
+        search = IndexSearch(view, k, None, knob, candidates_for(recipe, k))
 
-        def ask(query: np.ndarray, plan: IndexPlan = plan) -> np.ndarray:
-            found = search_index(view, query, k, None, plan)
+        def ask(query: np.ndarray, search: IndexSearch = search) -> np.ndarray:
+            found = search.run(query)
             scores = np.full(k, -np.inf, np.float32)
             if found is not None:
                 scores[: found.scores.size] = found.scores
@@ -224,15 +224,11 @@ def _grid(recipe: Recipe, n_lists: int, k: int) -> Iterator[Settings]:
         return
     values = recipe.useful.get(recipe.knob, (recipe.search[recipe.knob],))
     if recipe.knob == "efSearch":  # at least as many are looked at as are wanted
-        values = tuple(value for value in values if value >= _n_candidates(recipe, k)) or (_n_candidates(recipe, k),)
+        values = tuple(value for value in values if value >= candidates_for(recipe, k)) or (candidates_for(recipe, k),)
     for value in values:
         if recipe.knob == "nprobe" and value > n_lists:
             return
         yield {**recipe.search, recipe.knob: value}
-
-
-def _n_candidates(recipe: Recipe, k: int) -> int:
-    return max(k * recipe.rescore, 32) if recipe.rescore else k
 
 
 def _median_us(call: Callable[[np.ndarray], object], queries: FloatMatrix) -> float:

@@ -6,7 +6,7 @@ import datetime
 import json
 import secrets
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, NamedTuple
@@ -107,8 +107,8 @@ def _is_digest(value: Any) -> bool:
 def find_collection(transaction: Transaction, name: str) -> CollectionRow | None:
     """The collection called ``name``, or None."""
     memory = transaction.memory
-    if memory is not None and ("collection", name) in memory:
-        return memory["collection", name]  # type: ignore[no-any-return]
+    if memory is not None and (known := memory.get(("collection", name))) is not None:
+        return known  # type: ignore[no-any-return]
     row = transaction.one(f"SELECT {_COLLECTION} FROM {_COLLECTIONS} WHERE o.name = :name", {"name": name})
     if row is None:
         return None
@@ -154,10 +154,15 @@ def all_collections(transaction: Transaction) -> list[CollectionRow]:
 
 
 def spaces_of(transaction: Transaction, collection_id: int) -> dict[str, SpaceRow]:
+    """The spaces of a collection by name, in the order of their creation, for the caller to keep."""
+    return dict(known_spaces(transaction, collection_id))
+
+
+def known_spaces(transaction: Transaction, collection_id: int) -> Mapping[str, SpaceRow]:
     """The spaces of a collection by name, in the order of their creation."""
     memory = transaction.memory
-    if memory is not None and ("spaces", collection_id) in memory:
-        return dict(memory["spaces", collection_id])
+    if memory is not None and (known := memory.get(("spaces", collection_id))) is not None:
+        return known  # type: ignore[no-any-return]
     rows = transaction.all(
         f"SELECT s.{_SPACE.replace(', ', ', s.')}, c.spaces FROM {_SPACES} WHERE s.collection_id = :collection"
         " ORDER BY s.space_id",
@@ -166,7 +171,7 @@ def spaces_of(transaction: Transaction, collection_id: int) -> dict[str, SpaceRo
     states = space_states(rows[0][-1]) if rows else {}
     found = {row[2]: space_row((*row[:-1], *states.get(row[0], _NO_VECTORS))) for row in rows}
     if memory is not None:
-        memory["spaces", collection_id] = dict(found)
+        memory["spaces", collection_id] = found
     return found
 
 

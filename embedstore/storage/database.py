@@ -15,6 +15,7 @@ from embedstore.errors import StoreDamaged
 
 Row = tuple[Any, ...]
 PackedRecord = list[Any]
+Mark = tuple[Any, ...]
 """Id, key, content, metadata as text, modality, uri, and both hashes in hex, '' for none."""
 Memory = dict[tuple[str, Any], Any]
 """By kind of row and its owner, what ``storage.catalog`` made of it."""
@@ -130,6 +131,9 @@ class Transaction(Protocol):
     def records_packed(self, record_ids: Sequence[int]) -> list[PackedRecord] | None:
         """Records by id, in any order, in one piece; None where this is not quicker, or a row cannot be packed."""
 
+    def mark(self, collection_id: int) -> Mark | None:
+        """What tells this state of a collection and of the catalog from every other; None where nothing does."""
+
     def alone(self) -> None:
         """Wait until no other transaction is creating collections or spaces, and keep others from it."""
 
@@ -162,6 +166,11 @@ class Database(Protocol):
 
     def read(self) -> AbstractContextManager[Transaction]:
         """A snapshot: every statement inside sees the same commits."""
+
+    def records_and_mark(
+        self, collection_id: int, record_ids: Sequence[int]
+    ) -> tuple[list[PackedRecord], Mark] | None:
+        """Records by id and the mark of the state that they were read in, by one statement; None where it fails."""
 
     def write(self, timeout: float | None = None) -> AbstractContextManager[Transaction]:
         """The one writing transaction; committed durably when the block ends, rolled back when it raises.

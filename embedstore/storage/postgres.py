@@ -27,7 +27,7 @@ from embedstore.failpoints import reach
 from embedstore.forking import tell_forked
 from embedstore.optional import require
 from embedstore.storage.damage import damaged
-from embedstore.storage.database import Memory, PackedRecord, Parameters, RecordRows, Row, Transaction, VectorRows
+from embedstore.storage.database import Mark, Memory, PackedRecord, Parameters, RecordRows, Row, Transaction, VectorRows
 from embedstore.storage.revision import check_current
 
 if TYPE_CHECKING:
@@ -109,6 +109,9 @@ class PostgresTransaction:
     def many(self, sql: str, parameters: Sequence[Parameters]) -> None:
         if parameters:
             self._connection.execute(_text(sql), list(parameters))
+
+    def mark(self, collection_id: int) -> Mark | None:
+        return None
 
     def records_packed(self, record_ids: Sequence[int]) -> list[PackedRecord] | None:
         return None
@@ -197,6 +200,11 @@ class PostgresDatabase:
             snapshot = connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
             with snapshot.begin():
                 yield PostgresTransaction(snapshot, {})
+
+    def records_and_mark(
+        self, collection_id: int, record_ids: Sequence[int]
+    ) -> tuple[list[PackedRecord], Mark] | None:
+        return None
 
     @contextmanager
     def write(self, timeout: float | None = None) -> Iterator[PostgresTransaction]:

@@ -11,11 +11,13 @@ import os
 import secrets
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import quote
+
+import orjson
 
 from embedstore.errors import (
     DamagedRow,
@@ -29,17 +31,19 @@ from embedstore.errors import (
 from embedstore.failpoints import reach
 from embedstore.forking import abandon, inside_sqlite, tell_forked
 from embedstore.storage.damage import damaged
-from embedstore.storage.database import Memory, Transaction
+from embedstore.storage.database import Mark, Memory, PackedRecord, Transaction
 from embedstore.storage.files import has_content, make_private, sync_folder
 from embedstore.storage.head import HEAD_NAME, Head, read_head, write_head
-from embedstore.storage.layout import APPLICATION, DATABASE_NAME, LOCK_NAME
+from embedstore.storage.layout import APPLICATION, DATABASE_NAME, LOCK_NAME, id_range
 from embedstore.storage.locks import ProcessLock
 from embedstore.storage.revision import check_current
 from embedstore.storage.sqlite_statements import (
     SQLiteDialect,
     SQLiteTransaction,
     WriteTransaction,
+    ids_parameters,
     newest_number,
+    packed_statement,
     remember_number,
 )
 
@@ -62,6 +66,7 @@ class SQLiteDatabase:
     def __init__(self, folder: Path, *, lock_timeout: float) -> None:
         self._folder = folder = Path(os.path.abspath(folder))
         self._path = folder / DATABASE_NAME
+        self._address = os.fspath(self._path)
         self._head_path = os.fspath(folder / HEAD_NAME)
         self._lock_timeout = lock_timeout
         self._lock: ProcessLock | None = None
@@ -79,7 +84,7 @@ class SQLiteDatabase:
 
     @property
     def address(self) -> str:
-        return str(self._path)
+        return self._address
 
     @property
     def path(self) -> Path:
@@ -178,26 +183,26 @@ class SQLiteDatabase:
         elif self._folder.exists():
             raise NotAStore(f"{self._folder} is a file; a store is a folder")
 
-    @contextmanager
-    def read(self) -> Iterator[SQLiteTransaction]:
-        with translated(self._path):
-            connection = self._take_reader()
-            try:
-                with inside_sqlite:
-                    connection.execute("BEGIN")
-                    connection.recall()
-                yield SQLiteTransaction(connection, connection.memory)
-            except BaseException:
-                with inside_sqlite:
-                    connection.close()
-                raise
+    def read(self) -> _Reading:
+        return _Reading(self)
+
+    def records_and_mark(
+        self, collection_id: int, record_ids: Sequence[int]
+    ) -> tuple[list[PackedRecord], Mark] | None:
+        connection = self.take_reader()
+        try:
             with inside_sqlite:
-                connection.execute("COMMIT")
-                if not connection.lasting:
-                    connection.close()
-                    return
-            with self._guard:
-                self._readers.append(connection)
+                ((newest, head, packed),) = connection.execute(
+                    packed_statement(len(record_ids), marked=True),
+                    (*id_range(collection_id), *ids_parameters(record_ids)),
+                ).fetchall()
+            read = [] if packed is None else orjson.loads(packed), (newest, head)
+        except (sqlite3.OperationalError, sqlite3.DatabaseError, orjson.JSONDecodeError):
+            with inside_sqlite:
+                connection.close()
+            return None
+        self.keep_reader(connection)
+        return read
 
     def write(self, timeout: float | None = None) -> _Writing:
         return _Writing(self, self._lock_timeout if timeout is None else timeout)
@@ -316,17 +321,26 @@ class SQLiteDatabase:
                 self._writer.close()
             self._writer = None
 
-    def _take_reader(self) -> _Connection:
+    def take_reader(self) -> _Connection:
+        """A connection for one snapshot, which nobody else has until ``keep_reader``."""
         self._refuse_replaced()
-        with self._guard:
-            if self._readers:
-                return self._readers.pop()
-        return self._connect("ro")
+        try:
+            return self._readers.pop()  # of a list, which threads may share without a lock
+        except IndexError:
+            return self._connect("ro")
+
+    def keep_reader(self, connection: _Connection) -> None:
+        """Keep a connection for the next snapshot, where it may be."""
+        if connection.lasting:
+            self._readers.append(connection)
+        else:
+            with inside_sqlite:
+                connection.close()
 
     def _refuse_replaced(self) -> None:
         """Raise StorageFailed where another file has come into the place of the one that is open."""
         opened = self._identity  # another thread may be closing the store
-        if opened is not None and _identity(self._path) != opened:
+        if opened is not None and _identity(self._address) != opened:
             raise StorageFailed(
                 f"{self._path} was moved away or replaced while this process had it open; close the store, and open it"
                 " again"
@@ -362,7 +376,7 @@ class SQLiteDatabase:
             connection = _opened(f"{address}&immutable=1")
             connection.lasting = False
         if self._identity is None:
-            self._identity = _identity(self._path)
+            self._identity = _identity(self._address)
         try:
             for name, value in _pragmas(mode).items():
                 connection.execute(f"PRAGMA {name} = {value}").fetchall()
@@ -467,11 +481,10 @@ class SQLiteDatabase:
             with lock.kept_from_threads(self._lock_timeout) as kept:
                 if kept:
                     self._close_writer(lock)
-        with self._guard:
-            idle, self._readers = self._readers, []
         with inside_sqlite:
-            for connection in idle:
-                connection.close()
+            while self._readers:
+                with suppress(IndexError):  # another thread may take the last one
+                    self._readers.pop().close()
         self._identity = None
 
     def _close_writer(self, lock: ProcessLock) -> None:
@@ -488,6 +501,49 @@ class SQLiteDatabase:
         if self._head_descriptor is not None:
             os.close(self._head_descriptor)
             self._head_descriptor = None
+
+
+class _Reading:
+    """The block of one snapshot: a connection that nobody else has, a transaction, and the errors of the driver.
+
+    A class for the reason that ``_Writing`` is one.
+    """
+
+    __slots__ = ("_connection", "_database")
+
+    def __init__(self, database: SQLiteDatabase) -> None:
+        self._database = database
+
+    def __enter__(self) -> SQLiteTransaction:
+        try:
+            connection = self._connection = self._database.take_reader()
+            try:
+                with inside_sqlite:
+                    connection.execute("BEGIN")
+                    connection.recall()
+            except BaseException:
+                with inside_sqlite:
+                    connection.close()
+                raise
+        except BaseException as error:
+            raise_translated(error, self._database.path)
+        return SQLiteTransaction(connection, connection.memory)
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        connection = self._connection
+        if error is None:
+            try:
+                with inside_sqlite:
+                    connection.execute("COMMIT")
+            except sqlite3.Error as failed:
+                connection.close()
+                raise_translated(failed, self._database.path)
+            self._database.keep_reader(connection)
+        else:
+            with inside_sqlite:
+                connection.close()
+            if isinstance(error, (sqlite3.Error, DamagedRow)):
+                raise_translated(error, self._database.path)
 
 
 class _Writing:
@@ -601,7 +657,7 @@ def _may_write(folder: Path) -> bool:
     return os.access(folder, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
+def _identity(path: str) -> tuple[int, int] | None:
     """What tells a file from another that has its name; None where there is none."""
     try:
         status = os.stat(path)

@@ -13,9 +13,9 @@ from typing import Any
 import orjson
 
 from embedstore.forking import inside_sqlite
-from embedstore.storage.database import KeyTaken, Memory, PackedRecord, Parameters, RecordRows, Row, VectorRows
+from embedstore.storage.database import KeyTaken, Mark, Memory, PackedRecord, Parameters, RecordRows, Row, VectorRows
 from embedstore.storage.head import Head
-from embedstore.storage.layout import ID_SHIFT
+from embedstore.storage.layout import ID_SHIFT, id_range
 
 _FETCHED_ROWS = 256
 _PAGES_A_STEP = 4096
@@ -99,12 +99,16 @@ class SQLiteTransaction:
         # All rows come as one, since the driver gives the interpreter's lock away and takes it back for every row: two
         # threads that search would do little but pass it to each other.
         try:
-            sql, names = _packed_statement(len(record_ids))
-            given = dict(zip(names, record_ids, strict=True)) if names else {"ids": orjson.dumps(record_ids).decode()}
-            row = self.one(sql, given)
-            return orjson.loads(row[0]) if row is not None else []
+            statement, given = packed_statement(len(record_ids)), ids_parameters(record_ids)
+            with inside_sqlite:
+                (_, _, packed) = self._connection.execute(statement, given).fetchone()
+            return [] if packed is None else orjson.loads(packed)
         except (sqlite3.OperationalError, sqlite3.DataError, orjson.JSONDecodeError, TypeError):
             return None  # damage, which reading row by row tells, or more than fits in one value
+
+    def mark(self, collection_id: int) -> Mark | None:
+        with inside_sqlite:
+            return self._connection.execute(f"SELECT {_MARK}", id_range(collection_id)).fetchone()  # type: ignore[no-any-return]
 
     def alone(self) -> None:
         pass  # every write transaction is
@@ -190,16 +194,30 @@ class SQLiteTransaction:
             self._connection.executemany(f"INSERT INTO {table} ({','.join(columns)}) VALUES ({marks})", rows)
 
 
+_MARK = (
+    "(SELECT max(commit_key) FROM commits WHERE commit_key BETWEEN ? AND ?),"
+    " (SELECT value FROM store_info WHERE name = 'head')"
+)
+"""Every write changes one of these two: the newest commit of a collection, and the newest that belongs to none."""
+
+
+def ids_parameters(record_ids: Sequence[int]) -> Sequence[Any]:
+    """The parameters of ``packed_statement``."""
+    return record_ids if len(record_ids) <= _FEW_IDS else (orjson.dumps(record_ids).decode(),)
+
+
 @functools.lru_cache(maxsize=128)
-def _packed_statement(n: int) -> tuple[str, tuple[str, ...]]:
-    """A statement for ``n`` records by id, and the names of its parameters; none of them for one JSON list ``ids``."""
-    names = tuple(f"id{place}" for place in range(n)) if n <= _FEW_IDS else ()
-    among = ", ".join(f":{name}" for name in names) if names else "SELECT value FROM json_each(:ids)"
+def packed_statement(n: int, *, marked: bool = False) -> str:
+    """A statement for ``n`` records by their ids, each a parameter where they are few, else one JSON list of them.
+
+    marked: with the mark of a collection, of which the first and the last id are the first two parameters.
+    """
+    among = ",".join("?" * n) if n <= _FEW_IDS else "SELECT value FROM json_each(?)"
     return (
-        "SELECT json_group_array(json_array(r.record_id, r.key, r.content, r.metadata, r.modality, r.uri,"
-        " lower(hex(r.content_hash)), lower(hex(r.row_hash)))) FROM records AS r"
+        f"SELECT {_MARK if marked else 'NULL, NULL'}, '[' || group_concat(json_array(r.record_id, r.key, r.content,"
+        " r.metadata, r.modality, r.uri, hex(r.row_hash))) || ']' FROM records AS r"
         f" WHERE r.record_id IN ({among})"
-    ), names
+    )
 
 
 class WriteTransaction(SQLiteTransaction):

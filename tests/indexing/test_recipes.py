@@ -165,7 +165,7 @@ def test_an_index_that_fails_while_it_is_searched_is_a_damaged_cache_not_a_trace
     class Failing:  # FAISS's own objects take no other search
         nlist = index.n_lists
 
-        def search(self, *_, **__):
+        def search_c(self, *_, **__):
             raise RuntimeError("Error in faiss: no such thing")
 
     index._index = Failing()

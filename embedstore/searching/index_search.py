@@ -1,0 +1,135 @@
+"""A search of a view by its FAISS index, planned once for a number of hits and a selection, then run for each query."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from embedstore.indexing.faiss_index import Settings
+from embedstore.indexing.recipes import Recipe
+from embedstore.indexing.selection import Selection
+from embedstore.indexing.space_view import Approximate, SpaceView
+from embedstore.model import FloatMatrix, FloatVector, IntVector
+
+_ATTEMPTS = 3
+_WIDENED = 4
+FEWEST_CANDIDATES = 32
+_NO_ROWS = np.empty(0, np.int64)
+
+
+class Found(NamedTuple):
+    """Rows of a view, best first, with their scores, and how they were found."""
+
+    rows: IntVector
+    scores: FloatVector
+    exact: bool
+    plan: str
+    details: dict[str, Any]
+
+
+def candidates_for(recipe: Recipe, k: int) -> int:
+    """How many candidates an index finds for ``k`` hits."""
+    return max(k * recipe.rescore, FEWEST_CANDIDATES) if recipe.rescore else k
+
+
+class IndexSearch:
+    """Finds the ``k`` nearest rows of a selection by the index of a view. Threads may share it."""
+
+    def __init__(self, view: SpaceView, k: int, selection: Selection | None, knob: int, n_candidates: int) -> None:
+        """knob: the value of the recipe's knob, 0 where it has none; n_candidates: how many the index is to find."""
+        approximate = view.approximate
+        assert approximate is not None
+        self.view = view
+        self._approximate = approximate
+        self._k = k
+        self._n_candidates = n_candidates
+        self._at = _positions(approximate, selection)
+        self._late = _late_rows(view, approximate, selection)
+        self._compared = bool(approximate.recipe.rescore) or self._late.size > 0
+        self._n_expected = min(k, approximate.index.n_vectors if self._at is None else self._at.n)
+        self._allowed = "" if selection is None else f", {selection.n:,} allowed"
+        self._n_usable = view.n_rows if selection is None else selection.n
+        self._knob = knob
+        self._settings = self._settings_of(knob)
+        self.words, self.details = self._told(knob)
+
+    def run(self, query: FloatVector) -> Found | None:
+        """The nearest rows to a prepared query (dim,); None where the index found fewer than there are."""
+        approximate = self._approximate
+        settings, words, details = self._settings, self.words, self.details
+        for attempt in range(1, _ATTEMPTS + 1):
+            found, scores = approximate.index.nearest(query, self._n_candidates, selection=self._at, settings=settings)
+            if found.size >= self._n_expected:
+                break
+            if not self._knob or attempt == _ATTEMPTS:
+                return None
+            spent = self._knob * _WIDENED**attempt
+            settings = self._settings_of(spent)
+            words, details = self._told(spent)
+        rows = found if approximate.row_of is None else approximate.row_of[found]
+        if self._compared:
+            rows.sort()
+            rows, scores = self.view.scan_rows(
+                query, self._k, np.concatenate([rows, self._late]) if self._late.size else rows
+            )
+        else:
+            rows, scores = rows[: self._k].copy(), scores[: self._k].copy()  # what the index will write over
+        return Found(rows, scores, False, words, details)
+
+    def run_batch(self, queries: FloatMatrix) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Rows and scores (n, k) for many prepared queries (n, dim), and for which of them too few were found (n,)."""
+        approximate = self._approximate
+        positions, scores = approximate.index.search(
+            queries, self._n_candidates, selection=self._at, settings=self._settings
+        )
+        short = (positions >= 0).sum(axis=1) < self._n_expected
+        rows = positions
+        if approximate.row_of is not None:
+            rows = np.where(positions >= 0, approximate.row_of[np.maximum(positions, 0)], -1)
+        if self._compared:
+            if self._late.size:
+                rows = np.concatenate([rows, np.broadcast_to(self._late, (len(queries), self._late.size))], axis=1)
+            rows, scores = self.view.rescore_batch(queries, np.ascontiguousarray(rows), self._k)
+        return rows[:, : self._k], scores[:, : self._k], short
+
+    def _settings_of(self, knob: int) -> Settings:
+        name = self._approximate.recipe.knob
+        return self._approximate.settings if name is None else {**self._approximate.settings, name: knob}
+
+    def _told(self, knob: int) -> tuple[str, dict[str, Any]]:
+        """What the search says of itself, in words and as a mapping."""
+        view, index, recipe = self.view, self._approximate.index, self._approximate.recipe
+        details: dict[str, Any] = {
+            "n_vectors": view.n_alive, "n_allowed": self._n_usable, "n_candidates": self._n_candidates,
+            "n_after_index": view.n_rows - self._approximate.first_row_after,
+        }  # fmt: skip
+        words = f"{recipe.name} over {index.n_vectors:,} vectors"
+        if recipe.knob is not None:
+            words += f", {recipe.knob} {knob}"
+            details[recipe.knob] = knob
+        if recipe.rescore:
+            words += f", {self._n_candidates:,} candidates compared exactly"
+        words += self._allowed
+        if self._late.size:
+            words += f"; exact scan of {self._late.size:,} newer vectors"
+        return words, details
+
+
+def _late_rows(view: SpaceView, approximate: Approximate, selection: Selection | None) -> IntVector:
+    """The rows that came after the index, and may be returned."""
+    after = approximate.first_row_after
+    if after >= view.n_rows:
+        return _NO_ROWS
+    if selection is None:
+        return np.arange(after, view.n_rows)
+    return selection.rows[np.searchsorted(selection.rows, after) :]
+
+
+def _positions(approximate: Approximate, selection: Selection | None) -> Selection | None:
+    """Which positions of the index may be returned; None where all may."""
+    if approximate.row_of is None:
+        return None if selection is None else selection.first(approximate.index.n_vectors)
+    if selection is not None:
+        return selection.at(approximate.row_of)
+    return approximate.present
