@@ -171,6 +171,8 @@ class Pages:
             return
         first = rows * row_bytes // _PAGE_BYTES
         last = (rows * row_bytes + row_bytes - 1) // _PAGE_BYTES
+        if row_bytes <= _PAGE_BYTES and self._checked[first].all() and self._checked[last].all():
+            return
         most = int((last - first).max()) + 1
         touched = first[:, None] + np.arange(most)  # (n_rows, most)
         touched = np.unique(touched[touched <= last[:, None]])

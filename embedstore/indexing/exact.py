@@ -46,11 +46,19 @@ def top_k(scores: FloatVector, k: int) -> IntVector:
 def best_of_candidates(rows: np.ndarray, scores: FloatMatrix, k: int) -> tuple[np.ndarray, FloatMatrix]:
     """The best ``k`` of each line's candidates (n, m), best first, equal scores in order of row; both (n, k).
 
-    Candidates of score -inf never count: such places hold row -1.
+    Candidates of score -inf never count: such places hold row -1. Rows are less than 2**32.
     """
-    order = np.lexsort((rows, -scores), axis=1)[:, :k]
-    best, kept = np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1)
-    best = np.where(kept > -np.inf, best, -1)
+    # One number for each, less for better: the bits of the score, upside down, and below them the row.
+    bits = (scores + np.float32(0)).view(np.int32)  # 0 for -0.0
+    keys = ~np.where(bits < 0, bits ^ 0x7FFFFFFF, bits).astype(np.int64) << 32
+    keys |= rows & 0xFFFFFFFF
+    if keys.shape[1] > 4 * k:
+        keys = np.partition(keys, k - 1, axis=1)[:, :k]
+    keys.sort(axis=1)
+    keys = keys[:, :k]
+    bits = (~(keys >> 32)).astype(np.int32)
+    kept = np.where(bits < 0, bits ^ 0x7FFFFFFF, bits).astype(np.int32, copy=False).view(np.float32)
+    best = np.where(kept > -np.inf, keys & 0xFFFFFFFF, -1)
     missing = k - best.shape[1]
     if missing > 0:
         best = np.pad(best, ((0, 0), (0, missing)), constant_values=-1)

@@ -29,6 +29,8 @@ _SPARE_BYTES = 4096
 _ADDED_AT_ONCE = 65_536
 _TRAINED_PER_LIST = 128
 """Vectors that the lists of an IVF are made from, for each list: more make the training longer, and no better."""
+_OVER_QUERIES = 3
+"""FAISS's mode in which lists that were chosen already are searched for many queries by many threads."""
 _READING = threading.Lock()
 """FAISS keeps the limits for reading a file in global variables."""
 
@@ -63,10 +65,28 @@ class Shape:
         return np.ascontiguousarray(filled, np.float32)
 
 
+class MappedLists:
+    """Inverted lists that stay on the disk: the pages of each are checked when it is first searched."""
+
+    def __init__(self, places: ListPlaces, pages: Pages) -> None:
+        self._places = places
+        self._pages = pages
+        self._checked = np.zeros(places.offsets.size, np.bool_)
+
+    def check(self, lists: np.ndarray) -> None:
+        """Check lists by number, -1 for none; DamagedCache where one is not what was written."""
+        asked = np.zeros(self._checked.size + 1, np.bool_)
+        asked[lists] = True  # the last one for -1
+        wanted = np.flatnonzero(asked[:-1] & ~self._checked)
+        if wanted.size:
+            self._pages.check_ranges(self._places.offsets[wanted], self._places.n_bytes[wanted])
+            self._checked[wanted] = True
+
+
 class FaissIndex:
     """A built FAISS index, for reading only; threads may share it."""
 
-    def __init__(self, index: Any, shape: Shape, lists: tuple[ListPlaces, Pages] | None = None) -> None:
+    def __init__(self, index: Any, shape: Shape, lists: MappedLists | None = None) -> None:
         self._faiss = load_faiss()
         self._index = index
         self._shape = shape
@@ -144,10 +164,8 @@ class FaissIndex:
             if self._lists is None:
                 self._index.search_c(len(fitted), at(fitted), k, at(distances), at(positions), parameters)
                 return
-            places, pages = self._lists
             to_lists, lists = self._index.quantizer.search(fitted, parameters.nprobe)
-            wanted = np.unique(lists[lists >= 0])
-            pages.check_ranges(places.offsets[wanted], places.n_bytes[wanted])  # that they are on
+            self._lists.check(lists)
             self._index.search_preassigned_c(
                 len(fitted), at(fitted), k, at(lists), at(to_lists), at(distances), at(positions), False, parameters
             )
@@ -294,7 +312,8 @@ def open_faiss(folder: Path, file: CacheFile, shape: Shape, n_vectors: int, sums
     if recipe.family is Family.LISTS and recipe.mapped:
         faiss = load_faiss()
         faiss.downcast_InvertedLists(index.invlists).prefetch_nthread = 0  # its threads cost more than they save
-    return FaissIndex(index, shape, None if pages is None or places is None else (places, pages))
+        index.parallel_mode = _OVER_QUERIES
+    return FaissIndex(index, shape, None if pages is None or places is None else MappedLists(places, pages))
 
 
 def file_kind(recipe: Recipe) -> str:

@@ -180,7 +180,8 @@ class SpaceView:
 
     def rescore_batch(self, queries: FloatMatrix, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The best ``k`` of each query's own candidate rows (n, m), -1 for none: rows and exact scores, both (n, k)."""
-        self._check(np.unique(rows[rows >= 0]))
+        if self.pages is not None:
+            self._check(rows[rows >= 0])
         n_base = self.base.shape[0]
         scores = np.full(rows.shape, -np.inf, np.float32)
         product = squared_distances_at_many if self.metric is Metric.EUCLIDEAN else inner_products_at_many

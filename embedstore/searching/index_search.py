@@ -28,6 +28,36 @@ class Found(NamedTuple):
     details: dict[str, Any]
 
 
+class FoundBatch(NamedTuple):
+    """Rows of a view for many queries, int64 (n, k), -1 where there are fewer, with their scores, float32 (n, k).
+
+    ``apart`` holds what was found for queries that had to be asked by themselves.
+    """
+
+    rows: np.ndarray
+    scores: FloatMatrix
+    exact: bool
+    plan: str
+    details: dict[str, Any]
+    apart: dict[int, Found]
+
+    def with_apart(self, apart: dict[int, Found]) -> FoundBatch:
+        """The same where some queries were asked by themselves."""
+        for line, found in apart.items():
+            n = found.rows.size
+            self.rows[line, :n], self.scores[line, :n] = found.rows, found.scores
+        exact = all(one.exact for one in apart.values()) if len(apart) == len(self.rows) else self.exact
+        return self._replace(exact=exact, apart=apart)
+
+    def one(self, line: int) -> Found:
+        """What was found for one query."""
+        apart = self.apart.get(line)
+        if apart is not None:
+            return apart
+        there = self.rows[line] >= 0
+        return Found(self.rows[line][there], self.scores[line][there], self.exact, self.plan, self.details)
+
+
 def candidates_for(recipe: Recipe, k: int) -> int:
     """How many candidates an index finds for ``k`` hits."""
     return max(k * recipe.rescore, FEWEST_CANDIDATES) if recipe.rescore else k

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from embedstore.indexing.costs import ScanCosts, raised
+from embedstore.indexing.costs import ScanCosts, margin, raised
 from embedstore.indexing.kernels import can_batch
 from embedstore.indexing.recipes import Family
 from embedstore.indexing.selection import Selection
 from embedstore.indexing.space_view import Approximate, SpaceView
 from embedstore.model import FloatMatrix, FloatVector
-from embedstore.searching.index_search import FEWEST_CANDIDATES, Found, IndexSearch, candidates_for
+from embedstore.searching.index_search import FEWEST_CANDIDATES, Found, FoundBatch, IndexSearch, candidates_for
 
 MAX_EFFORT = 4_096
 _MOST_KEPT = 16
@@ -30,9 +30,9 @@ def nearest(view: SpaceView, query: FloatVector, k: int, selection: Selection | 
     if k == 0:
         return Found(np.empty(0, np.int64), np.empty(0, np.float32), True, "nothing to search", details)
     if view.gpu is not None and selection is None and _gpu_candidates(k) <= view.gpu.most_hits:
-        by_gpu = _on_gpu(view, query[None, :], k, details)[0]
-        if by_gpu is not None:
-            return by_gpu
+        rows, scores = _on_gpu(view, query[None, :], k)
+        if rows[0, -1] >= 0:
+            return Found(rows[0], scores[0], False, _gpu_plan(view, k), details)
     by_index = _index_search(view, k, selection)
     if by_index is not None:
         found = by_index.run(query)
@@ -46,50 +46,49 @@ def nearest(view: SpaceView, query: FloatVector, k: int, selection: Selection | 
     return Found(rows, scores, True, _scan_plan(view, selection), details)
 
 
-def nearest_batch(view: SpaceView, queries: FloatMatrix, k: int, selection: Selection | None) -> list[Found]:
+def nearest_batch(view: SpaceView, queries: FloatMatrix, k: int, selection: Selection | None) -> FoundBatch:
     """As ``nearest`` for each prepared query (n, dim), together where FAISS can."""
     n_usable = view.n_rows if selection is None else selection.n
-    wanted = min(k, n_usable)
-    if not len(queries) or wanted == 0 or not can_batch():
-        return [nearest(view, query, k, selection) for query in queries]
+    k = min(k, n_usable)
     details: dict[str, Any] = {"n_vectors": view.n_alive, "n_allowed": n_usable}
-    if view.gpu is not None and selection is None and _gpu_candidates(wanted) <= view.gpu.most_hits:
-        by_gpu = _on_gpu(view, queries, wanted, details)
-        if all(one is not None for one in by_gpu):
-            return [one for one in by_gpu if one is not None]
-    by_index = _index_search(view, wanted, selection)
+    if not k or not can_batch():
+        apart = {line: nearest(view, query, k, selection) for line, query in enumerate(queries)}
+        rows, scores = np.full((len(queries), k), -1), np.full((len(queries), k), -np.inf, np.float32)
+        return FoundBatch(rows, scores, True, _scan_plan(view, selection), details, {}).with_apart(apart)
+    if view.gpu is not None and selection is None and _gpu_candidates(k) <= view.gpu.most_hits:
+        by_gpu = _on_gpu(view, queries, k)
+        if not (by_gpu[0] < 0).any():
+            return FoundBatch(*by_gpu, False, _gpu_plan(view, k), details, {})
+    by_index = _index_search(view, k, selection)
     if by_index is None:
-        rows, scores = view.scan_batch(queries, wanted, selection)
+        rows, scores = view.scan_batch(queries, k, selection)
         plan = f"{_scan_plan(view, selection)}, {len(queries):,} queries at once"
-        return [Found(one, score, True, plan, details) for one, score in zip(rows, scores, strict=True)]
+        return FoundBatch(rows, scores, True, plan, details, {})
     rows, scores, short = by_index.run_batch(queries)
     plan = f"{by_index.words}, {len(queries):,} queries at once"
-    return [
-        nearest(view, query, k, selection) if too_few else Found(one, score, False, plan, by_index.details)
-        for query, one, score, too_few in zip(queries, rows, scores, short.tolist(), strict=True)
-    ]
+    apart = {line: nearest(view, queries[line], k, selection) for line in np.flatnonzero(short).tolist()}
+    return FoundBatch(rows, scores, False, plan, by_index.details, {}).with_apart(apart)
 
 
 def _gpu_candidates(k: int) -> int:
     return max(2 * k, FEWEST_CANDIDATES)
 
 
-def _on_gpu(view: SpaceView, queries: FloatMatrix, k: int, details: dict[str, Any]) -> list[Found | None]:
+def _on_gpu(view: SpaceView, queries: FloatMatrix, k: int) -> tuple[np.ndarray, FloatMatrix]:
     """The cached rows by a GPU in half precision, the best of them and the newer rows compared exactly.
 
-    None for a query to which the GPU found too few.
+    Gives rows and scores, both (n, k); row -1 where the GPU found too few.
     """
     assert view.gpu is not None
-    n_candidates = _gpu_candidates(k)
-    rows = view.gpu.candidates(queries, n_candidates)
+    rows = view.gpu.candidates(queries, _gpu_candidates(k))
     late = np.arange(view.base.shape[0], view.n_rows)
     rows = np.concatenate([rows, np.broadcast_to(late, (len(queries), late.size))], axis=1)
-    best, scores = view.rescore_batch(queries, np.ascontiguousarray(rows), k)
-    plan = f"GPU scan of {view.base.shape[0]:,} vectors in half precision, {n_candidates:,} candidates compared exactly"
-    return [
-        None if (one < 0).any() else Found(one, score, False, plan, details)
-        for one, score in zip(best, scores, strict=True)
-    ]
+    return view.rescore_batch(queries, np.ascontiguousarray(rows), k)
+
+
+def _gpu_plan(view: SpaceView, k: int) -> str:
+    n_candidates = _gpu_candidates(k)
+    return f"GPU scan of {view.base.shape[0]:,} vectors in half precision, {n_candidates:,} candidates compared exactly"
 
 
 def _scan_plan(view: SpaceView, selection: Selection | None) -> str:
@@ -126,16 +125,19 @@ def _planned(view: SpaceView, approximate: Approximate, k: int, selection: Selec
     if selection is not None:
         exact_cost = min(exact_cost, n_usable * costs.gather_row)
     recipe = approximate.recipe
-    n_candidates = min(candidates_for(recipe, k), approximate.index.n_vectors)
+    fraction = n_usable / view.n_rows
+    n_candidates = candidates_for(recipe, k)
     knob = 0
-    if recipe.knob is not None:
-        fraction = n_usable / view.n_rows
+    if recipe.knob is None and recipe.rescore:
+        n_candidates = int(n_candidates * margin(fraction))
+    elif recipe.knob is not None:
         knob = max(approximate.settings[recipe.knob], k) if recipe.family is Family.GRAPH else 0
         knob = max(knob, raised(approximate.settings, recipe.family, fraction, k))
         if recipe.family is Family.LISTS:
             knob = min(knob, approximate.index.n_lists)
         elif knob > MAX_EFFORT:
             return None
+    n_candidates = min(n_candidates, approximate.index.n_vectors)
     cost = index_cost(view, approximate, knob, n_candidates, filtered=selection is not None)
     return IndexSearch(view, k, selection, knob, n_candidates) if cost < exact_cost else None
 

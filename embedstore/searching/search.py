@@ -23,7 +23,7 @@ from embedstore.indexing.space_view import SpaceView
 from embedstore.model import BoolVector, FloatMatrix, FloatVector, Hit, Hits, IntVector, Mode, Neighbours, Record
 from embedstore.reading import made_record, records_by_id, unmade_records
 from embedstore.searching.columns import Columns
-from embedstore.searching.index_search import Found
+from embedstore.searching.index_search import Found, FoundBatch
 from embedstore.searching.keywords import KeywordCache, Scored, postgres_search
 from embedstore.searching.plan import nearest, nearest_batch
 from embedstore.searching.ranking import maximal_marginal_relevance, reciprocal_rank_fusion
@@ -34,7 +34,6 @@ from embedstore.storage.layout import keyword_cache_path, space_cache_folder
 
 _FUSED_POOL = 100
 _MMR_POOL = 100
-_NO_ROWS = np.empty(0, np.int64)
 
 
 class Query(NamedTuple):
@@ -228,14 +227,13 @@ class CollectionSearch:
             empty = Hits([], exact=True, plan="the space holds no vectors", explanation={})
             return [empty] * len(queries)
         view, found = self._nearest_batch(transaction, collection, space, queries, k, where)
-        of_all = view.record_ids[np.concatenate([one.rows[one.rows >= 0] for one in found] or [_NO_ROWS])]
-        unmade = unmade_records(transaction, np.unique(of_all).tolist())
+        unmade = unmade_records(transaction, np.unique(view.record_ids[found.rows[found.rows >= 0]]).tolist())
         return [
             Hits(
-                partial(_made_hits, view.record_ids[one.rows[one.rows >= 0]], one.scores, unmade, damage),
+                partial(_made_hits, view.record_ids[one.rows], one.scores, unmade, damage),
                 exact=one.exact, plan=one.plan, explanation=one.details,
             )
-            for one in found
+            for one in map(found.one, range(len(queries)))
         ]  # fmt: skip
 
     def neighbours(
@@ -253,17 +251,11 @@ class CollectionSearch:
         if space is None or space.dim is None or not len(queries):
             return Neighbours(numbers, scores, True, "the space holds no vectors")
         view, found = self._nearest_batch(transaction, collection, space, queries, k, where)
-        width = max(one.rows.size for one in found)
-        if width and all(one.rows.size == width for one in found):
-            rows = np.stack([one.rows for one in found])
-            numbers[:, :width] = np.where(rows >= 0, view.record_ids[np.maximum(rows, 0)], -1)
-            scores[:, :width] = np.stack([one.scores for one in found])
-        else:
-            for line, one in enumerate(found):
-                there = one.rows[one.rows >= 0]
-                numbers[line, : there.size] = view.record_ids[there]
-                scores[line, : there.size] = one.scores[: there.size]
-        return Neighbours(numbers, scores, all(one.exact for one in found), found[0].plan)
+        width = found.rows.shape[1]
+        if width:
+            numbers[:, :width] = np.where(found.rows >= 0, view.record_ids[found.rows], -1)
+            scores[:, :width] = found.scores
+        return Neighbours(numbers, scores, found.exact, found.plan)
 
     def _nearest_batch(
         self,
@@ -273,11 +265,11 @@ class CollectionSearch:
         queries: FloatMatrix,
         k: int,
         where: Node | None,
-    ) -> tuple[SpaceView, list[Found]]:
+    ) -> tuple[SpaceView, FoundBatch]:
         cache = self.space_cache(space.space_id)
         shared = Query(Mode.VECTOR, None, None, k, where=where)
 
-        def look(view: SpaceView) -> tuple[SpaceView, list[Found]]:
+        def look(view: SpaceView) -> tuple[SpaceView, FoundBatch]:
             allowed = self._selection(transaction, collection, cache, view, shared)
             return view, nearest_batch(view, prepared(queries, view.metric), k, allowed)
 
