@@ -251,9 +251,7 @@ def _checked_query(collection: Collection, row: SpaceRow, query: FloatVector | V
             f"the query has {vector.shape[0]} numbers; the space '{collection.name}/{row.name}' holds"
             f" {row.dim}{made_by}"
         )
-    with np.errstate(over="ignore", invalid="ignore"):
-        squared = float(np.dot(vector, vector))
-    if _MODEST < squared < 1 / _MODEST:
+    if _MODEST < float(np.vdot(vector, vector)) < 1 / _MODEST:  # which, unlike ``dot``, does not warn of an overflow
         return vector  # finite, not zero, and of a length that can be compared: nothing more to ask
     if not np.all(np.isfinite(vector)):
         raise InvalidInput("the query vector holds NaN or infinity; every number must be finite")

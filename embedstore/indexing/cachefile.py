@@ -87,21 +87,27 @@ class CacheWriter:
 
     def write(self, chunk: bytes | memoryview) -> int:
         """Append bytes; raises OSError where the disk is full."""
-        self._pending += chunk
-        whole = len(self._pending) // _CHUNK_BYTES * _CHUNK_BYTES
-        if whole:
-            self._put(bytes(self._pending[:whole]))
-            del self._pending[:whole]
+        rest = memoryview(chunk)
+        while len(self._pending) + len(rest) >= _CHUNK_BYTES:
+            taken = _CHUNK_BYTES - len(self._pending)
+            if self._pending:
+                self._pending += rest[:taken]
+                self._put(self._pending)
+                self._pending = bytearray()
+            else:
+                self._put(rest[:taken])
+            rest = rest[taken:]
+        self._pending += rest
         return len(chunk)
 
-    def _put(self, chunk: bytes) -> None:
+    def _put(self, chunk: bytes | bytearray | memoryview) -> None:
         self._sha256.update(chunk)
         self._sums.append(_page_sums(np.frombuffer(chunk, np.uint8)))
         write_all(self._descriptor, chunk)
         self._n_bytes += len(chunk)
 
     def _finish(self) -> None:
-        self._put(bytes(self._pending))
+        self._put(self._pending)
         os.fsync(self._descriptor)
         reach("cache.bytes_synced")
         os.rename(self._temporary, self._path)

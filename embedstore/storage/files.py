@@ -38,7 +38,7 @@ def replace_file(path: Path, content: bytes) -> None:
         raise
 
 
-def write_all(descriptor: int, content: bytes | memoryview) -> None:
+def write_all(descriptor: int, content: bytes | bytearray | memoryview) -> None:
     """Write every byte; ``os.write`` alone writes what there is room for, and says nothing of the rest."""
     view = memoryview(content)
     while view:
