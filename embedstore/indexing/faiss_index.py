@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,6 +31,8 @@ _TRAINED_PER_LIST = 128
 """Vectors that the lists of an IVF are made from, for each list: more make the training longer, and no better."""
 _OVER_QUERIES = 3
 """FAISS's mode in which lists that were chosen already are searched for many queries by many threads."""
+_ALONE = (Family.GRAPH, Family.LISTS)
+"""Where FAISS searches for one query on the thread that asks, without being told (measured with 1.15)."""
 _READING = threading.Lock()
 """FAISS keeps the limits for reading a file in global variables."""
 
@@ -65,6 +67,19 @@ class Shape:
         return np.ascontiguousarray(filled, np.float32)
 
 
+class _Desk(NamedTuple):
+    """What one thread needs to search for one query without a selection, made once.
+
+    Threads that share an object of parameters crash FAISS.
+    """
+
+    k: int
+    settings: Settings
+    parameters: Any
+    distances: np.ndarray
+    positions: np.ndarray
+
+
 class MappedLists:
     """Inverted lists that stay on the disk: the pages of each are checked when it is first searched."""
 
@@ -93,7 +108,7 @@ class FaissIndex:
         self._lists = lists
         self.recipe = shape.recipe
         self.n_vectors = int(index.ntotal)
-        self._kept = threading.local()
+        self._kept = threading.local()  # holds a _Desk
         self._fits = shape.index_dim == shape.dim and shape.centre is None  # prepared vectors, just as they are
 
     @property
@@ -112,7 +127,7 @@ class FaissIndex:
         fitted = self._shape.fitted(queries)
         distances, positions = self._arrays(len(queries), k)
         with ManyThreads(self._faiss):
-            self._search(fitted, k, self._parameters(settings, k, selection), distances, positions)
+            self._search(fitted, k, self._new_parameters(settings, k, selection), distances, positions)
         if positions.size and positions.max() >= self.n_vectors:
             raise self._beyond()
         if selection is not None:
@@ -131,14 +146,16 @@ class FaissIndex:
         Both may be written over by this thread's next search.
         """
         fitted = query[None, :] if self._fits else self._shape.fitted(query[None, :])
-        found = getattr(self._kept, "arrays", None)
-        if found is None or found[0].shape[1] != k:
-            found = self._kept.arrays = self._arrays(1, k)
-        distances, positions = found
-        parameters = self._parameters(settings, k, selection)
-        with OneThread(self._faiss):
-            self._search(fitted, k, parameters, distances, positions)
-        distances, positions = distances[0], positions[0]
+        desk = getattr(self._kept, "desk", None)
+        if desk is None or desk.k != k or desk.settings != settings:
+            desk = self._kept.desk = _Desk(k, settings, self._new_parameters(settings, k, None), *self._arrays(1, k))
+        parameters = desk.parameters if selection is None else self._new_parameters(settings, k, selection)
+        if self.recipe.family in _ALONE:
+            self._search(fitted, k, parameters, desk.distances, desk.positions)
+        else:
+            with OneThread(self._faiss):
+                self._search(fitted, k, parameters, desk.distances, desk.positions)
+        distances, positions = desk.distances[0], desk.positions[0]
         # As unsigned numbers, so that -1 is too great as well, and one look is enough nearly always.
         if selection is not None or np.maximum.reduce(positions.view(np.uint64)) >= self.n_vectors:
             if positions.max() >= self.n_vectors:
@@ -179,16 +196,6 @@ class FaissIndex:
         if self._shape.metric is Metric.EUCLIDEAN:
             return np.float32(0) - np.sqrt(np.maximum(distances, 0))  # type: ignore[no-any-return]
         return distances
-
-    def _parameters(self, settings: Settings, k: int, selection: Selection | None) -> Any:
-        """FAISS's object of parameters; one for each thread, since sharing one between threads crashes FAISS."""
-        if selection is not None:
-            return self._new_parameters(settings, k, selection)
-        asked = (*settings.values(), k)
-        if getattr(self._kept, "asked", None) != asked:
-            self._kept.parameters = self._new_parameters(settings, k, None)
-            self._kept.asked = asked
-        return self._kept.parameters
 
     def _new_parameters(self, settings: Settings, k: int, selection: Selection | None) -> Any:
         faiss, family = self._faiss, self.recipe.family
