@@ -37,7 +37,8 @@ from embedstore.storage.head import HEAD_NAME
 from embedstore.storage.layout import APPLICATION, CACHE_NAME, DATABASE_NAME, LOCK_NAME, SCHEMA_REVISION
 from embedstore.storage.locks import ProcessLock
 from embedstore.storage.revision import KNOWN_REVISIONS
-from embedstore.storage.sqlite import SQLiteDatabase, translated
+from embedstore.storage.sqlite import SQLiteDatabase
+from embedstore.storage.sqlite_errors import translated
 from embedstore.storage.sqlite_statements import SQLiteTransaction
 from embedstore.version import __version__
 

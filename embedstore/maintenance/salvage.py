@@ -32,7 +32,8 @@ from embedstore.storage.database import Transaction
 from embedstore.storage.files import make_private, scratch_folder, sync_folder
 from embedstore.storage.head import HEAD_NAME
 from embedstore.storage.layout import DATABASE_NAME, ID_SHIFT, id_range
-from embedstore.storage.sqlite import PAGE_BYTES, SQLiteDatabase
+from embedstore.storage.sqlite import SQLiteDatabase
+from embedstore.storage.sqlite_creation import PAGE_BYTES
 from embedstore.storage.writing import CollectionWriter, SpaceVectors
 from embedstore.version import __version__
 

@@ -30,7 +30,8 @@ from embedstore.storage.files import is_full, sync_folder
 from embedstore.storage.layout import SCHEMA_REVISION
 from embedstore.storage.postgres import PostgresDatabase, PostgresTransaction
 from embedstore.storage.revision import check_known, revision_in
-from embedstore.storage.sqlite import SQLiteDatabase, translated
+from embedstore.storage.sqlite import SQLiteDatabase
+from embedstore.storage.sqlite_errors import translated
 from embedstore.storage.sqlite_statements import SQLiteTransaction, write_copy
 
 if TYPE_CHECKING:

@@ -14,29 +14,29 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NoReturn
-from urllib.parse import quote
 
 import orjson
 
 from embedstore.errors import (
-    DamagedRow,
     EmbedstoreError,
     NotAStore,
     StorageFailed,
-    StorageFull,
     StoreDamaged,
     StoreLocked,
 )
 from embedstore.failpoints import reach
 from embedstore.forking import abandon, inside_sqlite, tell_forked
 from embedstore.storage.damage import damaged
-from embedstore.storage.database import Mark, Memory, PackedRecord, Transaction
+from embedstore.storage.database import Mark, PackedRecord, Transaction
 from embedstore.storage.files import has_content, make_private, sync_folder
 from embedstore.storage.head import HEAD_NAME, Head, read_head, write_head
 from embedstore.storage.layout import APPLICATION, DATABASE_NAME, LOCK_NAME, id_range
 from embedstore.storage.locks import ProcessLock
 from embedstore.storage.revision import check_current
+from embedstore.storage.sqlite_blocks import Reading, Writing
+from embedstore.storage.sqlite_connection import Connection, connect, identity_of, impatient, may_write
+from embedstore.storage.sqlite_creation import FRESH_NAME, create_file, create_tables
+from embedstore.storage.sqlite_errors import translated
 from embedstore.storage.sqlite_statements import (
     SQLiteDialect,
     SQLiteTransaction,
@@ -48,14 +48,11 @@ from embedstore.storage.sqlite_statements import (
 )
 
 _LOG = logging.getLogger("embedstore")
-PAGE_BYTES = 8192
-_FRESH_NAME = f"{DATABASE_NAME}.new"
 CHECKPOINT_BYTES = 128 << 20
 """The log is copied into the database, and emptied, when it has grown past this."""
 CHECKPOINT_PAGES = 1000
 """After a small commit it is copied from so many pages on, and then written over: a log that grows syncs slowly."""
 _SMALL_COMMIT = 1000  # rows
-_BUSY_MILLISECONDS = 10_000
 
 
 class SQLiteDatabase:
@@ -71,9 +68,9 @@ class SQLiteDatabase:
         self._lock_timeout = lock_timeout
         self._lock: ProcessLock | None = None
         self._guard = threading.Lock()
-        self._readers: list[_Connection] = []
-        self._writer: _Connection | None = None
-        self._anchor: _Connection | None = None
+        self._readers: list[Connection] = []
+        self._writer: Connection | None = None
+        self._anchor: Connection | None = None
         self._wrote = False
         self._lost: str | None = None
         self._identity: tuple[int, int] | None = None
@@ -128,7 +125,7 @@ class SQLiteDatabase:
             if self.exists():
                 return
             if not has_content(self._path):
-                self._create_file()
+                create_file(self._path)
             reach("create.file")
             sync_folder(self._folder)
             sync_folder(self._folder.parent)  # where the folder was there before, its name may not be durable yet
@@ -149,31 +146,9 @@ class SQLiteDatabase:
                 self.commit(transaction)
             reach("create.committed")
 
-    def _create_file(self) -> None:
-        """Make an empty database in WAL mode. It gets its name when it is whole and durable.
-
-        Made in place it would have a rollback journal for a moment; a process killed then would leave a file that
-        cannot be opened read-only.
-        """
-        fresh = self._folder / _FRESH_NAME
-        fresh.unlink(missing_ok=True)
-        descriptor = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            setup = sqlite3.connect(fresh, isolation_level=None)
-            try:
-                setup.execute("PRAGMA journal_mode = MEMORY")
-                setup.execute(f"PRAGMA page_size = {PAGE_BYTES}")
-                setup.execute("PRAGMA journal_mode = WAL")
-            finally:
-                setup.close()
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        os.rename(fresh, self._path)
-
     def _refuse_foreign_folder(self) -> None:
         if self._folder.is_dir():
-            known = {DATABASE_NAME, _FRESH_NAME, LOCK_NAME, HEAD_NAME}
+            known = {DATABASE_NAME, FRESH_NAME, LOCK_NAME, HEAD_NAME}
             others = sorted(name.name for name in self._folder.iterdir() if name.name not in known)
             if others and not self._path.exists():  # else another process is just creating the store
                 raise NotAStore(
@@ -183,8 +158,8 @@ class SQLiteDatabase:
         elif self._folder.exists():
             raise NotAStore(f"{self._folder} is a file; a store is a folder")
 
-    def read(self) -> _Reading:
-        return _Reading(self)
+    def read(self) -> Reading:
+        return Reading(self)
 
     def records_and_mark(
         self, collection_id: int, record_ids: Sequence[int]
@@ -204,8 +179,8 @@ class SQLiteDatabase:
         self.keep_reader(connection)
         return read
 
-    def write(self, timeout: float | None = None) -> _Writing:
-        return _Writing(self, self._lock_timeout if timeout is None else timeout)
+    def write(self, timeout: float | None = None) -> Writing:
+        return Writing(self, self._lock_timeout if timeout is None else timeout)
 
     def begin_write(self) -> SQLiteTransaction:
         """Begin a transaction of ``write``; the caller holds the writer lock, and no other thread forks meanwhile."""
@@ -293,7 +268,7 @@ class SQLiteDatabase:
         if grown:
             reach("checkpoint.begun")
             with suppress(sqlite3.Error):  # the commit stands whether or not the log could be copied
-                with _impatient(connection):
+                with impatient(connection):
                     connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             reach("checkpoint.done")
 
@@ -304,7 +279,7 @@ class SQLiteDatabase:
                 self._lock = ProcessLock(self._folder / LOCK_NAME)
             return self._lock
 
-    def _take_writer(self) -> _Connection:
+    def _take_writer(self) -> Connection:
         if self._writer is None:
             # The anchor keeps the writer from ever being the last connection to close, when SQLite would
             # checkpoint outside the lock.
@@ -321,7 +296,7 @@ class SQLiteDatabase:
                 self._writer.close()
             self._writer = None
 
-    def take_reader(self) -> _Connection:
+    def take_reader(self) -> Connection:
         """A connection for one snapshot, which nobody else has until ``keep_reader``."""
         self._refuse_replaced()
         try:
@@ -329,7 +304,7 @@ class SQLiteDatabase:
         except IndexError:
             return self._connect("ro")
 
-    def keep_reader(self, connection: _Connection) -> None:
+    def keep_reader(self, connection: Connection) -> None:
         """Keep a connection for the next snapshot, where it may be."""
         if connection.lasting:
             self._readers.append(connection)
@@ -340,7 +315,7 @@ class SQLiteDatabase:
     def _refuse_replaced(self) -> None:
         """Raise StorageFailed where another file has come into the place of the one that is open."""
         opened = self._identity  # another thread may be closing the store
-        if opened is not None and _identity(self._address) != opened:
+        if opened is not None and identity_of(self._address) != opened:
             raise StorageFailed(
                 f"{self._path} was moved away or replaced while this process had it open; close the store, and open it"
                 " again"
@@ -356,36 +331,11 @@ class SQLiteDatabase:
         self._guard = threading.Lock()
         self._wrote = False
 
-    def _connect(self, mode: str) -> _Connection:
+    def _connect(self, mode: str) -> Connection:
         with inside_sqlite:
-            return self._connected(mode)
-
-    def _connected(self, mode: str) -> _Connection:
-        """Open the file. Readers open it read-only, so that they never checkpoint, even as the last to close."""
-        address = f"file:{quote(os.fsencode(self._path))}?mode={mode}"
-        connection = _opened(address)
-        if mode == "ro" and not _may_write(self._folder) and not _can_read(connection):
-            # Without the right to write there is no shared memory to read a log by. A store that was closed cleanly has
-            # none; what another user writes from now on is seen by connections that are opened later.
-            connection.close()
-            if has_content(Path(f"{self._path}-wal")):
-                raise StorageFailed(
-                    f"{self._path} has a log that only a user with the right to write to the folder can read; let one"
-                    " open and close the store"
-                )
-            connection = _opened(f"{address}&immutable=1")
-            connection.lasting = False
+            connection = connect(self._path, mode)
         if self._identity is None:
-            self._identity = _identity(self._address)
-        try:
-            for name, value in _pragmas(mode).items():
-                connection.execute(f"PRAGMA {name} = {value}").fetchall()
-                (found,) = connection.execute(f"PRAGMA {name}").fetchone()
-                if str(found).lower() != value:
-                    raise StorageFailed(f"{self._path}: SQLite set {name} to {found!r}, not {value!r} as asked")
-        except BaseException:
-            connection.close()
-            raise
+            self._identity = identity_of(self._address)
         return connection
 
     def damage(self, what: str) -> StoreDamaged:
@@ -403,7 +353,7 @@ class SQLiteDatabase:
         """Write the file anew without free pages. Needs room for two more copies of it while it runs."""
         with self.exclusive() as connection:
             connection.execute("VACUUM")
-            with _impatient(connection):
+            with impatient(connection):
                 connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def copy_to(self, target: Path) -> None:
@@ -435,7 +385,7 @@ class SQLiteDatabase:
 
     def _unwritable(self) -> str | None:
         """What keeps the file from being written, where it is not the system; another writer is passed over."""
-        if not _may_write(self._folder):
+        if not may_write(self._folder):
             return None
         with suppress(StoreLocked), self.writer_lock().held(0):
             connection = self._connect("rw")
@@ -503,219 +453,8 @@ class SQLiteDatabase:
             self._head_descriptor = None
 
 
-class _Reading:
-    """The block of one snapshot: a connection that nobody else has, a transaction, and the errors of the driver.
-
-    A class for the reason that ``_Writing`` is one.
-    """
-
-    __slots__ = ("_connection", "_database")
-
-    def __init__(self, database: SQLiteDatabase) -> None:
-        self._database = database
-
-    def __enter__(self) -> SQLiteTransaction:
-        try:
-            connection = self._connection = self._database.take_reader()
-            try:
-                with inside_sqlite:
-                    connection.execute("BEGIN")
-                    connection.recall()
-            except BaseException:
-                with inside_sqlite:
-                    connection.close()
-                raise
-        except BaseException as error:
-            raise_translated(error, self._database.path)
-        return SQLiteTransaction(connection, connection.memory)
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        connection = self._connection
-        if error is None:
-            try:
-                with inside_sqlite:
-                    connection.execute("COMMIT")
-            except sqlite3.Error as failed:
-                connection.close()
-                raise_translated(failed, self._database.path)
-            self._database.keep_reader(connection)
-        else:
-            with inside_sqlite:
-                connection.close()
-            if isinstance(error, (sqlite3.Error, DamagedRow)):
-                raise_translated(error, self._database.path)
-
-
-class _Writing:
-    """The block of one write: takes the lock, begins, commits or rolls back, gives back the lock.
-
-    A class, since generators for each of these take a tenth of the time of a small write.
-    """
-
-    __slots__ = ("_database", "_lock", "_timeout", "_transaction")
-
-    def __init__(self, database: SQLiteDatabase, timeout: float) -> None:
-        self._database = database
-        self._lock = database.writer_lock()
-        self._timeout = timeout
-
-    def __enter__(self) -> SQLiteTransaction:
-        self._lock.take(self._timeout)
-        try:
-            # All of it: a child that is forked in the middle would hold its copy of SQLite's lock for ever.
-            inside_sqlite.__enter__()
-            try:
-                self._transaction = self._database.begin_write()
-            except BaseException:
-                inside_sqlite.__exit__()
-                raise
-        except BaseException as error:
-            self._lock.give_back()
-            raise_translated(error, self._database.path)
-        return self._transaction
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        try:
-            if error is None:
-                self._database.commit(self._transaction)
-            else:
-                self._database.drop_writer()
-                raise_translated(error, self._database.path)
-        except (sqlite3.Error, DamagedRow) as failed:
-            raise_translated(failed, self._database.path)
-        finally:
-            inside_sqlite.__exit__()
-            self._lock.give_back()
-
-
-class _Connection(sqlite3.Connection):
-    """A connection that is kept for the next transaction, unless it is not ``lasting``.
-
-    ``memory`` is what its transactions read of the catalog. It holds until another connection commits.
-    """
-
-    lasting = True
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.memory: Memory = {}
-        self._version = -1
-
-    def recall(self) -> None:
-        """Begin the transaction's snapshot, and forget what is remembered of another state of the database."""
-        (version,) = self.execute("PRAGMA data_version").fetchone()
-        if version != self._version:
-            self.memory.clear()
-            self._version = version
-
-
-@contextmanager
-def _impatient(connection: sqlite3.Connection) -> Iterator[None]:
-    """Within the block, the connection waits for nobody: a reader may go on for long."""
-    connection.execute("PRAGMA busy_timeout = 0")
-    try:
-        yield
-    finally:
-        connection.execute(f"PRAGMA busy_timeout = {_BUSY_MILLISECONDS}")
-
-
-def _advance_head(connection: _Connection) -> Head | None:
+def _advance_head(connection: Connection) -> Head | None:
     """Give a commit that belongs to no collection the store's next number; None where the store is just being made."""
     head = Head(newest_number(connection.memory) + 1, secrets.token_hex(8))
     done = connection.execute("UPDATE store_info SET value = ? WHERE name = 'head'", (head.to_text(),))
     return head if done.rowcount else None
-
-
-def _opened(address: str) -> _Connection:
-    return sqlite3.connect(
-        address, uri=True, isolation_level=None, check_same_thread=False, timeout=_BUSY_MILLISECONDS / 1000,
-        factory=_Connection,
-    )  # fmt: skip
-
-
-def _can_read(connection: sqlite3.Connection) -> bool:
-    try:
-        connection.execute("SELECT 1 FROM sqlite_master").fetchall()
-    except sqlite3.OperationalError:
-        return False
-    return True
-
-
-def _pragmas(mode: str) -> dict[str, str]:
-    if mode == "ro":
-        return {"query_only": "1", "cache_size": "-16384"}
-    return {
-        "journal_mode": "wal",
-        "synchronous": "2",  # FULL: NORMAL loses acknowledged commits in a power cut
-        "foreign_keys": "1",
-        "wal_autocheckpoint": "0",
-        "cache_size": "-65536",
-    }
-
-
-def _may_write(folder: Path) -> bool:
-    return os.access(folder, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
-
-
-def _identity(path: str) -> tuple[int, int] | None:
-    """What tells a file from another that has its name; None where there is none."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
-
-
-def create_tables(transaction: SQLiteTransaction) -> None:
-    """Create every table of the current schema, and note its revision as Alembic does."""
-    from sqlalchemy.dialects import sqlite
-    from sqlalchemy.schema import CreateIndex, CreateTable
-
-    from embedstore.storage.schema import CREATE_REVISION, SCHEMA_REVISION, tables
-
-    dialect = sqlite.dialect()
-    for table in tables.sorted_tables:
-        transaction.run(str(CreateTable(table).compile(dialect=dialect)))
-        for index in sorted(table.indexes, key=lambda one: str(one.name)):
-            transaction.run(str(CreateIndex(index).compile(dialect=dialect)))
-    transaction.run(CREATE_REVISION)
-    transaction.insert("alembic_version", ["version_num"], [(SCHEMA_REVISION,)])
-
-
-@contextmanager
-def translated(path: Path) -> Iterator[None]:
-    """Turn the driver's errors into the store's, with the path and what to do."""
-    try:
-        yield
-    except (sqlite3.Error, DamagedRow) as error:
-        raise_translated(error, path)
-
-
-def raise_translated(error: BaseException, path: Path) -> NoReturn:
-    """Raise an error; one of the driver's as the store's."""
-    if isinstance(error, sqlite3.Error):
-        raise _translation(error, path) from error
-    if isinstance(error, DamagedRow):
-        raise damaged(path, str(error)) from error
-    raise error
-
-
-def _translation(error: sqlite3.Error, path: Path) -> EmbedstoreError:
-    text = str(error)
-    extended = getattr(error, "sqlite_errorcode", 0)
-    code = extended & 0xFF
-    if extended == sqlite3.SQLITE_IOERR_SHMSIZE:
-        return StorageFull(f"no space left to open {path}: SQLite needs a small file beside it; free some space")
-    if code == sqlite3.SQLITE_FULL or "database or disk is full" in text:  # a backup's error has no code
-        return StorageFull(f"no space left for {path}; nothing of this write was kept. Free space and write again")
-    if code == sqlite3.SQLITE_BUSY:
-        return StoreLocked(f"{path} is locked by a program that is not embedstore ({text}); close it and try again")
-    if code == sqlite3.SQLITE_NOTADB and read_head(path.parent) is not None:
-        return damaged(path, "its header is not that of a SQLite database")
-    if code == sqlite3.SQLITE_NOTADB:
-        return NotAStore(f"{path} is not a SQLite database, so this folder is no store (or its header is damaged)")
-    if code == sqlite3.SQLITE_CORRUPT or "decode to UTF-8" in text or "malformed" in text:
-        return damaged(path, text)
-    if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
-        return StorageFailed(f"{path} cannot be opened for this ({text}); check that the folder can be written to")
-    return StorageFailed(f"{path}: {text}")

@@ -21,7 +21,7 @@ import numpy as np
 
 import embedstore
 from embedstore.indexing import cachefile
-from embedstore.storage import sqlite
+from embedstore.storage import sqlite, sqlite_connection
 from faults.plans import Operation, archive_of, changes, given, key_of
 
 
@@ -110,8 +110,8 @@ _VERBS: dict[str, Callable[[embedstore.Collection, Operation], object]] = {
 
 def _commits_unsynced() -> None:
     """Let SQLite sync its log at checkpoints only."""
-    right = sqlite._pragmas
-    sqlite._pragmas = lambda mode: right(mode) | ({} if mode == "ro" else {"synchronous": "1"})
+    right = sqlite_connection.pragmas
+    sqlite_connection.pragmas = lambda mode: right(mode) | ({} if mode == "ro" else {"synchronous": "1"})
 
 
 class _LazySystem:

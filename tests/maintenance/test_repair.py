@@ -10,7 +10,7 @@ import pytest
 import embedstore
 from embedstore import InvalidInput, StoreNotFound
 from embedstore.model import Metric
-from embedstore.storage.sqlite import PAGE_BYTES
+from embedstore.storage.sqlite_creation import PAGE_BYTES
 
 DIM = 4
 
