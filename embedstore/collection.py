@@ -30,7 +30,7 @@ from embedstore.reading import (
     unknown_key,
     vectors_by_key,
 )
-from embedstore.records import Batch, Preparer
+from embedstore.records import Batch, FieldKinds, Preparer
 from embedstore.space import Space
 from embedstore.storage import catalog
 from embedstore.storage.catalog import CollectionRow, SpaceRow
@@ -44,7 +44,6 @@ from embedstore.storing import (
     VectorChecker,
     commit_batch,
     commit_metadata,
-    encoder_spaces,
     refuse_given_vectors,
 )
 
@@ -75,7 +74,7 @@ class Collection:
         self.name = name
         self._store = store
         self._defaults = defaults
-        self._known_layout: Layout | None = None
+        self._known: tuple[Layout, Preparer] | None = None
 
     def __repr__(self) -> str:
         return f"Collection({self.name!r}, {len(self):,} records)"
@@ -132,34 +131,41 @@ class Collection:
         batch_records = list(records)
         if not batch_records:
             return WriteReport()
-        for known in (self._known_layout, None):  # what was last seen is right nearly always, and costs no look
-            if known is None or not self._store.is_ready:
-                known = self.layout()
-            try:
-                batch = self._preparer(known, None).prepare(batch_records)
-            except InvalidRecord:
-                if known is None or known is not self._known_layout:
-                    raise
-                self._known_layout = None  # the collection may have been made anew by others, with other spaces
-                continue
-            if known is None:
-                self.create()
-                known = self.layout()
-                assert known is not None  # just created
-            try:
-                report = self._commit(batch, known, replace_existing=replace_existing)
-            except (LayoutChanged, CollectionNotFound):
-                self._known_layout = None
+        for known in (self._known, None):  # what was last seen is right nearly always, and costs no look
+            layout: Layout | None
+            if known is not None and self._store.is_ready:
+                layout, preparer = known
             else:
-                self._known_layout = known
+                known, layout = None, self.layout()
+                preparer = self._preparer(layout, None)
+            try:
+                batch = preparer.prepare(batch_records)
+            except InvalidRecord:
+                if known is None:
+                    raise
+                self._known = None  # the collection may have been made anew by others, with other spaces
+                continue
+            if layout is None:
+                self.create()
+                layout = self.layout()
+                assert layout is not None  # just created
+                preparer = self._preparer(layout, None)
+            try:
+                report = self._commit(batch, layout, replace_existing=replace_existing)
+            except (LayoutChanged, CollectionNotFound):
+                self._known = None
+            else:
+                layout.kinds.take(batch.kinds)  # they are stored now
+                self._known = (layout, preparer)
                 return report
         raise InvalidInput(f"other writers kept changing the spaces of {self.name!r}; try again")
 
     def _commit(self, batch: Batch, layout: Layout, *, replace_existing: bool) -> WriteReport:
-        refuse_given_vectors(batch, layout.spaces)
+        if layout.encoded_spaces:
+            refuse_given_vectors(batch, layout.spaces)
         return commit_batch(
             self._store.database, self.name, batch, self._store.encoder_of, replace_existing=replace_existing,
-            encoded=None if encoder_spaces(layout.spaces) else Encoded(), layout=layout,
+            encoded=None if layout.encoded_spaces else Encoded(), layout=layout,
         )  # fmt: skip
 
     def preparer(
@@ -519,7 +525,7 @@ class Collection:
             if row is None:
                 return None
             spaces = catalog.spaces_of(transaction, row.collection_id)
-            return Layout(row, spaces, catalog.field_kinds(transaction, row.collection_id))
+            return Layout(row, spaces, FieldKinds(catalog.field_kinds(transaction, row.collection_id)))
 
     def _space_rows(self) -> dict[str, SpaceRow]:
         """The spaces as they are stored; empty where the collection does not exist yet."""

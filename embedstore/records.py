@@ -26,9 +26,9 @@ MAX_DEPTH = 32
 MIN_LENGTH, MAX_LENGTH = 1e-18, 1e18
 HASH_BYTES = 16
 
+_LEAST, _MOST = MIN_LENGTH**2, MAX_LENGTH**2
 _JSON_OPTIONS = orjson.OPT_SORT_KEYS
 _SCALARS = {str: "text", int: "integer", float: "real", bool: "boolean"}
-_MODALITY_WORDS = {modality: modality.value for modality in Modality}  # quicker than asking the member
 
 FieldPath = tuple[str, ...]
 
@@ -54,6 +54,10 @@ class FieldKinds(set[tuple[FieldPath, str]]):
         if len(path) == 1:
             self.known.add((path[0], kind))
 
+    def take(self, others: FieldKinds) -> None:
+        """Note the pairs of others."""
+        for pair in others:
+            self.add(pair)
 
 
 @dataclass(slots=True)
@@ -212,7 +216,8 @@ def row_hash(
     The content enters by its own hash in hexadecimal, which is empty where there is no content.
     """
     content = "" if content_hash is None else content_hash.hex()
-    joined = f"{key}\0{_MODALITY_WORDS[modality]}\0{content}\0{uri or ''}\0"
+    word = "text" if modality is Modality.TEXT else modality.value  # asking a member takes long
+    joined = f"{key}\0{word}\0{content}\0{uri or ''}\0"
     return blake2b(joined.encode() + metadata, digest_size=HASH_BYTES).digest()
 
 
@@ -321,13 +326,13 @@ def check_vector(value: Any, row: int | None = None, name: str = "vector") -> Fl
 
 def check_finite(matrix: np.ndarray, row_numbers: Sequence[int | None], name: str, *, nonzero: bool) -> None:
     """Refuse a row of ``matrix`` (n, dim) that holds NaN or infinity, or only zeros where ``nonzero``."""
+    if len(matrix) == 1 and _LEAST < float(np.vdot(matrix, matrix)) < _MOST:
+        return  # the quickest way to ask this of one vector
     with np.errstate(over="ignore", invalid="ignore"):
-        if len(matrix) == 1 and MIN_LENGTH**2 < float(np.vdot(matrix, matrix)) < MAX_LENGTH**2:
-            return  # the quickest way to ask this of one vector
         squared = np.einsum("ij,ij->i", matrix, matrix)  # one pass: NaN and infinity survive a sum of squares
-    if squared.size == 0 or (squared.min() > MIN_LENGTH**2 and squared.max() < MAX_LENGTH**2):
+    if squared.size == 0 or (squared.min() > _LEAST and squared.max() < _MOST):
         return  # nor is NaN among them: it would be the least and the greatest
-    suspects = np.flatnonzero(~((squared > MIN_LENGTH**2) & (squared < MAX_LENGTH**2)))  # NaN among them
+    suspects = np.flatnonzero(~((squared > _LEAST) & (squared < _MOST)))  # NaN among them
     for position in suspects.tolist():
         line = matrix[position]
         bad = np.flatnonzero(~np.isfinite(line))

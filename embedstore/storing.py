@@ -50,17 +50,23 @@ class Layout:
     collection: CollectionRow
     spaces: dict[str, SpaceRow]
     kinds: FieldKinds
+    encoded_spaces: frozenset[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "encoded_spaces", frozenset(encoder_spaces(self.spaces)))
 
     def require(self, writer: CollectionWriter) -> None:
         """Raise LayoutChanged unless the collection still has these spaces, with these encoders."""
         now, then = writer.collection, self.collection
-        same = now.collection_id == then.collection_id and now.default_space == then.default_space
-        if not same or _identities(writer.spaces) != _identities(self.spaces):
+        if now.collection_id != then.collection_id or now.default_space != then.default_space:
             raise LayoutChanged
-
-
-def _identities(spaces: Mapping[str, SpaceRow]) -> list[tuple[str, int, str]]:
-    return [(name, space.space_id, space.fingerprint) for name, space in spaces.items()]
+        spaces = writer.spaces
+        if len(spaces) != len(self.spaces):
+            raise LayoutChanged
+        for name, known in self.spaces.items():
+            space = spaces.get(name)
+            if space is None or space.space_id != known.space_id or space.fingerprint != known.fingerprint:
+                raise LayoutChanged
 
 
 @dataclass(slots=True)
@@ -86,7 +92,7 @@ class Encoded:
             raise Raced
 
 
-def encoder_spaces(spaces: dict[str, SpaceRow]) -> dict[str, SpaceRow]:
+def encoder_spaces(spaces: Mapping[str, SpaceRow]) -> dict[str, SpaceRow]:
     """Those spaces whose vectors an encoder makes."""
     return {name: space for name, space in spaces.items() if space.encoder}
 
@@ -175,11 +181,11 @@ def commit_batch(
                 if layout is not None:
                     layout.require(writer)
                 spaces = writer.spaces  # as they are under the lock: the dimension, and by whom they were made
-                encoded.drop_others(spaces)
+                if encoded.fingerprints:
+                    encoded.drop_others(spaces)
                 vectors = _vectors_by_space(batch, spaces, encoded)
-                report = writer.upsert(
-                    batch, vectors, encoded_spaces=frozenset(encoder_spaces(spaces)), replace_existing=replace_existing
-                )
+                by_encoders = frozenset(encoder_spaces(spaces)) if layout is None else layout.encoded_spaces
+                report = writer.upsert(batch, vectors, encoded_spaces=by_encoders, replace_existing=replace_existing)
                 writer.finish()
                 if also is not None:
                     also(transaction)
@@ -279,7 +285,7 @@ def _stored_rows(transaction: Transaction, collection: CollectionRow, keys: Sequ
     return found
 
 
-def _vectors_by_space(batch: Batch, spaces: dict[str, SpaceRow], encoded: Encoded) -> dict[str, SpaceVectors]:
+def _vectors_by_space(batch: Batch, spaces: Mapping[str, SpaceRow], encoded: Encoded) -> dict[str, SpaceVectors]:
     """Given and computed vectors of a batch as one checked matrix a space."""
     by_space: dict[str, SpaceVectors] = {}
     for name in batch.vectors:

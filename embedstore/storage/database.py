@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from embedstore.errors import StoreDamaged
 
@@ -51,8 +50,7 @@ class Dialect(Protocol):
         """What the metadata column gives back, as a dictionary."""
 
 
-@dataclass(frozen=True, slots=True)
-class RecordRows:
+class RecordRows(NamedTuple):
     """New records of one collection with consecutive ids.
 
     rows: key, content, uri and metadata (JSON text) of each. content_hashes: 16 bytes each, of no meaning where a
@@ -81,8 +79,7 @@ class RecordRows:
         )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class VectorRows:
+class VectorRows(NamedTuple):
     """Vectors of one space with consecutive ids: each has ``n_bytes`` in ``vecs`` and 16 in ``row_hashes``."""
 
     first_vector_id: int

@@ -27,6 +27,7 @@ class ProcessLock:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._address = os.fspath(path)
         self._descriptor: int | None = None
         self._make_anew()
         tell_forked(self)
@@ -55,7 +56,7 @@ class ProcessLock:
     def take(self, timeout: float) -> None:
         """Take the lock, until ``give_back``; StoreLocked names the holder after ``timeout`` seconds of waiting."""
         lock = self._thread_lock
-        if not lock.acquire(timeout=max(timeout, 0)):
+        if not lock.acquire(blocking=False) and not lock.acquire(timeout=max(timeout, 0)):
             raise self._refused(timeout)
         try:
             self._taken(timeout)
@@ -117,7 +118,7 @@ class ProcessLock:
     def _locked(self, timeout: float) -> int:
         """A descriptor that holds the lock."""
         try:
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+            descriptor = os.open(self._address, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             kind = StorageFull if is_full(error) else StorageFailed
             raise kind(
@@ -125,7 +126,13 @@ class ProcessLock:
                 " can be written to"
             ) from error
         try:
-            self._wait(descriptor, timeout)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            try:
+                self._wait(descriptor, timeout)
+            except BaseException:
+                os.close(descriptor)
+                raise
         except BaseException:
             os.close(descriptor)
             raise

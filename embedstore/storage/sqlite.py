@@ -64,6 +64,7 @@ class SQLiteDatabase:
         self._folder = folder = Path(os.path.abspath(folder))
         self._path = folder / DATABASE_NAME
         self._address = os.fspath(self._path)
+        self._log_address = f"{self._address}-wal"
         self._head_path = os.fspath(folder / HEAD_NAME)
         self._lock_timeout = lock_timeout
         self._lock: ProcessLock | None = None
@@ -262,7 +263,7 @@ class SQLiteDatabase:
 
     def _checkpoint_if_grown(self, connection: sqlite3.Connection) -> None:
         try:
-            grown = os.stat(f"{self._path}-wal").st_size > CHECKPOINT_BYTES
+            grown = os.stat(self._log_address).st_size > CHECKPOINT_BYTES
         except OSError:
             return
         if grown:
@@ -274,6 +275,9 @@ class SQLiteDatabase:
 
     def writer_lock(self) -> ProcessLock:
         """The lock that lets one process write at a time."""
+        lock = self._lock
+        if lock is not None:
+            return lock
         with self._guard:
             if self._lock is None:
                 self._lock = ProcessLock(self._folder / LOCK_NAME)

@@ -8,9 +8,9 @@ that are updated or deleted, and vectors that die, are noted in two logs by whic
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -34,8 +34,7 @@ class Raced(Exception):
     """Another writer changed a record between the planning of an encoding and its commit; plan again."""
 
 
-@dataclass(frozen=True, slots=True)
-class SpaceVectors:
+class SpaceVectors(NamedTuple):
     """Vectors for some of a batch's records: ``matrix`` float32 (len(positions), dim), in order of positions."""
 
     positions: Sequence[int]
@@ -135,9 +134,9 @@ class CollectionWriter:
         return self._collection
 
     @property
-    def spaces(self) -> dict[str, SpaceRow]:
-        """The collection's spaces by name, as they are under the lock."""
-        return dict(self._spaces)
+    def spaces(self) -> Mapping[str, SpaceRow]:
+        """The collection's spaces by name, as they are under the lock and after what was written so far."""
+        return self._spaces
 
     def upsert(
         self,
@@ -259,9 +258,9 @@ class CollectionWriter:
         n_bytes = packed.shape[1] * 4
         lines: Sequence[int] = range(len(positions))
         if stored:
-            held = [stored.get(record_ids[position]) for position in positions]
-            lines = [line for line, old in enumerate(held) if old is None or old[1] != hashes[line]]
-            self._kill_vectors(space, [old for line in lines if (old := held[line]) is not None])
+            olds = [stored.get(record_ids[position]) for position in positions]
+            lines = [line for line, old in enumerate(olds) if old is None or old[1] != hashes[line]]
+            self._kill_vectors(space, [old for line in lines if (old := olds[line]) is not None])
         if not lines:
             return set()
         whole = len(lines) == len(positions)
@@ -273,10 +272,11 @@ class CollectionWriter:
                 (packed if whole else packed[list(lines)]).tobytes(), n_bytes,
             )
         )  # fmt: skip
-        space = self._spaces[space.name]
-        self._spaces[space.name] = space._replace(
-            dim=packed.shape[1], last_seq=space.last_seq + len(lines), n_live=space.n_live + len(lines),
-            digest=shift_digest(space.digest, added=new_hashes),
+        held = self._spaces[space.name]
+        self._spaces[space.name] = SpaceRow(  # quicker than ``_replace``
+            held.space_id, held.collection_id, held.name, packed.shape[1], held.metric, held.dtype, held.encoder,
+            held.fingerprint, held.recipe, held.last_seq + len(lines), held.n_live + len(lines),
+            shift_digest(held.digest, added=new_hashes),
         )  # fmt: skip
         self._touched = True
         return {positions[line] for line in lines}
@@ -390,11 +390,12 @@ class CollectionWriter:
     def _note_records(
         self, *, added: Sequence[bytes] = (), removed: Sequence[bytes] = (), serials: int = 0
     ) -> None:
-        self._collection = self._collection._replace(
-            n_records=self._collection.n_records + len(added) - len(removed),
-            last_serial=self._collection.last_serial + serials,
-            digest=shift_digest(self._collection.digest, added=added, removed=removed),
-        )
+        held = self._collection
+        self._collection = CollectionRow(  # quicker than ``_replace``
+            held.collection_id, held.name, held.default_space, held.last_change, held.log_floor,
+            held.last_serial + serials, held.n_records + len(added) - len(removed),
+            shift_digest(held.digest, added=added, removed=removed),
+        )  # fmt: skip
         self._touched = True
 
     def finish(self) -> int:
@@ -430,6 +431,8 @@ def _packed(given: SpaceVectors) -> FloatMatrix:
 def _vector_hashes(keys: Sequence[str], given: SpaceVectors) -> list[bytes]:
     """The row hash of each given vector."""
     packed = _packed(given)
+    if len(given.positions) == 1:
+        return [vector_hash(keys[given.positions[0]], packed.data)]
     n_bytes = packed.shape[1] * 4
     view = packed.data.cast("B")
     return [
