@@ -233,9 +233,9 @@ def curve(recipe, collection, matrix: np.ndarray, queries: np.ndarray) -> list[d
         search = IndexSearch(view, K, None, value, candidates_for(recipe, K))
         right = []
         for query, line in zip(queries, scores, strict=True):
-            found = search.run(query)
+            found = search.run(view, query)
             right.append(float((found.scores >= line[-1] - 1e-5).sum()) / K)
-        milliseconds = p50(search.run, queries)
+        milliseconds = p50(lambda query, search=search: search.run(view, query), queries)
         points.append({
             "settings": {} if recipe.knob is None else {recipe.knob: value},
             "recall_at_10": round(float(np.mean(right)), 4), "microseconds": round(1e3 * milliseconds, 1),

@@ -36,6 +36,14 @@ _ALONE = (Family.GRAPH, Family.LISTS)
 _READING = threading.Lock()
 """FAISS keeps the limits for reading a file in global variables."""
 
+
+def _forget_parent() -> None:
+    global _READING
+    _READING = threading.Lock()  # another thread may have held it
+
+
+os.register_at_fork(after_in_child=_forget_parent)
+
 Settings = Mapping[str, int]
 """FAISS's names of search parameters, with their values."""
 

@@ -18,8 +18,6 @@ class Selection:
         self.usable = usable
         self._places: dict[int, tuple[Any, Selection]] = {}
         self._shorter: dict[int, Selection] = {}
-        self.searches: dict[int, Any] = {}
-        """How an index is searched for so many of these rows, as it was planned."""
 
     @cached_property
     def n(self) -> int:

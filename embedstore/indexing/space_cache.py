@@ -114,6 +114,7 @@ class SpaceCache:
         """Have whoever asks next open the files anew."""
         self._view = None
         self._settled = (None, None)
+        self._selections.clear()
 
     def selection(self, view: SpaceView, asked: str, allowed: Callable[[], BoolVector | None]) -> Selection | None:
         """The rows of a view that a filter allows; kept for whoever asks the same of the same view again.

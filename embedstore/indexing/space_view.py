@@ -81,7 +81,8 @@ class SpaceView:
     mark: tuple[int, int] | None = None  # of the manifest that it was opened by
     base_hash: str = ""  # the page hash of the file of ``base``
     gpu: GpuFlat | None = None  # ``base`` once more, for searches without a filter
-    searches: dict[int, Any] = field(init=False, default_factory=dict)  # how its index is searched, as it was planned
+    searches: dict[tuple[int, Selection | None], Any] = field(init=False, default_factory=dict)
+    """By number of hits and selection, how the index is searched, as it was planned; None where it is not."""
 
     @property
     def n_rows(self) -> int:

@@ -46,8 +46,10 @@ class FoundBatch(NamedTuple):
         for line, found in apart.items():
             n = found.rows.size
             self.rows[line, :n], self.scores[line, :n] = found.rows, found.scores
-        exact = all(one.exact for one in apart.values()) if len(apart) == len(self.rows) else self.exact
-        return self._replace(exact=exact, apart=apart)
+        if not apart or len(apart) < len(self.rows):
+            return self._replace(apart=apart)
+        exact = all(one.exact for one in apart.values())
+        return self._replace(exact=exact, plan=next(iter(apart.values())).plan, apart=apart)
 
     def one(self, line: int) -> Found:
         """What was found for one query."""
@@ -64,14 +66,14 @@ def candidates_for(recipe: Recipe, k: int) -> int:
 
 
 class IndexSearch:
-    """Finds the ``k`` nearest rows of a selection by the index of a view. Threads may share it."""
+    """Finds the ``k`` nearest rows of a selection by the index of a view, which keeps it. Threads may share it."""
 
     def __init__(self, view: SpaceView, k: int, selection: Selection | None, knob: int, n_candidates: int) -> None:
         """knob: the value of the recipe's knob, 0 where it has none; n_candidates: how many the index is to find."""
         approximate = view.approximate
         assert approximate is not None
-        self.view = view
-        self._approximate = approximate
+        self._approximate = approximate  # and not the view, which would then keep itself
+        self._n_alive, self._n_after = view.n_alive, view.n_rows - approximate.first_row_after
         self._k = k
         self._n_candidates = n_candidates
         self._at = _positions(approximate, selection)
@@ -84,8 +86,11 @@ class IndexSearch:
         self._settings = self._settings_of(knob)
         self.words, self.details = self._told(knob)
 
-    def run(self, query: FloatVector) -> Found | None:
-        """The nearest rows to a prepared query (dim,); None where the index found fewer than there are."""
+    def run(self, view: SpaceView, query: FloatVector) -> Found | None:
+        """The nearest rows to a prepared query (dim,); None where the index found fewer than there are.
+
+        view: the one that the search was planned for.
+        """
         approximate = self._approximate
         settings, words, details = self._settings, self.words, self.details
         for attempt in range(1, _ATTEMPTS + 1):
@@ -100,14 +105,14 @@ class IndexSearch:
         rows = found if approximate.row_of is None else approximate.row_of[found]
         if self._compared:
             rows.sort()
-            rows, scores = self.view.scan_rows(
+            rows, scores = view.scan_rows(
                 query, self._k, np.concatenate([rows, self._late]) if self._late.size else rows
             )
         else:
             rows, scores = rows[: self._k].copy(), scores[: self._k].copy()  # what the index will write over
         return Found(rows, scores, False, words, details)
 
-    def run_batch(self, queries: FloatMatrix) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def run_batch(self, view: SpaceView, queries: FloatMatrix) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Rows and scores (n, k) for many prepared queries (n, dim), and for which of them too few were found (n,)."""
         approximate = self._approximate
         positions, scores = approximate.index.search(
@@ -120,7 +125,7 @@ class IndexSearch:
         if self._compared:
             if self._late.size:
                 rows = np.concatenate([rows, np.broadcast_to(self._late, (len(queries), self._late.size))], axis=1)
-            rows, scores = self.view.rescore_batch(queries, np.ascontiguousarray(rows), self._k)
+            rows, scores = view.rescore_batch(queries, np.ascontiguousarray(rows), self._k)
         return rows[:, : self._k], scores[:, : self._k], short
 
     def _settings_of(self, knob: int) -> Settings:
@@ -129,10 +134,10 @@ class IndexSearch:
 
     def _told(self, knob: int) -> tuple[str, dict[str, Any]]:
         """What the search says of itself, in words and as a mapping."""
-        view, index, recipe = self.view, self._approximate.index, self._approximate.recipe
+        index, recipe = self._approximate.index, self._approximate.recipe
         details: dict[str, Any] = {
-            "n_vectors": view.n_alive, "n_allowed": self._n_usable, "n_candidates": self._n_candidates,
-            "n_after_index": view.n_rows - self._approximate.first_row_after,
+            "n_vectors": self._n_alive, "n_allowed": self._n_usable, "n_candidates": self._n_candidates,
+            "n_after_index": self._n_after,
         }  # fmt: skip
         words = f"{recipe.name} over {index.n_vectors:,} vectors"
         if recipe.knob is not None:

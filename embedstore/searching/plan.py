@@ -19,7 +19,7 @@ from embedstore.model import FloatMatrix, FloatVector
 from embedstore.searching.index_search import FEWEST_CANDIDATES, Found, FoundBatch, IndexSearch, candidates_for
 
 MAX_EFFORT = 4_096
-_MOST_KEPT = 16
+_MOST_KEPT = 64
 
 
 def nearest(view: SpaceView, query: FloatVector, k: int, selection: Selection | None) -> Found:
@@ -35,7 +35,7 @@ def nearest(view: SpaceView, query: FloatVector, k: int, selection: Selection | 
             return Found(rows[0], scores[0], False, _gpu_plan(view, k), details)
     by_index = _index_search(view, k, selection)
     if by_index is not None:
-        found = by_index.run(query)
+        found = by_index.run(view, query)
         if found is not None:
             return found
         details["widened"] = "to an exact scan"
@@ -64,7 +64,7 @@ def nearest_batch(view: SpaceView, queries: FloatMatrix, k: int, selection: Sele
         rows, scores = view.scan_batch(queries, k, selection)
         plan = f"{_scan_plan(view, selection)}, {len(queries):,} queries at once"
         return FoundBatch(rows, scores, True, plan, details, {})
-    rows, scores, short = by_index.run_batch(queries)
+    rows, scores, short = by_index.run_batch(view, queries)
     plan = f"{by_index.words}, {len(queries):,} queries at once"
     apart = {line: nearest(view, queries[line], k, selection) for line in np.flatnonzero(short).tolist()}
     return FoundBatch(rows, scores, False, plan, by_index.details, {}).with_apart(apart)
@@ -109,13 +109,13 @@ def _index_search(view: SpaceView, k: int, selection: Selection | None) -> Index
     """How the index is searched, where that is cheaper than comparing rows; None where it is not."""
     if view.approximate is None:
         return None
-    kept = view.searches if selection is None else selection.searches  # which a view may have to itself, or share
-    held = kept.get(k)
-    if held is None or held[0] is not view:
-        if len(kept) >= _MOST_KEPT:
-            kept.clear()
-        held = kept[k] = (view, _planned(view, view.approximate, k, selection))
-    return held[1]
+    try:
+        return view.searches[k, selection]  # type: ignore[no-any-return]
+    except KeyError:
+        if len(view.searches) >= _MOST_KEPT:
+            view.searches.clear()
+        made = view.searches[k, selection] = _planned(view, view.approximate, k, selection)
+        return made
 
 
 def _planned(view: SpaceView, approximate: Approximate, k: int, selection: Selection | None) -> IndexSearch | None:

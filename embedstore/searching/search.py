@@ -34,6 +34,8 @@ from embedstore.storage.layout import keyword_cache_path, space_cache_folder
 
 _FUSED_POOL = 100
 _MMR_POOL = 100
+_MOST_AT_ONCE = 1000
+"""Hits for which all records may come as one value."""
 
 
 class Query(NamedTuple):
@@ -78,7 +80,7 @@ class CollectionSearch:
         self._spaces: dict[int, SpaceCache] = {}
         self._keywords: dict[int, KeywordCache] = {}
         self._looks: dict[str, Look] = {}
-        self._marks: dict[str, Mark] = {}
+        self._marks: dict[int, Mark] = {}
         tell_forked(self)
 
     def forget_parent(self) -> None:
@@ -119,6 +121,9 @@ class CollectionSearch:
         """Drop what is kept of a deleted collection, its cache files included."""
         with self._guard:
             self._columns.pop(collection_id, None)
+            self._marks.pop(collection_id, None)
+            for name in [one for one, look in self._looks.items() if look.collection.collection_id == collection_id]:
+                self._looks.pop(name, None)
             keywords = self._keywords.pop(collection_id, None)
             for space_id in space_ids:
                 self._spaces.pop(space_id, None)
@@ -175,7 +180,7 @@ class CollectionSearch:
         assert query.vector is not None
         cache = self.space_cache(space.space_id)
         view = cache.settled(look.collection, space)
-        if view is None:
+        if view is None or query.k + query.offset > _MOST_AT_ONCE:
             return None
         allowed = None if view.alive is None else cache.selection(view, repr((None, ())), lambda: None)
         try:
@@ -204,10 +209,10 @@ class CollectionSearch:
         mark = transaction.mark(collection.collection_id)
         if mark is None:
             return
-        name = collection.name
-        if self._marks.get(name) == mark:
-            self._looks[name] = Look(mark, collection, catalog.known_spaces(transaction, collection.collection_id))
-        self._marks[name] = mark
+        owner = collection.collection_id
+        if self._marks.get(owner) == mark:
+            self._looks[collection.name] = Look(mark, collection, catalog.known_spaces(transaction, owner))
+        self._marks[owner] = mark
 
     def answer_batch(
         self,
@@ -227,7 +232,7 @@ class CollectionSearch:
             empty = Hits([], exact=True, plan="the space holds no vectors", explanation={})
             return [empty] * len(queries)
         view, found = self._nearest_batch(transaction, collection, space, queries, k, where)
-        unmade = unmade_records(transaction, np.unique(view.record_ids[found.rows[found.rows >= 0]]).tolist())
+        unmade = unmade_records(transaction, sorted({*view.record_ids[found.rows[found.rows >= 0]].tolist()}))
         return [
             Hits(
                 partial(_made_hits, view.record_ids[one.rows], one.scores, unmade, damage),

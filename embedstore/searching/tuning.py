@@ -201,7 +201,7 @@ def _measured(
         search = IndexSearch(view, k, None, knob, candidates_for(recipe, k))
 
         def ask(query: np.ndarray, search: IndexSearch = search) -> np.ndarray:
-            found = search.run(query)
+            found = search.run(view, query)
             scores = np.full(k, -np.inf, np.float32)
             if found is not None:
                 scores[: found.scores.size] = found.scores

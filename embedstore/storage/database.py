@@ -14,8 +14,9 @@ from embedstore.errors import StoreDamaged
 
 Row = tuple[Any, ...]
 PackedRecord = list[Any]
+"""Id, key, content, metadata as text, modality, uri, and the row's hash in hex."""
 Mark = tuple[Any, ...]
-"""Id, key, content, metadata as text, modality, uri, and both hashes in hex, '' for none."""
+"""What tells one state of a collection, and of the catalog, from every other."""
 Memory = dict[tuple[str, Any], Any]
 """By kind of row and its owner, what ``storage.catalog`` made of it."""
 Parameters = Mapping[str, Any]

@@ -165,7 +165,10 @@ class SQLiteDatabase:
     def records_and_mark(
         self, collection_id: int, record_ids: Sequence[int]
     ) -> tuple[list[PackedRecord], Mark] | None:
-        connection = self.take_reader()
+        try:
+            connection = self.take_reader()
+        except sqlite3.Error:
+            return None
         try:
             with inside_sqlite:
                 ((newest, head, packed),) = connection.execute(
@@ -173,10 +176,12 @@ class SQLiteDatabase:
                     (*id_range(collection_id), *ids_parameters(record_ids)),
                 ).fetchall()
             read = [] if packed is None else orjson.loads(packed), (newest, head)
-        except (sqlite3.OperationalError, sqlite3.DatabaseError, orjson.JSONDecodeError):
+        except BaseException as error:
             with inside_sqlite:
                 connection.close()
-            return None
+            if isinstance(error, (sqlite3.Error, orjson.JSONDecodeError)):
+                return None
+            raise
         self.keep_reader(connection)
         return read
 
@@ -303,15 +308,19 @@ class SQLiteDatabase:
     def take_reader(self) -> Connection:
         """A connection for one snapshot, which nobody else has until ``keep_reader``."""
         self._refuse_replaced()
+        pool = self._readers
         try:
-            return self._readers.pop()  # of a list, which threads may share without a lock
+            return pool.pop()  # of a list, which threads may share without a lock
         except IndexError:
-            return self._connect("ro")
+            connection = self._connect("ro")
+            connection.pool = pool
+            return connection
 
     def keep_reader(self, connection: Connection) -> None:
         """Keep a connection for the next snapshot, where it may be."""
-        if connection.lasting:
-            self._readers.append(connection)
+        pool = self._readers
+        if connection.lasting and connection.pool is pool:  # else the store was closed meanwhile
+            pool.append(connection)
         else:
             with inside_sqlite:
                 connection.close()
@@ -435,10 +444,11 @@ class SQLiteDatabase:
             with lock.kept_from_threads(self._lock_timeout) as kept:
                 if kept:
                     self._close_writer(lock)
+        idle, self._readers = self._readers, []
         with inside_sqlite:
-            while self._readers:
+            while idle:
                 with suppress(IndexError):  # another thread may take the last one
-                    self._readers.pop().close()
+                    idle.pop().close()
         self._identity = None
 
     def _close_writer(self, lock: ProcessLock) -> None:

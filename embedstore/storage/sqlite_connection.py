@@ -20,10 +20,12 @@ _BUSY_MILLISECONDS = 10_000
 class Connection(sqlite3.Connection):
     """A connection that is kept for the next transaction, unless it is not ``lasting``.
 
-    ``memory`` is what its transactions read of the catalog. It holds until another connection commits.
+    ``memory`` is what its transactions read of the catalog. It holds until another connection commits. ``pool`` is the
+    list that it came from or is new to.
     """
 
     lasting = True
+    pool: list[Connection] | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -195,7 +195,7 @@ class SQLiteTransaction:
 
 
 _MARK = (
-    "(SELECT max(commit_key) FROM commits WHERE commit_key BETWEEN ? AND ?),"
+    "(SELECT commit_id FROM commits WHERE commit_key BETWEEN ? AND ? ORDER BY commit_key DESC LIMIT 1),"
     " (SELECT value FROM store_info WHERE name = 'head')"
 )
 """Every write changes one of these two: the newest commit of a collection, and the newest that belongs to none."""

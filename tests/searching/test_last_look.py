@@ -1,6 +1,8 @@
 """A search by the last look at its collection finds what a search in a snapshot finds, whatever happened."""
 
 import contextlib
+import gc
+import os
 import sqlite3
 import threading
 
@@ -8,7 +10,9 @@ import numpy as np
 import pytest
 
 import embedstore
-from embedstore import StoreDamaged
+from embedstore import StorageFailed, StoreDamaged
+from embedstore.indexing.faiss_index import FaissIndex
+from embedstore.indexing.space_view import SpaceView
 from embedstore.searching import plan
 from embedstore.searching.search import CollectionSearch
 
@@ -159,3 +163,61 @@ def test_a_reader_beside_a_writer_always_sees_what_was_acknowledged(filled):
         n_searches += 1
     writer.join()
     assert n_searches > 60 and not wrong
+
+
+def live(kind: type) -> int:
+    return sum(isinstance(one, kind) for one in gc.get_objects())
+
+
+def test_a_view_that_is_replaced_is_let_go_without_the_garbage_collector(store, monkeypatch):
+    """It may hold a large index, of whose memory the collector knows nothing."""
+    monkeypatch.setattr(plan, "index_cost", lambda *_, **__: 0.0)
+    collection = store.collection("c", encoder="none", recipe="hnsw")
+    collection.add({"key": str(i), "vector": row, "n": i} for i, row in enumerate(vectors(300)))
+    query = vectors(1, 2)[0]
+    gc.collect()
+    gc.disable()
+    try:
+        for turn in range(5):
+            collection.index()
+            collection.upsert([{"key": "moving", "vector": query, "turn": turn}])
+            for _ in range(3):
+                collection.search(query, 3)
+                collection.search(query, 3, where="n < 200")
+            collection.search_batch([query, query], 3)
+        assert live(SpaceView) <= 1 and live(FaissIndex) <= 1
+        collection.index(recipe="flat")
+        collection.search(query, 3)
+        assert live(FaissIndex) == 0
+    finally:
+        gc.enable()
+
+
+def test_an_error_of_the_driver_is_the_stores_by_either_way(filled):
+    look(filled)
+    with filled.store.reading(), contextlib.ExitStack() as files:  # the connection that is kept is in use
+        with pytest.raises(OSError):
+            while True:
+                files.callback(os.close, os.open(os.devnull, os.O_RDONLY))
+        with pytest.raises(StorageFailed, match="cannot be opened"):
+            filled.search(vectors(1)[0], 3)
+    assert len(filled.search(vectors(1)[0], 3)) == 3
+
+
+def test_a_connection_that_comes_back_after_the_store_was_closed_is_not_used_again(tmp_path):
+    for name in ("old", "new"):
+        with embedstore.open(tmp_path / name) as made:
+            made.collection("c", encoder="none").add([{"key": name, "vector": [1.0, 2.0]}])
+    with embedstore.open(tmp_path / "old") as opened:
+        collection = opened.collection("c")
+        assert [collection.search([1.0, 2.0], 1).keys for _ in range(3)] == [["old"]] * 3
+        with opened.reading():
+            opened.close()
+        (tmp_path / "old").rename(tmp_path / "gone")
+        (tmp_path / "new").rename(tmp_path / "old")
+        assert [collection.search([1.0, 2.0], 1).keys for _ in range(3)] == [["new"]] * 3
+
+
+def test_many_hits_are_read_in_parts(filled):
+    look(filled)
+    assert len(filled.search(vectors(1)[0], 100_000)) == 200
