@@ -1,12 +1,14 @@
 """Keeps stores usable in a forked process, and the parent's store untouched by it.
 
 Only the thread that forked goes on in the child. A lock that another thread held stays locked there for ever; file
-locks and connections are shared with the parent, who needs them. So a fork waits until no thread is inside SQLite,
-whose own locks nobody could free, and in the child every object makes its locks and connections anew.
+locks and connections are shared with the parent, who needs them. So a fork waits until no thread is inside SQLite or
+in the middle of an import, whose own locks nobody could free, and in the child every object makes its locks and
+connections anew.
 """
 
 from __future__ import annotations
 
+import logging  # noqa: F401 - it takes its lock before a fork, which must be after the gate is closed: see the end
 import os
 import threading
 import time
@@ -89,7 +91,8 @@ class _Gate:
 
 inside_sqlite = _Gate()
 """``with inside_sqlite:`` stands around calls of SQLite."""
-
+not_forking = inside_sqlite
+"""``with not_forking:`` stands around what else a fork in the middle would leave locked in the child: long imports."""
 
 
 def _forget_parent() -> None:
@@ -98,6 +101,7 @@ def _forget_parent() -> None:
         one.forget_parent()
 
 
+# What is registered last is called first: a thread in the gate may need logging's lock to leave it.
 os.register_at_fork(
     before=inside_sqlite.close, after_in_parent=inside_sqlite.reopen, after_in_child=_forget_parent
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.metadata
 import importlib.util
@@ -9,12 +10,14 @@ from types import ModuleType
 from typing import Any
 
 from embedstore.errors import MissingDependency
+from embedstore.forking import not_forking
 
 
 def require(module: str, extra: str) -> ModuleType:
     """Import ``module``; where it is absent, ``MissingDependency`` names the pip line of ``extra``."""
     try:
-        return importlib.import_module(module)
+        with not_forking:
+            return importlib.import_module(module)
     except ImportError as error:
         raise MissingDependency(
             f"{module} is needed here and cannot be imported ({error}); install it, in"
@@ -50,9 +53,11 @@ def faiss_problem() -> str | None:
     return None
 
 
+@functools.cache
 def load_faiss() -> Any:
     """The module ``faiss``; ``MissingDependency`` where it is absent or two builds overwrite each other."""
-    problem = faiss_problem()
-    if problem is not None:
-        raise MissingDependency(problem)
-    return require("faiss", "cpu")
+    with not_forking:
+        problem = faiss_problem()
+        if problem is not None:
+            raise MissingDependency(problem)
+        return require("faiss", "cpu")

@@ -181,8 +181,9 @@ class Pages:
             return
         most = int((last - first).max()) + 1
         touched = first[:, None] + np.arange(most)  # (n_rows, most)
-        touched = np.unique(touched[touched <= last[:, None]])
-        self._check(touched[~self._checked[touched]])
+        marks = np.zeros(self._sums.shape, np.bool_)
+        marks[touched[touched <= last[:, None]]] = True
+        self._check(np.flatnonzero(marks & ~self._checked))
 
     def _check(self, pages: npt.NDArray[np.int64]) -> None:
         for group in np.split(pages, np.flatnonzero(np.diff(pages) != 1) + 1):

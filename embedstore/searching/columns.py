@@ -130,7 +130,7 @@ class Columns:
             {"collection": self._collection_id, "change": self.change},
         )
         newest = self.record_ids[-1] if self.record_ids.size else id_range(self._collection_id)[0]
-        changed = np.unique(np.array([row[0] for row in log], np.int64))
+        changed = np.array(sorted({row[0] for row in log}), np.int64)
         added = transaction.all(
             "SELECT record_id FROM records WHERE record_id > :newest AND record_id <= :high ORDER BY record_id",
             {"newest": int(newest), "high": id_range(self._collection_id)[1]},

@@ -70,6 +70,31 @@ def test_a_forked_child_searches_in_batches_and_builds(tmp_path, recipe):
     assert (done.returncode, done.stdout.strip()) == (0, "0"), done.stderr
 
 
+FORKED_WHILE_IMPORTING = (
+    "import os, signal, sys, threading, time, numpy as np, embedstore\n"
+    "m = np.random.default_rng(0).standard_normal((1500, 16)).astype('f4')\n"
+    "store = embedstore.open(sys.argv[1]); c = store.collection('c', encoder='none')\n"
+    "c.add({'key': str(i), 'vector': row} for i, row in enumerate(m))\n"
+    "assert 'faiss' not in sys.modules\n"
+    "asking = threading.Thread(target=lambda: c.search_batch(m, 1)); asking.start()\n"
+    "while 'faiss' not in sys.modules:\n"
+    "    time.sleep(0.0002)\n"
+    "started = time.monotonic(); child = os.fork()\n"
+    "if child == 0:\n"
+    "    signal.alarm(30)\n"
+    "    os._exit(0 if len(c.search_batch(m[:20], 1)) == 20 else 1)\n"
+    "print(os.waitpid(child, 0)[1], time.monotonic() - started < 9); asking.join()\n"
+)
+
+
+def test_a_fork_while_a_thread_imports_faiss_leaves_nothing_locked(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORKED_WHILE_IMPORTING, tmp_path / "store"], capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout.strip()) == (0, "0 True"), done.stderr
+
+
 def test_an_older_snapshot_does_not_publish_over_a_newer_cache(store, monkeypatch):
     from embedstore.indexing import space_cache
 
