@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import embedstore
-from embedstore.indexing import space_cache
+from embedstore.indexing import staleness
 from embedstore.indexing.cachefile import read_manifest
 from embedstore.searching import plan
 
@@ -48,7 +48,7 @@ def test_a_search_begins_the_build_and_answers_exactly_meanwhile(kind, request, 
 
 
 def test_rows_that_outgrow_the_index_are_taken_into_a_new_one(tmp_path, matrix, monkeypatch):
-    monkeypatch.setattr(space_cache, "_STALE_ROWS", 100)
+    monkeypatch.setattr(staleness, "_STALE_ROWS", 100)
     store, collection = filled(tmp_path / "store", matrix[:500])
     collection.index()
     collection.add({"key": f"n{i}", "vector": row} for i, row in enumerate(matrix[500:700]))
@@ -115,7 +115,7 @@ def test_one_space_is_not_built_twice_at_once_and_writers_do_not_wait(tmp_path, 
 def test_a_process_that_only_reads_begins_the_next_build_too(tmp_path, matrix, monkeypatch):
     from embedstore import building
 
-    monkeypatch.setattr(space_cache, "_STALE_ROWS", 100)
+    monkeypatch.setattr(staleness, "_STALE_ROWS", 100)
     monkeypatch.setattr(building, "_BREATH_SECONDS", 0.2)
     store, collection = filled(tmp_path / "store", matrix[:300])
     collection.search(matrix[0], 1)

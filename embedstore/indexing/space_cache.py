@@ -29,6 +29,7 @@ from embedstore.indexing.faiss_index import Settings, Shape, open_faiss
 from embedstore.indexing.recipes import Placement, Recipe, find_recipe
 from embedstore.indexing.selection import Selection
 from embedstore.indexing.space_view import Approximate, SpaceView
+from embedstore.indexing.staleness import fewest_indexed, is_stale, most_unindexed
 from embedstore.model import BoolVector, IntVector, Metric
 from embedstore.storage.catalog import CollectionRow, SpaceRow, tuning_of
 from embedstore.storage.database import Transaction
@@ -45,8 +46,6 @@ _MAX_ATTEMPTS = 3
 _BUILD_SECONDS = 3600.0
 _MAX_SELECTIONS = 64
 _Answer = TypeVar("_Answer")
-_STALE_ROWS = 5_000
-_STALE_FRACTION = 0.2
 
 
 class SpaceCache:
@@ -228,7 +227,7 @@ class SpaceCache:
     def lags(self, transaction: Transaction, collection: CollectionRow, space: SpaceRow) -> bool:
         """Whether the published cache lacks an index, or has one that lacks many vectors; nothing is opened for it."""
         recipe = find_recipe(space.recipe)
-        if recipe.exact or space.dim is None or space.n_live < max(_STALE_ROWS, recipe.min_vectors):
+        if recipe.exact or space.dim is None or space.n_live < fewest_indexed(recipe):
             return False
         manifest = None
         with suppress(DamagedCache):
@@ -238,7 +237,7 @@ class SpaceCache:
         index = manifest.get("index")
         if index is None or index["recipe"] != recipe.name:
             return True
-        return space.last_seq - index["hi_seq"] > _bound(index["n_vectors"])  # type: ignore[no-any-return]
+        return space.last_seq - index["hi_seq"] > most_unindexed(index["n_vectors"])  # type: ignore[no-any-return]
 
     def pending(self, transaction: Transaction, collection: CollectionRow, space: SpaceRow) -> tuple[int, int]:
         """How many vectors are not in the published cache, and how many its index does not cover."""
@@ -436,11 +435,6 @@ def settings_of(transaction: Transaction, space: SpaceRow, recipe: Recipe) -> Se
     return {**recipe.search, **tuning["settings"]}
 
 
-def n_unindexed(view: SpaceView) -> int:
-    """The rows of a view that its index does not cover; none where it is searched without one."""
-    return 0 if view.approximate is None else view.n_rows - view.approximate.first_row_after
-
-
 def _n_after(transaction: Transaction, space: SpaceRow, seq: int) -> int:
     """How many live vectors of a space have a greater seq."""
     if seq == 0:
@@ -452,23 +446,6 @@ def _n_after(transaction: Transaction, space: SpaceRow, seq: int) -> int:
     )
     assert row is not None
     return int(row[0])
-
-
-def is_stale(view: SpaceView, space: SpaceRow) -> bool:
-    """Whether so many rows came after a view's index, or died in it, that it should be built anew."""
-    recipe = find_recipe(space.recipe)
-    if recipe.exact:
-        return False
-    if view.approximate is None:
-        return view.n_alive >= max(_STALE_ROWS, recipe.min_vectors)
-    n_indexed = view.approximate.index.n_vectors
-    lost = n_indexed - (view.n_alive - n_unindexed(view))
-    return max(n_unindexed(view), lost) > _bound(n_indexed)
-
-
-def _bound(n_indexed: int) -> float:
-    """How many vectors may come or go before an index over so many is built anew."""
-    return max(_STALE_ROWS, _STALE_FRACTION * n_indexed)
 
 
 def _empty_view(space: SpaceRow) -> SpaceView:

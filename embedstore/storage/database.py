@@ -20,6 +20,8 @@ Mark = tuple[Any, ...]
 Memory = dict[tuple[str, Any], Any]
 """By kind of row and its owner, what ``storage.catalog`` made of it."""
 Parameters = Mapping[str, Any]
+FEW_ROWS = 8
+"""So few rows are inserted one by one, and it is the database that says whether a key is taken (KeyTaken)."""
 
 
 class KeyTaken(Exception):

@@ -13,13 +13,22 @@ from typing import Any
 import orjson
 
 from embedstore.forking import inside_sqlite
-from embedstore.storage.database import KeyTaken, Mark, Memory, PackedRecord, Parameters, RecordRows, Row, VectorRows
+from embedstore.storage.database import (
+    FEW_ROWS,
+    KeyTaken,
+    Mark,
+    Memory,
+    PackedRecord,
+    Parameters,
+    RecordRows,
+    Row,
+    VectorRows,
+)
 from embedstore.storage.head import Head
 from embedstore.storage.layout import ID_SHIFT, id_range
 
 _FETCHED_ROWS = 256
 _PAGES_A_STEP = 4096
-_FEW_ROWS = 8
 _FEW_IDS = 64
 _MOST_CHARACTERS = 100_000_000
 
@@ -114,7 +123,7 @@ class SQLiteTransaction:
         pass  # every write transaction is
 
     def insert_records(self, records: RecordRows) -> None:
-        if len(records.rows) <= _FEW_ROWS:
+        if len(records.rows) <= FEW_ROWS:
             self._insert_few_records(records)
             return
         n_characters = sum(len(row[1] or "") + len(row[3]) for row in records.rows)
@@ -138,7 +147,7 @@ class SQLiteTransaction:
         )  # fmt: skip
 
     def insert_vectors(self, vectors: VectorRows) -> None:
-        if len(vectors.record_ids) <= _FEW_ROWS:
+        if len(vectors.record_ids) <= FEW_ROWS:
             self._insert_few_vectors(vectors)
             return
         # One statement cuts the rows out of one blob: half the time of a statement a row, and without the

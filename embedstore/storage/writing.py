@@ -20,12 +20,11 @@ from embedstore.model import FloatMatrix, WriteReport
 from embedstore.records import Batch, FieldKinds, shown, vector_hash
 from embedstore.storage import catalog
 from embedstore.storage.catalog import CollectionRow, SpaceRow
-from embedstore.storage.database import KeyTaken, RecordRows, Row, Transaction, VectorRows
+from embedstore.storage.database import FEW_ROWS, KeyTaken, RecordRows, Row, Transaction, VectorRows
 from embedstore.storage.layout import ID_SHIFT
 
 _CHUNK = 5000
 _FEW = 16
-_FEW_NEW = 8
 _PAIR = struct.Struct("<QQ")
 _WORD = 2**64 - 1
 
@@ -153,7 +152,7 @@ class CollectionWriter:
         ``replace_existing``.
         """
         # Where all are to be new and they are few, the database's own word that a key is taken is cheaper.
-        unasked = not replace_existing and len(batch) <= _FEW_NEW and self._tx.dialect.goes_on
+        unasked = not replace_existing and len(batch) <= FEW_ROWS and self._tx.dialect.goes_on
         existing = {} if unasked else find_existing(self._tx, self._collection.collection_id, batch.keys)
         if existing and not replace_existing:
             raise _duplicate(batch, next(i for i, key in enumerate(batch.keys) if key in existing))
