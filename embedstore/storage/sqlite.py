@@ -177,8 +177,7 @@ class SQLiteDatabase:
                 ).fetchall()
             read = [] if packed is None else orjson.loads(packed), (newest, head)
         except BaseException as error:
-            with inside_sqlite:
-                connection.close()
+            self.drop_reader(connection)
             if isinstance(error, (sqlite3.Error, orjson.JSONDecodeError)):
                 return None
             raise
@@ -322,8 +321,15 @@ class SQLiteDatabase:
         if connection.lasting and connection.pool is pool:  # else the store was closed meanwhile
             pool.append(connection)
         else:
-            with inside_sqlite:
-                connection.close()
+            self.drop_reader(connection)
+
+    def drop_reader(self, connection: Connection) -> None:
+        """Close a connection that ``take_reader`` gave; one that this process was forked with is only let go."""
+        if connection.process != os.getpid():
+            abandon(connection)
+            return
+        with inside_sqlite:
+            connection.close()
 
     def _refuse_replaced(self) -> None:
         """Raise StorageFailed where another file has come into the place of the one that is open."""

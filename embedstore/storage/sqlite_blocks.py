@@ -5,6 +5,7 @@ They are classes, since generators for each of these take a tenth of the time of
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from typing import TYPE_CHECKING
 
@@ -33,8 +34,7 @@ class Reading:
                     connection.execute("BEGIN")
                     connection.recall()
             except BaseException:
-                with inside_sqlite:
-                    connection.close()
+                self._database.drop_reader(connection)
                 raise
         except BaseException as error:
             raise_translated(error, self._database.path)
@@ -42,18 +42,16 @@ class Reading:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         connection = self._connection
-        if error is None:
+        if error is None and connection.process == os.getpid():
             try:
                 with inside_sqlite:
                     connection.execute("COMMIT")
             except sqlite3.Error as failed:
-                with inside_sqlite:
-                    connection.close()
+                self._database.drop_reader(connection)
                 raise_translated(failed, self._database.path)
             self._database.keep_reader(connection)
         else:
-            with inside_sqlite:
-                connection.close()
+            self._database.drop_reader(connection)
             if isinstance(error, (sqlite3.Error, DamagedRow)):
                 raise_translated(error, self._database.path)
 

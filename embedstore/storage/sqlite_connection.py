@@ -30,6 +30,7 @@ class Connection(sqlite3.Connection):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.memory: Memory = {}
+        self.process = os.getpid()
         self._version = -1
 
     def recall(self) -> None:

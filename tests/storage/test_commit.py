@@ -143,6 +143,28 @@ def test_a_fork_keeps_both_processes_usable(store):
     assert set(collection.search([1.0, 1.0], k=5).keys) == {"before", "child", "parent"}
 
 
+def test_a_child_that_is_forked_within_a_snapshot_lets_go_of_the_parents_connection(store):
+    collection = store.collection("c", encoder="none")
+    collection.add([{"key": str(i), "vector": [1.0, float(i)]} for i in range(50)])
+    with store.reading() as transaction:
+        assert transaction.one("SELECT count(*) FROM records") == (50,)
+        pid = os.fork()
+        if pid:
+            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+            assert transaction.one("SELECT count(*) FROM records") == (50,)  # the child wrote, after this snapshot
+    if pid == 0:
+        code = 1
+        try:
+            collection.add([{"key": "child", "vector": [1.0, 2.5]}])
+            if collection.search([1.0, 2.5], 1).keys == ["child"] and len(collection) == 51:
+                code = 0
+        finally:
+            os._exit(code)
+    assert collection.search([1.0, 2.5], 1).keys == ["child"]
+    collection.add([{"key": "parent", "vector": [2.0, 1.0]}])
+    assert len(collection) == 52 and store.verify().problems == []
+
+
 def test_the_database_is_set_up_to_survive_a_power_cut(store):
     store.collection("c", encoder="none").add([{"key": "a", "vector": [1.0]}])
     with store.database.write() as transaction:
