@@ -101,11 +101,13 @@ def _at_last_look(collection: Collection, asked: Asked, encoded: FloatVector | V
     space = look.spaces.get(asked.space or look.collection.default_space)
     if space is None or space.dim is None:
         return None
-    try:
-        vector = _checked_query(collection, space, encoded)
-    except InvalidInput:
-        return None  # as it is, or because the space is another by now
-    query = Query(Mode.VECTOR, vector, None, asked.k, asked.offset, mmr=asked.mmr)
+    if isinstance(encoded, Vector):
+        if encoded.space_id != space.space_id or encoded.space.store is not collection.store:
+            return None
+        encoded = encoded.array
+    if encoded.shape[0] != space.dim:
+        return None
+    query = Query(Mode.VECTOR, encoded, None, asked.k, asked.offset, mmr=asked.mmr)
     return collection.store.search.answer_at(collection.store.database, look, space, query)
 
 

@@ -86,6 +86,9 @@ class _Desk(NamedTuple):
     parameters: Any
     distances: np.ndarray
     positions: np.ndarray
+    scored: np.ndarray
+    found: np.ndarray
+    unsigned: np.ndarray  # where -1 is too great as well, so that one look is enough nearly always
 
 
 class MappedLists:
@@ -156,16 +159,19 @@ class FaissIndex:
         fitted = query[None, :] if self._fits else self._shape.fitted(query[None, :])
         desk = getattr(self._kept, "desk", None)
         if desk is None or desk.k != k or desk.settings != settings:
-            desk = self._kept.desk = _Desk(k, settings, self._new_parameters(settings, k, None), *self._arrays(1, k))
+            distances, positions = self._arrays(1, k)
+            parameters = self._new_parameters(settings, k, None)
+            desk = self._kept.desk = _Desk(
+                k, settings, parameters, distances, positions, distances[0], positions[0], positions[0].view(np.uint64)
+            )
         parameters = desk.parameters if selection is None else self._new_parameters(settings, k, selection)
         if self.recipe.family in _ALONE:
             self._search(fitted, k, parameters, desk.distances, desk.positions)
         else:
             with OneThread(self._faiss):
                 self._search(fitted, k, parameters, desk.distances, desk.positions)
-        distances, positions = desk.distances[0], desk.positions[0]
-        # As unsigned numbers, so that -1 is too great as well, and one look is enough nearly always.
-        if selection is not None or np.maximum.reduce(positions.view(np.uint64)) >= self.n_vectors:
+        distances, positions = desk.scored, desk.found
+        if selection is not None or np.maximum.reduce(desk.unsigned) >= self.n_vectors:
             if positions.max() >= self.n_vectors:
                 raise self._beyond()
             kept = positions >= 0

@@ -91,11 +91,17 @@ class SpaceView:
 
     def prepare(self, query: FloatVector) -> FloatVector:
         """A query (dim,) as it is compared."""
+        usual = self.prepare_usual(query)
+        return prepared(query[None, :], self.metric)[0] if usual is None else usual
+
+    def prepare_usual(self, query: FloatVector) -> FloatVector | None:
+        """As ``prepare``; None for a query of NaN, infinity or zeros, or a length that is to be looked at closer."""
+        squared = float(np.vdot(query, query))
+        if not 1e-30 < squared < 1e30:
+            return None
         if self.metric is Metric.COSINE:
-            squared = float(np.dot(query, query))
-            if 1e-30 < squared < 1e30:
-                return query / np.float32(math.sqrt(squared))
-        return prepared(query[None, :], self.metric)[0]  # type: ignore[no-any-return]
+            return query / np.float32(math.sqrt(squared))
+        return np.ascontiguousarray(query)
 
     def gather(self, rows: IntVector) -> FloatMatrix:
         """The prepared vectors of ``rows``, float32 (len(rows), dim)."""

@@ -182,9 +182,12 @@ class CollectionSearch:
         view = cache.settled(look.collection, space)
         if view is None or query.k + query.offset > _MOST_AT_ONCE:
             return None
+        vector = view.prepare_usual(query.vector)
+        if vector is None:
+            return None
         allowed = None if view.alive is None else cache.selection(view, repr((None, ())), lambda: None)
         try:
-            found = _page(view, view.prepare(query.vector), allowed, query)
+            found = _page(view, vector, allowed, query)
             record_ids = view.record_ids[found.rows].tolist()
             read = database.records_and_mark(look.collection.collection_id, record_ids)
             if read is None or read[1] != look.mark:
