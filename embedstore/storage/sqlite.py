@@ -36,7 +36,7 @@ from embedstore.storage.revision import check_current
 from embedstore.storage.sqlite_blocks import Reading, Writing
 from embedstore.storage.sqlite_connection import Connection, connect, identity_of, impatient, may_write
 from embedstore.storage.sqlite_creation import FRESH_NAME, create_file, create_tables
-from embedstore.storage.sqlite_errors import translated
+from embedstore.storage.sqlite_errors import ERRORS, translated
 from embedstore.storage.sqlite_statements import (
     SQLiteDialect,
     SQLiteTransaction,
@@ -167,7 +167,7 @@ class SQLiteDatabase:
     ) -> tuple[list[PackedRecord], Mark] | None:
         try:
             connection = self.take_reader()
-        except sqlite3.Error:
+        except ERRORS:
             return None
         try:
             with inside_sqlite:
@@ -178,7 +178,7 @@ class SQLiteDatabase:
             read = [] if packed is None else orjson.loads(packed), (newest, head)
         except BaseException as error:
             self.drop_reader(connection)
-            if isinstance(error, (sqlite3.Error, orjson.JSONDecodeError)):
+            if isinstance(error, (*ERRORS, orjson.JSONDecodeError)):
                 return None
             raise
         self.keep_reader(connection)
@@ -308,12 +308,15 @@ class SQLiteDatabase:
         """A connection for one snapshot, which nobody else has until ``keep_reader``."""
         self._refuse_replaced()
         pool = self._readers
+        connection: Connection | None
         try:
-            return pool.pop()  # of a list, which threads may share without a lock
+            connection = pool.pop()  # of a list, which threads may share without a lock
         except IndexError:
+            connection = None
+        if connection is None:
             connection = self._connect("ro")
             connection.pool = pool
-            return connection
+        return connection
 
     def keep_reader(self, connection: Connection) -> None:
         """Keep a connection for the next snapshot, where it may be."""

@@ -9,9 +9,8 @@ import os
 import sqlite3
 from typing import TYPE_CHECKING
 
-from embedstore.errors import DamagedRow
 from embedstore.forking import inside_sqlite
-from embedstore.storage.sqlite_errors import raise_translated
+from embedstore.storage.sqlite_errors import ERRORS, raise_translated
 from embedstore.storage.sqlite_statements import SQLiteTransaction
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ class Reading:
             self._database.keep_reader(connection)
         else:
             self._database.drop_reader(connection)
-            if isinstance(error, (sqlite3.Error, DamagedRow)):
+            if isinstance(error, ERRORS):
                 raise_translated(error, self._database.path)
 
 
@@ -88,7 +87,7 @@ class Writing:
             else:
                 self._database.drop_writer()
                 raise_translated(error, self._database.path)
-        except (sqlite3.Error, DamagedRow) as failed:
+        except ERRORS as failed:
             raise_translated(failed, self._database.path)
         finally:
             inside_sqlite.__exit__()

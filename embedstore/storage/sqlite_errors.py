@@ -12,18 +12,23 @@ from embedstore.errors import DamagedRow, EmbedstoreError, NotAStore, StorageFai
 from embedstore.storage.damage import damaged
 from embedstore.storage.head import read_head
 
+ERRORS = (sqlite3.Error, DamagedRow, UnicodeDecodeError)
+"""What is the store's error: the driver's, the last one where SQLite's message quotes bytes of a damaged schema."""
+
 
 @contextmanager
 def translated(path: Path) -> Iterator[None]:
     """Turn the driver's errors into the store's, with the path and what to do."""
     try:
         yield
-    except (sqlite3.Error, DamagedRow) as error:
+    except ERRORS as error:
         raise_translated(error, path)
 
 
 def raise_translated(error: BaseException, path: Path) -> NoReturn:
-    """Raise an error; one of the driver's as the store's."""
+    """Raise an error; one of ``ERRORS`` as the store's."""
+    if isinstance(error, UnicodeDecodeError):
+        raise damaged(path, "SQLite says what is wrong with it in bytes that are no text") from error
     if isinstance(error, sqlite3.Error):
         raise _translation(error, path) from error
     if isinstance(error, DamagedRow):

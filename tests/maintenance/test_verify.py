@@ -150,3 +150,22 @@ def test_verify_sees_one_snapshot_while_another_process_writes(store, tmp_path):
             n += 1
     assert writer.returncode == 0
     assert n > 3
+
+
+def test_a_schema_whose_damage_sqlite_cannot_put_into_words_is_told_as_damage(tmp_path):
+    """The driver raises UnicodeDecodeError for a message that quotes the damaged bytes."""
+    with embedstore.open(tmp_path / "store") as store:
+        store.collection("c", encoder="none").add([{"key": "a", "vector": [1.0]}])
+    path = tmp_path / "store" / "store.db"
+    content = path.read_bytes()
+    assert content.count(b"CREATE TABLE vectors (") == 1
+    path.write_bytes(content.replace(b"CREATE TABLE vectors (", b"CREATE TABLE vectors \xa0"))
+    with pytest.raises(UnicodeDecodeError), closing(sqlite3.connect(path)) as database:
+        database.execute("SELECT * FROM records")
+    with embedstore.open(tmp_path / "store") as store:
+        report = store.verify()
+        assert len(report.problems) == 1 and "store.db" in str(report.problems[0])
+        collection = store.collection("c")
+        for ask in (lambda: collection.search([1.0]), lambda: len(collection), lambda: collection.delete(["a"])):
+            with pytest.raises(embedstore.StoreDamaged, match="store.db.*embedstore verify"):
+                ask()
