@@ -57,7 +57,7 @@ def _content_faults(path: Path, transaction: Transaction, collection: Collection
             if one is None or other is None or tuple(one) != tuple(other):
                 yield f"its words are not those of record {(other or one)[0]}"
                 return
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
         yield f"it cannot be read: {error}"
     finally:
         connection.close()

@@ -132,7 +132,7 @@ def _read(report: VerifyReport, part: str, name: str) -> Iterator[None]:
     try:
         with noting(report, part, name):
             yield
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
         report.add(part, name, f"it cannot be read: {error}")
 
 
