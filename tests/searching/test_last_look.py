@@ -176,6 +176,7 @@ def test_a_view_that_is_replaced_is_let_go_without_the_garbage_collector(store, 
     collection.add({"key": str(i), "vector": row, "n": i} for i, row in enumerate(vectors(300)))
     query = vectors(1, 2)[0]
     gc.collect()
+    n_views, n_indexes = live(SpaceView), live(FaissIndex)  # of stores that other tests still hold
     gc.disable()
     try:
         for turn in range(5):
@@ -185,10 +186,10 @@ def test_a_view_that_is_replaced_is_let_go_without_the_garbage_collector(store, 
                 collection.search(query, 3)
                 collection.search(query, 3, where="n < 200")
             collection.search_batch([query, query], 3)
-        assert live(SpaceView) <= 1 and live(FaissIndex) <= 1
+        assert live(SpaceView) <= n_views + 1 and live(FaissIndex) <= n_indexes + 1
         collection.index(recipe="flat")
         collection.search(query, 3)
-        assert live(FaissIndex) == 0
+        assert live(FaissIndex) <= n_indexes
     finally:
         gc.enable()
 
