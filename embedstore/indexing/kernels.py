@@ -20,7 +20,6 @@ _WORTHWHILE = 1 << 20
 """Numbers in a scan from which on FAISS's loops are worth their import."""
 
 _n_large_scans = 0
-_loaded: Any = None
 
 
 def inner_products(matrix: FloatMatrix, query: FloatVector) -> FloatVector:
@@ -132,12 +131,9 @@ def _pointers(faiss: Any, *arrays: np.ndarray) -> list[Any]:
 
 def _faiss(n_numbers: int) -> Any | None:
     """FAISS, where it is loaded already or this is not the first large scan of the process."""
-    global _n_large_scans, _loaded
-    if _loaded is not None:
-        return _loaded
+    global _n_large_scans
     module = sys.modules.get("faiss")
     if module is not None and hasattr(module, "fvec_L2sqr_by_idx"):
-        _loaded = module
         return module
     if n_numbers < _WORTHWHILE:
         return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -185,20 +185,15 @@ class CollectionSearch:
         vector = view.prepare_usual(query.vector)
         if vector is None:
             return None
-        allowed = None if view.alive is None else cache.selection(view, repr((None, ())), lambda: None)
         try:
-            found = _page(view, vector, allowed, query)
+            found = _page(view, vector, _alive(cache, view), query)
             record_ids = view.record_ids[found.rows].tolist()
             read = database.records_and_mark(look.collection.collection_id, record_ids)
             if read is None or read[1] != look.mark:
                 self._looks.pop(look.collection.name, None)
                 return None
             records = {row[0]: made_record(row) for row in read[0]}
-            scores = found.scores.tolist()
-            hits = [
-                Hit(records[record_id], score, rank)
-                for rank, (record_id, score) in enumerate(zip(record_ids, scores, strict=True), query.offset + 1)
-            ]
+            hits = _ranked(records, zip(record_ids, found.scores.tolist(), strict=True), query.offset)
         except (DamagedCache, DamagedRow, KeyError):
             return None
         return Hits(hits, exact=found.exact, plan=found.plan, explanation=found.details)
@@ -299,8 +294,8 @@ class CollectionSearch:
                 mask[excluded[excluded >= 0]] = False
             return mask
 
-        if query.where is None and not query.exclude and view.alive is None:
-            return None
+        if query.where is None and not query.exclude:
+            return _alive(cache, view)
         return cache.selection(view, repr((query.where, query.exclude)), allowed)
 
     def _hybrid_hits(
@@ -379,8 +374,7 @@ class CollectionSearch:
         details: dict[str, Any],
     ) -> Hits:
         records = records_by_id(transaction, [record_id for record_id, _ in pairs])
-        hits = [Hit(records[record_id], score, rank) for rank, (record_id, score) in enumerate(pairs, start=offset + 1)]
-        return Hits(hits, exact=exact, plan=plan, explanation=details)
+        return Hits(_ranked(records, pairs, offset), exact=exact, plan=plan, explanation=details)
 
 
 def _page(view: SpaceView, vector: FloatVector, allowed: Selection | None, query: Query) -> Found:
@@ -406,13 +400,24 @@ def _made_hits(
     damage: Callable[[str], StoreDamaged],
 ) -> list[Hit]:
     """Hits of the rows that were read of their records; StoreDamaged where one is not what was written."""
+    ids = record_ids.tolist()
     try:
-        return [
-            Hit(unmade[record_id](), score, rank)
-            for rank, (record_id, score) in enumerate(zip(record_ids.tolist(), scores.tolist(), strict=False), start=1)
-        ]
+        records = {record_id: unmade[record_id]() for record_id in ids}
     except DamagedRow as error:
         raise damage(str(error)) from error
+    return _ranked(records, zip(ids, scores.tolist(), strict=True), 0)
+
+
+def _ranked(records: Mapping[int, Record], scored: Iterable[tuple[int, float]], offset: int) -> list[Hit]:
+    """Hits of record ids with their scores, best first, of which ``offset`` come before."""
+    return [
+        Hit(records[record_id], score, rank) for rank, (record_id, score) in enumerate(scored, start=offset + 1)
+    ]
+
+
+def _alive(cache: SpaceCache, view: SpaceView) -> Selection | None:
+    """Every row that is alive; None where all are."""
+    return None if view.alive is None else cache.selection(view, "alive", lambda: None)
 
 
 def _rows_where(view: SpaceView, record_ids: IntVector, mask: BoolVector) -> BoolVector:

@@ -126,13 +126,7 @@ class ProcessLock:
                 " can be written to"
             ) from error
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            try:
-                self._wait(descriptor, timeout)
-            except BaseException:
-                os.close(descriptor)
-                raise
+            self._wait(descriptor, timeout)
         except BaseException:
             os.close(descriptor)
             raise
