@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from embedstore.errors import InvalidInput, SpaceMismatch
 from embedstore.filters.parse import Where
-from embedstore.model import FloatMatrix, FloatVector, Hits, Metric, Mode, Neighbours
+from embedstore.model import FloatMatrix, FloatVector, Hits, Metric, Modality, Mode, Neighbours
+from embedstore.pictures import Picture, read_picture
 from embedstore.reading import as_keys, checked_where, record_ids_of, space_row, vectors_by_key
 from embedstore.records import check_length, check_vector
 from embedstore.searching.search import Query
@@ -21,10 +24,12 @@ from embedstore.vector import Vector
 
 if TYPE_CHECKING:
     from embedstore.collection import Collection
+    from embedstore.encoders import Encoder
 
 _MODEST = 1e-30
 
-SearchQuery = str | Vector | np.ndarray | Sequence[float]
+SearchQuery = Any
+"""A text, a Vector, numbers; for a space of pictures a path, bytes or a Pillow image, for one of rows a mapping."""
 
 
 class Asked(NamedTuple):
@@ -43,8 +48,9 @@ class Asked(NamedTuple):
     def check(self) -> None:
         """Raise InvalidInput for arguments that do not go together."""
         _check_page(self.k, self.offset)
-        if self.mmr is not None and not 0 <= self.mmr <= 1:
-            raise InvalidInput(f"mmr is {self.mmr}; it must be from 0 (only diverse) to 1 (only near)")
+        is_number = isinstance(self.mmr, (int, float)) and not isinstance(self.mmr, bool)
+        if self.mmr is not None and not (is_number and 0 <= self.mmr <= 1):
+            raise InvalidInput(f"mmr is {self.mmr!r}; it must be from 0 (only diverse) to 1 (only near)")
         words = self.words
         if words is not None and not words.strip():
             raise InvalidInput("the query is empty; give a text, a vector, or keys to be like")
@@ -54,8 +60,9 @@ class Asked(NamedTuple):
             raise InvalidInput(f"mmr works on vectors; use mode 'vector' rather than {self.mode.value!r}")
         if self.mode is Mode.TEXT and (self.like or self.unlike):
             raise InvalidInput("like and unlike work on vectors; use mode 'vector' or 'hybrid'")
-        if isinstance(self.like, str) or isinstance(self.unlike, str):
-            raise InvalidInput("like and unlike take lists of keys: like=['p1']")
+        for keys in (self.like, self.unlike):
+            if isinstance(keys, str) or not isinstance(keys, Sequence):
+                raise InvalidInput("like and unlike take lists of keys: like=['p1']")
 
     @property
     def is_plain(self) -> bool:
@@ -66,6 +73,32 @@ class Asked(NamedTuple):
     def words(self) -> str | None:
         """The query's text, where it is one."""
         return self.query if isinstance(self.query, str) else None
+
+
+def is_item(query: Any) -> bool:
+    """Whether a query is a thing that an encoder reads and no text: a picture or a row, rather than numbers."""
+    if isinstance(query, (os.PathLike, bytes, bytearray, Mapping, Picture)):
+        return True
+    if isinstance(query, np.ndarray):
+        return query.dtype == np.uint8 and query.ndim >= 2
+    pillow = sys.modules.get("PIL.Image")
+    return pillow is not None and isinstance(query, pillow.Image)
+
+
+def encode_item(encoder: Encoder, query: Any) -> FloatVector:
+    """The vector of one thing by an encoder that may read texts, pictures or rows; InvalidInput where it cannot."""
+    read = encoder.spec.modalities
+    if isinstance(query, str) and Modality.TEXT in read:
+        return encoder.encode_query(query)
+    prepare = getattr(encoder, "prepare", None)
+    if Modality.IMAGE in read and not isinstance(query, Mapping):
+        assert prepare is not None
+        return encoder.encode_query(prepare(read_picture(query)))
+    if Modality.ROW in read and isinstance(query, Mapping):
+        assert prepare is not None
+        return encoder.encode_query(prepare(query))
+    wanted = " or ".join(sorted(one.value for one in read))
+    raise InvalidInput(f"the encoder {encoder.spec.name!r} reads {wanted}; the query is {type(query).__name__}")
 
 
 def search(collection: Collection, asked: Asked) -> Hits:
@@ -121,6 +154,7 @@ def search_batch(
 ) -> list[Hits]:
     """The hits of many queries, in their order."""
     _check_page(k, 0)
+    _check_batch(queries)
     store = collection.store
     if not store.exists():
         return [_no_hits() for _ in queries]
@@ -145,6 +179,7 @@ def neighbours(
 ) -> Neighbours:
     """The nearest records of many queries, by number alone."""
     _check_page(k, 0)
+    _check_batch(queries)
     vectors = _encoded_batch(collection, queries, space)
     with collection.store.reading() as transaction:
         row = catalog.require_collection(transaction, collection.name)
@@ -179,7 +214,12 @@ def _encoded_query(collection: Collection, asked: Asked) -> FloatVector | Vector
     """What a query is as a vector, before any snapshot is opened."""
     if asked.words is not None:
         space = None if asked.mode is Mode.TEXT else _encoding_space(collection, asked.space)
-        return None if space is None else collection.store.encoder_of(space).encode_query(asked.words)
+        return None if space is None else encode_item(collection.store.encoder_of(space), asked.words)
+    if is_item(asked.query):
+        space = _encoding_space(collection, asked.space)
+        if space is None:
+            raise InvalidInput("there is no such space with an encoder, so the query cannot be encoded")
+        return encode_item(collection.store.encoder_of(space), asked.query)
     if asked.query is None or isinstance(asked.query, Vector):
         return asked.query
     return check_vector(asked.query, name="query")
@@ -192,17 +232,23 @@ def _encoded_batch(
         with np.errstate(over="ignore"):  # what is too large is refused as infinite
             return np.ascontiguousarray(queries, np.float32)
     texts = [(place, query) for place, query in enumerate(queries) if isinstance(query, str)]
+    items = [(place, query) for place, query in enumerate(queries) if is_item(query)]
     encoded: dict[int, FloatVector] = {}
-    by = _encoding_space(collection, space) if texts else None
+    by = _encoding_space(collection, space) if texts or items else None
     if by is not None:
         for _, text in texts:
             if not text.strip():
                 raise InvalidInput("a query is empty; every query must have words")
-        made = collection.store.encoder_of(by).encode([text for _, text in texts]).vectors
-        encoded = {place: made[line] for line, (place, _) in enumerate(texts)}
+        encoder = collection.store.encoder_of(by)
+        if Modality.TEXT in encoder.spec.modalities and texts:
+            made = encoder.encode([text for _, text in texts]).vectors
+            encoded = {place: made[line] for line, (place, _) in enumerate(texts)}
+        else:
+            items = [*texts, *items]
+        encoded.update((place, encode_item(encoder, item)) for place, item in items)
     vectors: list[FloatVector | Vector] = []
     for place, query in enumerate(queries):
-        if isinstance(query, str):
+        if isinstance(query, str) or is_item(query):
             vectors.append(encoded.get(place, np.empty(0, np.float32)))
         else:
             vectors.append(query if isinstance(query, Vector) else check_vector(query, place + 1, "query"))
@@ -275,6 +321,11 @@ def _mean_direction(vectors: Sequence[FloatVector] | FloatMatrix, dim: int, cosi
     if cosine:
         matrix = matrix / np.linalg.norm(matrix, axis=1, keepdims=True)
     return matrix.mean(axis=0)  # type: ignore[no-any-return]
+
+
+def _check_batch(queries: Any) -> None:
+    if isinstance(queries, (str, bytes)) or not isinstance(queries, (Sequence, np.ndarray)):
+        raise InvalidInput(f"queries are given as a list or a matrix; this is {type(queries).__name__}")
 
 
 def _check_page(k: int, offset: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,11 +11,12 @@ from embedstore import asking
 from embedstore.asking import Asked, SearchQuery
 from embedstore.errors import (
     CollectionNotFound,
+    EmbedstoreError,
     InvalidInput,
     InvalidRecord,
 )
 from embedstore.filters.parse import Where
-from embedstore.model import FloatMatrix, Hits, Metric, Mode, Neighbours, Record, WriteReport, choose
+from embedstore.model import FloatMatrix, Hits, Metric, Modality, Mode, Neighbours, Record, WriteReport, choose
 from embedstore.reading import (
     as_keys,
     checked_where,
@@ -54,7 +56,18 @@ if TYPE_CHECKING:
     from embedstore.searching.tuning import TuningReport
     from embedstore.store import Store
 
+_LOG = logging.getLogger("embedstore")
 DEFAULT_ENCODER = "minilm"
+NO_ENCODER = "none"
+_TEXT = frozenset({Modality.TEXT})
+_NOTHING: frozenset[Modality] = frozenset()
+
+
+def first_space(modalities: frozenset[Modality]) -> str:
+    """The name of a new collection's first space, by what its encoder reads; nothing where it has none."""
+    if not modalities:
+        return "vector"
+    return "text" if modalities == _TEXT else "vae" if len(modalities) == 1 else "shared"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +107,11 @@ class Collection:
     def add(self, records: Iterable[Mapping[str, Any]]) -> WriteReport:
         """Add new records, all or none. Raises DuplicateKey where a key exists, in the collection or twice here.
 
-        A record is a mapping: ``key`` (a random one where it is missing), ``text``, ``vector`` (for encoder 'none'),
+        A record is a mapping: ``key`` (a random one where it is missing), one of ``text``, ``image`` (a path, bytes, a
+        Pillow image or an array) and ``row`` (a mapping of columns to values), ``vector`` (for encoder 'none'),
         ``vectors`` (by space), ``uri``, ``metadata`` (a mapping); every other field is metadata too.
+
+        Of a picture in a file the name of its bytes is kept, and where it lies; of any other, the bytes themselves.
         """
         return self._write(records, replace_existing=False)
 
@@ -108,6 +124,8 @@ class Collection:
 
         A field given as None is removed. Raises RecordNotFound for a key that does not exist.
         """
+        if isinstance(records, (str, bytes, Mapping)) or not isinstance(records, Iterable):
+            raise InvalidInput(f"give a list of changes, not one {type(records).__name__}")
         changes: dict[str, dict[str, Any]] = {}
         for row, record in enumerate(records, start=1):
             if not isinstance(record, Mapping) or not isinstance(record.get("metadata") or {}, Mapping):
@@ -126,7 +144,7 @@ class Collection:
         return commit_metadata(self._store.database, self.name, changes)
 
     def _write(self, records: Iterable[Mapping[str, Any]], *, replace_existing: bool) -> WriteReport:
-        if isinstance(records, (str, bytes, Mapping)):
+        if isinstance(records, (str, bytes, Mapping)) or not isinstance(records, Iterable):
             raise InvalidInput(f"give a list of records, not one {type(records).__name__}")
         batch_records = list(records)
         if not batch_records:
@@ -137,7 +155,7 @@ class Collection:
                 layout, preparer = known
             else:
                 known, layout = None, self.layout()
-                preparer = self._preparer(layout, None)
+                preparer = self._preparer(layout)
             try:
                 batch = preparer.prepare(batch_records)
             except InvalidRecord:
@@ -149,7 +167,7 @@ class Collection:
                 self.create()
                 layout = self.layout()
                 assert layout is not None  # just created
-                preparer = self._preparer(layout, None)
+                preparer = self._preparer(layout)
             try:
                 report = self._commit(batch, layout, replace_existing=replace_existing)
             except (LayoutChanged, CollectionNotFound):
@@ -169,25 +187,40 @@ class Collection:
         )  # fmt: skip
 
     def preparer(
-        self, on_error: Callable[[InvalidRecord, Mapping[str, Any]], None] | None = None
+        self,
+        on_error: Callable[[InvalidRecord, Mapping[str, Any]], None] | None = None,
+        *,
+        embed_bytes: bool = False,
+        stored: bool = False,
     ) -> Preparer:
-        """What checks records for this collection."""
-        return self._preparer(self.layout(), on_error)
+        """What checks records for this collection; ``stored``: they come as they are stored."""
+        return self._preparer(self.layout(), on_error, embed_bytes=embed_bytes, stored=stored)
 
     def _preparer(
         self,
         layout: Layout | None,
-        on_error: Callable[[InvalidRecord, Mapping[str, Any]], None] | None,
+        on_error: Callable[[InvalidRecord, Mapping[str, Any]], None] | None = None,
+        *,
+        embed_bytes: bool = False,
+        stored: bool = False,
     ) -> Preparer:
+        encoder: Encoder | None = None
         if layout is not None:
             default = layout.collection.default_space
-            required = bool(layout.spaces[default].encoder)
+            required = layout.encoded_spaces.get(default, _NOTHING)
+            if required and required != _TEXT:
+                encoder = self._store.encoder_of(layout.spaces[default])
         else:
-            encoder = self._defaults.encoder or DEFAULT_ENCODER
-            default = "vector" if encoder == "none" else "text"
-            required = encoder != "none"
-        known = None if layout is None else layout.kinds
-        return Preparer(vector_space=default, text_required=required, on_error=on_error, known=known)
+            named = self._defaults.encoder or DEFAULT_ENCODER
+            if named not in (NO_ENCODER, DEFAULT_ENCODER):
+                encoder = self._store.load_encoder(named)
+            required = _NOTHING if named == NO_ENCODER else _TEXT if encoder is None else encoder.spec.modalities
+            default = first_space(required)
+        return Preparer(
+            vector_space=default, required=required, on_error=on_error, known=None if layout is None else layout.kinds,
+            prepare=None if encoder is None or required == _TEXT else encoder.prepare,  # type: ignore[attr-defined]
+            embed_bytes=embed_bytes, stored=stored,
+        )  # fmt: skip
 
     def vector_checker(self) -> VectorChecker:
         """What checks the vectors that records bring."""
@@ -200,12 +233,14 @@ class Collection:
             with store.reading() as transaction:
                 if catalog.find_collection(transaction, self.name) is not None:
                     return
-        from embedstore.indexing.recipes import DEFAULT_RECIPE, find_recipe
+        from embedstore.indexing.faiss_index import require_served
+        from embedstore.indexing.recipes import DEFAULT_RECIPE
 
-        recipe = find_recipe(self._defaults.recipe or DEFAULT_RECIPE)
         name = self._defaults.encoder or DEFAULT_ENCODER
-        encoder = None if name == "none" else store.load_encoder(name)
-        space_name = "vector" if encoder is None else "text"
+        encoder = None if name == NO_ENCODER else store.load_encoder(name)
+        space_name = first_space(_NOTHING if encoder is None else encoder.spec.modalities)
+        metric = self._defaults.metric or (Metric.COSINE if encoder is None else encoder.spec.metric)
+        recipe = require_served(self._defaults.recipe or DEFAULT_RECIPE, metric)
         store.ensure()
         with store.database.write() as transaction:
             transaction.alone()
@@ -215,7 +250,7 @@ class Collection:
             catalog.create_space(
                 transaction, row.collection_id, space_name,
                 dim=self._defaults.dim if encoder is None else encoder.spec.dim, 
-                metric=(self._defaults.metric or Metric.COSINE).value,
+                metric=metric.value,
                 encoder="" if encoder is None else encoder.spec.to_json(),
                 fingerprint="" if encoder is None else encoder.spec.fingerprint, recipe=recipe.name,
             )  # fmt: skip
@@ -467,6 +502,16 @@ class Collection:
 
     # ---- export, import, ingest
 
+    def refresh_or_warn(self) -> None:
+        """Bring the caches up to date after records were written; a failure is only warned of.
+
+        Everything is committed by then, and the caches catch up at the next search.
+        """
+        try:
+            self.refresh()
+        except EmbedstoreError as error:
+            _LOG.warning("the records are stored, but a cache was not brought up to date: %s", error)
+
     def export(self, path: str, *, where: Where | None = None, vectors: bool = True) -> int:
         """Write records to a Parquet (``.parquet``) or JSON lines (``.jsonl``) file; the number written."""
         from embedstore.exporting import export_collection
@@ -500,12 +545,16 @@ class Collection:
         """How the collection is made when its first write creates it."""
         return self._defaults
 
-    def encoded_space_names(self) -> list[str]:
-        """The spaces that an encoder fills; what they will be, where the collection does not exist yet."""
-        rows = self._space_rows()
-        if rows:
-            return [name for name, row in rows.items() if row.encoder]
-        return [] if self._defaults.encoder == "none" else ["text"]
+    def modalities_read(self) -> frozenset[Modality]:
+        """What the encoders of the collection's spaces read, or will read where it does not exist yet."""
+        layout = self.layout()
+        if layout is not None:
+            return frozenset().union(*layout.encoded_spaces.values())
+        name = self._defaults.encoder or DEFAULT_ENCODER
+        if name in (NO_ENCODER, DEFAULT_ENCODER):
+            return _NOTHING if name == NO_ENCODER else _TEXT
+        encoder = self._store.load_encoder(name)
+        return _NOTHING if encoder is None else encoder.spec.modalities
 
     def encoder(self, space: str | None = None) -> Encoder:
         """The encoder of a space; InvalidInput where it has none."""

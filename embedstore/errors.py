@@ -154,5 +154,9 @@ class DeviceUnavailable(EmbedstoreError):
     """A GPU was asked for by name and is not there, cannot be used by what is installed, or has too little memory."""
 
 
+class TrainingFailed(EmbedstoreError):
+    """A training came to no usable weights; none were saved."""
+
+
 class MissingDependency(EmbedstoreError, ImportError):
     """A package that this call needs is not installed; the message has the pip line."""

@@ -22,7 +22,7 @@ from embedstore.errors import EmbedstoreError, EncoderMismatch, InvalidInput, St
 from embedstore.filters import Node
 from embedstore.filters.parse import Where
 from embedstore.indexing.recipes import find_recipe
-from embedstore.model import Metric, WriteReport, choose
+from embedstore.model import Metric, Modality, WriteReport, choose
 from embedstore.names import check_collection_name, check_dim
 from embedstore.reading import checked_where, stream_records, vectors_of
 from embedstore.records import Preparer
@@ -58,7 +58,8 @@ def export_collection(collection: Collection, path: str, *, where: Where | None,
             tree = None if where is None else checked_where(transaction, row, where)
             spaces = catalog.spaces_of(transaction, row.collection_id)
             filled = {name: space for name, space in spaces.items() if vectors and space.dim is not None}
-            with temporary.open("xb") as file:
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)  # it holds what the store does
+            with os.fdopen(descriptor, "wb") as file:
                 n = write(file, transaction, row, tree, spaces, filled)
                 file.flush()
                 os.fsync(file.fileno())
@@ -95,7 +96,7 @@ def _write_parquet(
     import pyarrow
     import pyarrow.parquet
 
-    columns = ["key", "text", "uri", "metadata", *(f"vector.{name}" for name in filled)]
+    columns = ["key", "text", "uri", "metadata", "_modality", *(f"vector.{name}" for name in filled)]
     n = 0
     writer: Any = None
     for batch in scan_batches(transaction, row, where, columns):
@@ -104,7 +105,7 @@ def _write_parquet(
         writer.write_batch(batch)
         n += batch.num_rows
     if writer is None:
-        schema = pyarrow.schema([(name, pyarrow.string()) for name in columns[:4]])
+        schema = pyarrow.schema([(name, pyarrow.string()) for name in columns[:5]])
         writer = pyarrow.parquet.ParquetWriter(file, _schema(schema, row, spaces))
     writer.close()
     return n
@@ -131,6 +132,8 @@ def _write_json_lines(
         held = {name: vectors_of(transaction, space.space_id, ids) for name, space in filled.items()}
         for record_id, record in chunk:
             line: dict[str, Any] = {"key": record.key, "text": record.content, "metadata": record.metadata}
+            if record.modality is not Modality.TEXT:
+                line["modality"] = record.modality.value
             if record.uri is not None:
                 line["uri"] = record.uri
             vectors = {
@@ -159,7 +162,7 @@ def import_collection(collection: Collection, path: str) -> WriteReport:
     _check_encoder(collection, header, spaces)
     _check_records(read(source)[1], spaces, str(header["default_space"]))
     _prepare_spaces(collection, spaces, str(header["default_space"]))
-    preparer = collection.preparer()
+    preparer = collection.preparer(stored=True)
     report = WriteReport()
     row = 1
     while chunk := list(islice(records, BATCH_ROWS)):
@@ -168,7 +171,7 @@ def import_collection(collection: Collection, path: str) -> WriteReport:
             collection.store.database, collection.name, batch, collection.store.encoder_of, replace_existing=True,
         )  # fmt: skip
         row += len(chunk)
-    collection.refresh()
+    collection.refresh_or_warn()
     return report
 
 
@@ -195,7 +198,7 @@ def _checked_header(header: dict[str, Any] | None, path: str) -> tuple[dict[str,
 
 def _check_records(records: Iterator[dict[str, Any]], spaces: list[dict[str, Any]], default_space: str) -> None:
     """Read a file through once, so that what is wrong with it is known before anything is written."""
-    preparer = Preparer(vector_space=default_space, text_required=False)
+    preparer = Preparer(vector_space=default_space, stored=True)
     described = {
         str(one["name"]): SpaceRow(
             0, 0, str(one["name"]), one["dim"], str(one["metric"]), "float32", "", "", "", 0, 0, catalog.EMPTY_DIGEST
@@ -268,11 +271,13 @@ def _read_parquet(path: Path) -> tuple[dict[str, Any] | None, Iterator[dict[str,
         for batch in file.iter_batches(batch_size=BATCH_ROWS):
             named = {name: batch.column(name) for name in batch.schema.names}
             plain = {name: named[name].to_pylist() for name in ("key", "text", "uri", "metadata")}
+            words = named["_modality"].to_pylist() if "_modality" in named else [None] * batch.num_rows
             vectors = {name[7:]: column for name, column in named.items() if name.startswith("vector.")}
             matrices = {name: _matrix(column) for name, column in vectors.items()}
             for line in range(batch.num_rows):
                 record = {"key": plain["key"][line], "text": plain["text"][line], "uri": plain["uri"][line]}
                 record["metadata"] = orjson.loads(plain["metadata"][line])
+                record["modality"] = words[line]
                 record["vectors"] = {
                     name: matrix[line] for name, matrix in matrices.items() if vectors[name][line].is_valid
                 }

@@ -54,14 +54,17 @@ def fill_spaces(collection: Collection) -> WriteReport:
     layout = collection.layout()
     if layout is None:
         return report
-    preparer = Preparer(vector_space=layout.collection.default_space, text_required=False)
+    preparer = Preparer(vector_space=layout.collection.default_space, stored=True)
     store = collection.store
-    texts = (
-        {"key": record.key, "text": record.content, "uri": record.uri, "metadata": record.metadata}
+    contents = (
+        {
+            "key": record.key, "text": record.content, "modality": record.modality, "uri": record.uri,
+            "metadata": record.metadata,
+        }
         for record in collection.records()
         if record.content is not None
     )
-    while page := list(islice(texts, _PAGE)):
+    while page := list(islice(contents, _PAGE)):
         batch = preparer.prepare(page)
         report += commit_missing_vectors(store.database, collection.name, batch, store.encoder_of)
     return report

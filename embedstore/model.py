@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -15,6 +16,7 @@ from embedstore.errors import InvalidInput
 if TYPE_CHECKING:
     import pandas
     import pyarrow
+    from PIL.Image import Image
 
 FloatMatrix = npt.NDArray[np.float32]
 """A float32 array of shape (n, dim), C-contiguous."""
@@ -70,8 +72,9 @@ def choose(kind: type[Choice], word: str | Choice, what: str) -> Choice:
 class Record:
     """One stored item.
 
-    ``content`` is the text itself (None for a record that is only a vector or an address),
-    ``uri`` the address of what it was read from, ``metadata`` a JSON object.
+    ``content`` is the text itself (None for a record that is only a vector or an address); of a picture its bytes as a
+    data URL, or their name (``ni:``) where they lie in the file ``uri``; of a row its JSON. ``uri`` is the address of
+    what it was read from, ``metadata`` a JSON object.
     """
 
     key: str
@@ -80,9 +83,34 @@ class Record:
     modality: Modality = Modality.TEXT
     uri: str | None = None
 
+    def image(self) -> Image:
+        """The picture of a record, as Pillow's; InvalidInput where it has none, or its file is gone or has changed."""
+        from embedstore.pictures import picture_of_record
+
+        return picture_of_record(self.content, self.uri).decode()
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """The row of a record, columns to values; InvalidInput where it is none."""
+        if self.modality is not Modality.ROW or self.content is None:
+            raise InvalidInput(f"the record {self.key!r} is a {self.modality.value}, not a row")
+        found: dict[str, Any] = json.loads(self.content)
+        return found
+
+    @property
+    def summary(self) -> str:
+        """The content in a line of text, for display: a picture by where it lies."""
+        if self.modality is Modality.IMAGE:
+            return self.uri or "(a picture)"
+        return " ".join((self.content or "").split())
+
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready form: key, text, metadata, and uri where there is one."""
+        """A JSON-ready form: key, text (or image, or row), metadata, and uri where there is one."""
         fields: dict[str, Any] = {"key": self.key, "text": self.content, "metadata": self.metadata}
+        if self.modality is Modality.IMAGE:
+            fields = {"key": self.key, "image": self.content, "metadata": self.metadata}
+        elif self.modality is Modality.ROW:
+            fields = {"key": self.key, "row": self.row, "metadata": self.metadata}
         if self.uri is not None:
             fields["uri"] = self.uri
         return fields
@@ -175,7 +203,7 @@ class Hits(Sequence[Hit]):
     def __repr__(self) -> str:
         lines = [f"{len(self)} hits ({self.plan})"]
         for hit in self._hits:
-            text = " ".join((hit.record.content or "").split())
+            text = hit.record.summary
             text = text if len(text) <= 70 else text[:69] + "…"
             lines.append(f"{hit.rank:>4}  {hit.score:>8.4f}  {hit.record.key}  {text}")
         return "\n".join(lines)
@@ -185,7 +213,7 @@ class Hits(Sequence[Hit]):
 
         rows = "".join(
             f"<tr><td>{hit.rank}</td><td>{hit.score:.4f}</td><td>{escape(hit.key)}</td>"
-            f"<td>{escape(hit.record.content or '')}</td><td>{escape(str(hit.record.metadata))}</td></tr>"
+            f"<td>{_shown(hit.record)}</td><td>{escape(str(hit.record.metadata))}</td></tr>"
             for hit in self._hits
         )
         head = "<tr><th>rank</th><th>score</th><th>key</th><th>text</th><th>metadata</th></tr>"
@@ -218,6 +246,23 @@ class Hits(Sequence[Hit]):
         require("pandas", "pandas")
         frame: pandas.DataFrame = self.to_arrow().to_pandas()
         return frame
+
+
+def _shown(record: Record) -> str:
+    """A record's content as HTML: a picture as a small one."""
+    from html import escape
+
+    if record.modality is not Modality.IMAGE:
+        return escape(record.content or "")
+    import base64
+
+    from embedstore.pictures import picture_of_record, thumbnail
+
+    try:
+        small = base64.b64encode(thumbnail(picture_of_record(record.content, record.uri))).decode()
+    except (InvalidInput, ImportError):  # its file is gone: what is known of it is shown all the same
+        return escape(record.summary)
+    return f"<img alt='{escape(record.key)}' src='data:image/png;base64,{small}'>"
 
 
 @dataclass(slots=True)

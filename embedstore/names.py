@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 from embedstore.errors import InvalidInput
 
 MAX_NAME_BYTES = 200
 MAX_DIM = 65_536
+MAX_PART_BYTES = 255
 
 
 def check_collection_name(name: str) -> None:
@@ -21,6 +24,15 @@ def check_collection_name(name: str) -> None:
             f"the name {ascii(name[:60])} cannot be used: names have 1 to {MAX_NAME_BYTES} bytes, only printable"
             " characters, and no blanks at their ends"
         )
+
+
+def check_path(path: str | os.PathLike[str]) -> None:
+    """InvalidInput for a path that no file system takes: with a NUL, or a part of over 255 bytes."""
+    text = os.fspath(path)
+    if "\0" in text:
+        raise InvalidInput(f"the path {ascii(text[:60])} holds a NUL, which no path may")
+    if any(len(os.fsencode(part)) > MAX_PART_BYTES for part in text.split(os.sep)):
+        raise InvalidInput(f"a part of the path {text[:60]!r}... has over {MAX_PART_BYTES} bytes; give a shorter name")
 
 
 def check_dim(dim: int | None) -> None:

@@ -26,6 +26,7 @@ RECORD_COLUMNS = (
     "r.record_id, r.key, r.content, CAST(r.metadata AS text), r.modality, r.uri, r.content_hash, r.row_hash"
 )
 _CHUNK = 5000
+_KEY_BITS = 1700  # 512 decimal digits
 _MODALITIES = {one.value: one for one in Modality}
 _HASH = blake2b(digest_size=HASH_BYTES)
 
@@ -254,12 +255,14 @@ def unknown_key(name: str, key: str) -> RecordNotFound:
 def as_keys(keys: Iterable[Any]) -> list[str]:
     """Keys as they are stored: integers are written as decimals."""
     found = []
+    if isinstance(keys, (str, bytes)) or not isinstance(keys, Iterable):
+        raise InvalidInput(f"keys are given as a list, such as ['p1']; this is {type(keys).__name__}")
     for key in keys:
         if isinstance(key, str):
             encode_text(key, None, "key")
             found.append(key)
-        elif isinstance(key, int) and not isinstance(key, bool):
+        elif isinstance(key, int) and not isinstance(key, bool) and key.bit_length() <= _KEY_BITS:
             found.append(str(key))
         else:
-            raise InvalidInput(f"a key is a string or an integer, not {type(key).__name__}")
+            raise InvalidInput(f"a key is a string or an integer of at most 512 digits, not {type(key).__name__}")
     return found

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from embedstore.errors import InvalidInput
-from embedstore.model import Hits, Metric
+from embedstore.model import FloatMatrix, Hits, Metric
 from embedstore.records import check_text, check_vector
 from embedstore.storage import catalog
 from embedstore.storage.catalog import SpaceRow
@@ -59,10 +59,27 @@ class Space:
         """The store that holds the space."""
         return self._collection.store
 
-    def encode(self, text: str) -> Vector:
-        """The point of a text, by the space's encoder; InvalidInput where it has none."""
-        check_text(text)
-        return Vector(self, self.store.encoder_of(self._row).encode_query(text))
+    def encode(self, item: Any) -> Vector:
+        """The point of a text, a picture (a path, bytes, a Pillow image) or a row, by the space's encoder.
+
+        InvalidInput where it has none, or one that reads something else.
+        """
+        from embedstore.asking import encode_item
+
+        if isinstance(item, str):
+            check_text(item)
+        return Vector(self, encode_item(self.store.encoder_of(self._row), item))
+
+    def decode(self, vectors: FloatMatrix) -> list[Any]:
+        """What points (n, dim) stand for: a Pillow image or a row each; InvalidInput where nothing leads back."""
+        from embedstore.encoders import Decoder
+
+        encoder = self.store.encoder_of(self._row)
+        if not isinstance(encoder, Decoder):
+            raise InvalidInput(
+                f"the vectors of {self} cannot be decoded: {encoder.spec.name!r} only encodes; an autoencoder does both"
+            )
+        return encoder.decode(np.ascontiguousarray(vectors, np.float32))
 
     def vector(self, array: Sequence[float] | np.ndarray) -> Vector:
         """A point from numbers (dim,)."""

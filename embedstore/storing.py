@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -50,10 +51,10 @@ class Layout:
     collection: CollectionRow
     spaces: dict[str, SpaceRow]
     kinds: FieldKinds
-    encoded_spaces: frozenset[str] = field(init=False)
+    encoded_spaces: Mapping[str, frozenset[Modality]] = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "encoded_spaces", frozenset(encoder_spaces(self.spaces)))
+        object.__setattr__(self, "encoded_spaces", read_by_encoders(self.spaces))
 
     def require(self, writer: CollectionWriter) -> None:
         """Raise LayoutChanged unless the collection still has these spaces, with these encoders."""
@@ -97,12 +98,29 @@ def encoder_spaces(spaces: Mapping[str, SpaceRow]) -> dict[str, SpaceRow]:
     return {name: space for name, space in spaces.items() if space.encoder}
 
 
+def read_by_encoders(spaces: Mapping[str, SpaceRow]) -> dict[str, frozenset[Modality]]:
+    """By name of those spaces whose vectors an encoder makes, what it reads."""
+    return {name: modalities_read(space) for name, space in encoder_spaces(spaces).items()}
+
+
+@functools.lru_cache(maxsize=256)
+def _modalities_of(encoder: str) -> frozenset[Modality]:
+    from embedstore.encoders import EncoderSpec
+
+    return EncoderSpec.from_json(encoder).modalities
+
+
+def modalities_read(space: SpaceRow) -> frozenset[Modality]:
+    """What the encoder of a space reads."""
+    return _modalities_of(space.encoder)
+
+
 def encode_batch(
     database: Database, collection: str, batch: Batch, encoder_of: Encoding, encoded: Encoded | None = None
 ) -> Encoded:
-    """Encode those texts of a batch that have no vector yet in a space with an encoder.
+    """Encode those contents of a batch that have no vector yet in a space whose encoder reads them.
 
-    What ``encoded`` already holds, from an earlier attempt, is kept. Equal texts are encoded once.
+    What ``encoded`` already holds, from an earlier attempt, is kept. Equal contents are encoded once.
     """
     encoded = encoded if encoded is not None else Encoded()
     with database.read() as transaction:
@@ -115,34 +133,57 @@ def encode_batch(
             name: _needed(transaction, row, space, batch, encoded.vectors.get(name, {}))
             for name, space in spaces.items()
         }
+        default = row.default_space
     for name, positions in needed.items():
         first_with: dict[bytes | None, int] = {}
         for position in positions:
             first_with.setdefault(batch.content_hashes[position], position)
-        texts = [batch.contents[position] or "" for position in first_with.values()]
-        if not texts:
+        if not first_with:
             continue
-        result = encoder_of(spaces[name]).encode(texts)
+        encoder = encoder_of(spaces[name])
+        # What the batch holds prepared was prepared for the encoder of the default space.
+        items = [_item(batch, position, encoder, prepared=name == default) for position in first_with.values()]
+        result = encoder.encode(items)
         line_of = {content_hash: line for line, content_hash in enumerate(first_with)}
         made = encoded.vectors.setdefault(name, {})
         encoded.fingerprints[name] = (spaces[name].space_id, spaces[name].fingerprint)
         for position in positions:
             made[position] = result.vectors[line_of[batch.content_hashes[position]]]
-        encoded.n_encoded += len(texts)
+        encoded.n_encoded += len(items)
         encoded.n_truncated += result.n_truncated
     return encoded
+
+
+def _item(batch: Batch, position: int, encoder: Any, *, prepared: bool) -> Any:
+    """A record's content as its encoder takes it; InvalidRecord where a picture's file has changed or is gone."""
+    modality, content = batch.modalities[position], batch.contents[position]
+    if modality is Modality.TEXT:
+        return content
+    if prepared and position in batch.prepared:
+        return batch.prepared[position]
+    try:
+        if modality is Modality.ROW:
+            return encoder.prepare(orjson.loads(content or "{}"))
+        from embedstore.pictures import picture_of_record
+
+        return encoder.prepare(picture_of_record(content, batch.uris[position]))
+    except InvalidInput as error:
+        raise InvalidRecord(
+            f"{shown(batch.keys[position])}: {error}", row=batch.row_numbers[position], field=modality.value
+        ) from None
 
 
 def _needed(
     transaction: Transaction, collection: CollectionRow, space: SpaceRow, batch: Batch, made: dict[int, np.ndarray]
 ) -> list[int]:
-    """The places of a batch whose text has no vector in a space, neither stored nor given nor made."""
+    """The places of a batch whose content the space's encoder reads and that has no vector there, stored or made."""
     existing = find_existing(transaction, collection.collection_id, batch.keys)
     stored = find_vectors(transaction, space.space_id, [one.record_id for one in existing.values()])
     given = batch.vectors.get(space.name)
+    read = modalities_read(space)
     needed = []
     for position, key in enumerate(batch.keys):
-        if batch.contents[position] is None or position in made:
+        if batch.contents[position] is None or batch.modalities[position] not in read or position in made:
             continue
         if given is not None and given[position] is not None:
             continue
@@ -184,7 +225,7 @@ def commit_batch(
                 if encoded.fingerprints:
                     encoded.drop_others(spaces)
                 vectors = _vectors_by_space(batch, spaces, encoded)
-                by_encoders = frozenset(encoder_spaces(spaces)) if layout is None else layout.encoded_spaces
+                by_encoders = read_by_encoders(spaces) if layout is None else layout.encoded_spaces
                 report = writer.upsert(batch, vectors, encoded_spaces=by_encoders, replace_existing=replace_existing)
                 writer.finish()
                 if also is not None:

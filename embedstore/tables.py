@@ -54,7 +54,7 @@ class _Own:
 
         take: Any = {
             "key": lambda record: record.key, "text": lambda record: record.content,
-            "uri": lambda record: record.uri,
+            "uri": lambda record: record.uri, "_modality": lambda record: record.modality.value,
             "metadata": lambda record: orjson.dumps(record.metadata, option=orjson.OPT_SORT_KEYS).decode(),
         }[self._name]  # fmt: skip
         return pyarrow.array([take(record) for _, record in chunk], self.kind)
@@ -118,7 +118,7 @@ class _Vectors:
 def _column(
     transaction: Transaction, collection: CollectionRow, spaces: dict[str, SpaceRow], name: str
 ) -> _Own | _Field | _Vectors:
-    if name in ("key", "text", "uri", "metadata"):
+    if name in ("key", "text", "uri", "metadata", "_modality"):
         return _Own(name)
     if name.startswith("vector.") and name.removeprefix("vector.") in spaces:
         return _Vectors(transaction, spaces[name.removeprefix("vector.")])
@@ -129,6 +129,7 @@ def _column(
         fields = sorted({".".join(found) for found, _ in known})
         vectors = [f"vector.{space}" for space in spaces]
         raise InvalidInput(
-            f"there is no column {name!r}; there are key, text, uri, metadata, {', '.join([*vectors, *fields])}"
+            f"there is no column {name!r}; there are key, text, uri, metadata, _modality,"
+            f" {', '.join([*vectors, *fields])}"
         )
     return _Field(path, kinds or {"object"})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -122,6 +122,10 @@ class Vector:
         """The ``k`` nearest records; those that went into this expression are left out unless asked for."""
         exclude = () if include_sources else tuple(sorted(self.sources))
         return self.space.nearest(self, k, where=where, exclude=exclude)
+
+    def decode(self) -> Any:
+        """What this point stands for, by the space's autoencoder: a Pillow image, or a row as a mapping."""
+        return self.space.decode(self.array[np.newaxis])[0]
 
     def _same(self, other: Vector, verb: str) -> FloatVector:
         if not isinstance(other, Vector):

@@ -24,22 +24,24 @@ def verify_command(context: click.Context, /, state: State) -> None:
 
     Nothing is changed. Every problem is printed; the exit code is 4 where there is any.
     """
-    from embedstore.cli.output import print_mapping, print_rows
+    from embedstore.cli.output import print_lines, print_mapping, print_rows
 
     with state.opened() as store:
         report = store.verify()
     if report.ok or state.format_ in ("json", "ndjson"):
         problems = _problems(report.problems) if state.format_ in ("json", "ndjson") else 0
         print_mapping({**_counts(report), "problems": problems}, state.format_)
-    else:
+    elif state.format_ == "csv":
         print_rows(_problems(report.problems), state.format_)
+    else:
+        print_lines(report.problems)
     if report.ok:
         return
     n_lost = len(report.lost)
     if n_lost:
         state.note(
-            f"embedstore: damage: {n_lost:,} problems in the database. Keep a copy; then restore a backup, or salvage"
-            " what is whole with 'embedstore repair --into FOLDER'"
+            f"embedstore: damage: {n_lost:,} problem{'s' if n_lost > 1 else ''} in the database. Keep a copy; then"
+            " restore a backup, or salvage what is whole, if there is anything, with 'embedstore repair --into FOLDER'"
         )
     else:
         state.note("embedstore: damage: only in caches; they are made anew when they are next used, nothing is lost")
@@ -94,7 +96,7 @@ def repair_command(context: click.Context, /, state: State, into: Path | None) -
     The damaged store is not changed. The exit code is 4 where something could not be brought over.
     """
     import embedstore
-    from embedstore.cli.output import print_mapping, print_rows
+    from embedstore.cli.output import print_lines, print_mapping, print_rows
     from embedstore.errors import InvalidInput
 
     if state.database is not None:
@@ -103,8 +105,10 @@ def repair_command(context: click.Context, /, state: State, into: Path | None) -
     if not report.lost or state.format_ in ("json", "ndjson"):
         lost = _problems(report.lost) if state.format_ in ("json", "ndjson") else 0
         print_mapping({"path": report.path, **_counts(report), "lost": lost}, state.format_)
-    else:
+    elif state.format_ == "csv":
         print_rows(_problems(report.lost), state.format_)
+    else:
+        print_lines(report.lost)
     if report.lost:
         state.note(
             f"embedstore: damage: {report.path} has {report.n_records:,} records, {report.n_vectors:,} vectors that are"

@@ -44,6 +44,12 @@ def print_mapping(fields: Mapping[str, Any], format_: str) -> None:
         print_rows([fields], format_)
 
 
+def print_lines(lines: Iterable[object]) -> None:
+    """Print a line each, whole: what somebody has to act on is not cut to the window."""
+    for line in lines:
+        _write(f"{_harmless(' '.join(str(line).split()))}\n".encode(errors="backslashreplace"))
+
+
 def _lines(fields: Mapping[str, Any], indent: str) -> Iterator[str]:
     """A line a field; what is nested stands indented below its name."""
     width = max((len(name) for name in fields), default=0)

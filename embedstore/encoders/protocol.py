@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from embedstore.encoders.spec import EncoderSpec
 from embedstore.model import FloatMatrix, FloatVector
@@ -22,9 +22,29 @@ class Encoded:
     n_truncated: int = 0
 
 
+class Items(Protocol):
+    """What an encoder of pictures or rows offers beside ``encode``, which then takes what ``prepare`` gave."""
+
+    def prepare(self, item: Any) -> Any:
+        """A picture (``pictures.Picture``) or a row (a mapping) as ``encode`` takes it; InvalidInput for a broken one.
+
+        Called while records are checked, by several threads at once.
+        """
+        ...
+
+
+@runtime_checkable
+class Decoder(Protocol):
+    """An encoder that also leads back, from a vector to a picture or a row."""
+
+    def decode(self, vectors: FloatMatrix) -> list[Any]:
+        """What vectors, float32 (n, dim), stand for: a Pillow image or a mapping for each."""
+        ...
+
+
 @runtime_checkable
 class Encoder(Protocol):
-    """Maps texts to the vectors of one space."""
+    """Maps texts to the vectors of one space; those whose spec reads other modalities offer ``Items`` too."""
 
     @property
     def spec(self) -> EncoderSpec:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from embedstore.devices import Device, choose_device
 from embedstore.encoders.hub import cached_snapshot, download_snapshot
+from embedstore.encoders.model_config import model_format
 from embedstore.encoders.model_folder import (
     TextModel,
     is_sentence_transformer,
@@ -27,6 +28,8 @@ NONE = "none"
 _POSSIBLE = (
     "minilm, minilm-int8, st:NAME_OR_PATH, hf:NAME_OR_PATH@layer=-2,pool=mean, the path of a model folder, none"
 )
+_IMAGE = "embedstore-image-vae"
+_OWN = (_IMAGE,)
 _HF_OPTIONS = ("layer", "pool", "normalize", "max_tokens")
 
 
@@ -43,6 +46,8 @@ class _Request:
         """The canonical name."""
         if not self.model:
             return self.kind
+        if self.kind == "model":
+            return self.model
         given = ",".join(f"{key}={value}" for key, value in self.options)
         return f"{self.kind}:{self.model}" + (f"@{given}" if given else "")
 
@@ -96,11 +101,15 @@ def _understand(name: str) -> _Request:
         return _Request(kind, _absolute(model), options)
     folder = Path(name).expanduser()
     if name and folder.is_dir():
+        if model_format(folder) in _OWN:
+            return _Request("model", _absolute(name))
         if is_sentence_transformer(folder):
             return _Request("st", _absolute(name))
         if is_transformer(folder):
             return _Request("hf", _absolute(name))
-        raise InvalidInput(f"the folder {name!r} holds no text model: neither modules.json nor config.json")
+        raise InvalidInput(f"the folder {name!r} holds no model: neither modules.json nor config.json")
+    if folder.is_absolute():
+        raise EncoderUnavailable(f"there is no folder {name!r} with the model of that encoder; put it back there")
     others = sorted(point.name for point in importlib.metadata.entry_points(group=ENTRY_POINTS))
     also = f", {', '.join(others)}" if others else ""
     raise InvalidInput(f"there is no encoder {name!r}; possible are {_POSSIBLE}{also}")
@@ -136,8 +145,19 @@ def _load(request: _Request, pinned: EncoderSpec | None, allow_network: bool, de
         model, spec = load(location, allow_network=allow_network)
         return TextEncoder(spec, model, device)
     folder = Path(location) if location is not None and Path(location).is_dir() else None
+    if request.kind == "model":
+        return _own(request.name, folder or _folder(request, allow_network), device)
     model = _read(request, folder or _folder(request, allow_network))
     return TextEncoder(model.spec(request.name), model, device)
+
+
+def _own(name: str, folder: Path, device: Device) -> Encoder:
+    """The encoder of a model that embedstore trained."""
+    if model_format(folder) == _IMAGE:
+        from embedstore.encoders.image import ImageEncoder
+
+        return ImageEncoder(name, folder, device)
+    raise EncoderUnavailable(f"{folder} holds no model that this release can read; train it again")
 
 
 def _folder(request: _Request, allow_network: bool) -> Path:

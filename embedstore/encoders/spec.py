@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from embedstore.errors import InvalidInput, UnsupportedFormat
+from embedstore.model import Metric, Modality
 
 FORMAT_VERSION = 1
 """The version of the JSON that ``EncoderSpec.to_json`` writes."""
@@ -17,6 +18,18 @@ MINILM = "minilm"
 MINILM_INT8 = "minilm-int8"
 SENTENCE_TRANSFORMERS = "sentence-transformers"
 TRANSFORMERS = "transformers"
+IMAGE_VAE = "image-vae"
+TABLE_VAE = "table-vae"
+TINY_AUTOENCODER = "taesd"
+DIFFUSERS = "diffusers"
+CLIP = "sentence-transformers-clip"
+
+_TEXT = frozenset({Modality.TEXT})
+_READ = {
+    IMAGE_VAE: frozenset({Modality.IMAGE}), TINY_AUTOENCODER: frozenset({Modality.IMAGE}),
+    DIFFUSERS: frozenset({Modality.IMAGE}), TABLE_VAE: frozenset({Modality.ROW}),
+    CLIP: frozenset({Modality.TEXT, Modality.IMAGE}),
+}  # fmt: skip
 
 _NOT_DECIDING = ("name", "location")
 
@@ -48,6 +61,16 @@ class EncoderSpec:
     tokenizer: str = ""
     pipeline: str = ""
     location: str | None = None
+
+    @property
+    def modalities(self) -> frozenset[Modality]:
+        """What the encoder reads: texts, pictures, rows; texts where another package made it."""
+        return _READ.get(self.family, _TEXT)
+
+    @property
+    def metric(self) -> Metric:
+        """How its vectors are compared where nothing else is asked for: distance, for means of a latent space."""
+        return Metric.EUCLIDEAN if self.family in (IMAGE_VAE, TABLE_VAE, TINY_AUTOENCODER, DIFFUSERS) else Metric.COSINE
 
     @property
     def fingerprint(self) -> str:

@@ -23,7 +23,7 @@ from embedstore.filters.tree import (
     kind_of,
 )
 
-_BUILTIN_COLUMNS = {"_key": "r.key", "_text": "r.content", "_uri": "r.uri"}
+_BUILTIN_COLUMNS = {"_key": "r.key", "_text": "r.content", "_uri": "r.uri", "_modality": "r.modality"}
 
 
 def compile_where(root: Node, dialect: str) -> tuple[str, dict[str, Any]]:

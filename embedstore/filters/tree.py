@@ -30,7 +30,7 @@ class Operator(Enum):
     LTE = "<="
 
 
-BUILTIN_FIELDS = ("_key", "_text", "_uri")
+BUILTIN_FIELDS = ("_key", "_text", "_uri", "_modality")
 """Names of what a record has besides its metadata."""
 
 

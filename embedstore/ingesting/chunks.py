@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import orjson
 
 from embedstore.errors import InvalidInput, InvalidRecord
+from embedstore.model import Modality
 from embedstore.records import MAX_KEY_BYTES, Batch, Preparer, shown
 from embedstore.storage import catalog
 from embedstore.storage.database import Transaction
@@ -43,9 +44,8 @@ class ChunkCutter:
     """Cuts by the tokens of the collection's encoder."""
 
     def __init__(self, collection: Collection, n_tokens: int, overlap: int) -> None:
-        names = collection.encoded_space_names()
-        if not names:
-            raise InvalidInput("chunk counts the encoder's tokens, and this collection has no encoder")
+        if Modality.TEXT not in collection.modalities_read():
+            raise InvalidInput("chunk counts the encoder's tokens, and this collection has no encoder of texts")
         self._encoder = collection.encoder()
         self._n_tokens = n_tokens
         self._overlap = overlap

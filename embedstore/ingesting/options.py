@@ -7,10 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from embedstore.errors import InvalidInput
+from embedstore.model import Modality
 
 KEY_FIELDS = ("key", "id", "_id")
 TEXT_FIELDS = ("text", "content", "document", "body")
 VECTOR_FIELDS = ("vector", "embedding")
+IMAGE_FIELDS = ("image", "picture", "image_path", "file")
+_ROW = frozenset({Modality.ROW})
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +33,8 @@ class IngestOptions:
     """The options of ``Collection.ingest``.
 
     text: the field that holds the text; several names, in a list or joined by commas, are joined by a blank.
-    Joined fields stay in the metadata too.
+    Joined fields stay in the metadata too. image: the field that holds the path of a picture; of a folder, True takes
+    its pictures and nothing else. embed_bytes: keep the bytes of pictures rather than where they lie.
     key, vector: the fields of the key and of a vector computed elsewhere. metadata: the fields to keep (None: every
     other one). types: by CSV column, 'text', 'integer', 'number' or 'boolean' instead of what is inferred.
     chunk: cut texts into pieces of at most so many tokens, which overlap by ``chunk_overlap``.
@@ -42,19 +46,21 @@ class IngestOptions:
     text: str | Sequence[str] | None = None
     key: str | None = None
     vector: str | None = None
+    image: str | bool = False
+    embed_bytes: bool = False
     metadata: Sequence[str] | None = None
     types: Mapping[str, str] = field(default_factory=dict)
     chunk: int | None = None
     chunk_overlap: int = 0
     prune: bool = False
-    on_error: str = "abort"
+    on_error: str | None = None
     rejects: str | None = None
     progress: bool | Callable[[Progress], None] = False
     refresh: bool = True
     stdin: Any = None
 
     def __post_init__(self) -> None:
-        if self.on_error not in ("abort", "skip"):
+        if self.on_error not in (None, "abort", "skip"):
             raise InvalidInput(f"on_error is {self.on_error!r}; it must be 'abort' or 'skip'")
         if self.rejects is not None and self.on_error != "skip":
             raise InvalidInput("rejects takes the rows that were skipped; it needs on_error='skip'")
@@ -70,7 +76,8 @@ class IngestOptions:
 class FieldMap:
     """Which fields of an input's rows make up a record. ``key`` None: the source's name and row number do.
 
-    ``metadata`` None: every field that is not ``used`` for something else.
+    ``metadata`` None: every field that is not ``used`` for something else. ``row``: the fields that are not used are
+    the content itself, and metadata too.
     """
 
     key: str | None
@@ -78,6 +85,8 @@ class FieldMap:
     vector: str | None
     metadata: tuple[str, ...] | None
     used: frozenset[str | None]
+    image: str | None = None
+    row: bool = False
 
     def record(self, label: str, number: int, fields: Mapping[str, Any]) -> dict[str, Any]:
         """A row as a record; ``label`` stands for its source in a key made from the row number."""
@@ -94,6 +103,15 @@ class FieldMap:
             made["text"] = " ".join(strings) if strings else None
         if self.vector is not None:
             made["vector"] = fields.get(self.vector)
+        if self.image is not None:
+            made["image"] = fields.get(self.image)
+        if self.row:
+            apart = frozenset(self.metadata or ())
+            made["row"] = {name: value for name, value in fields.items() if name not in self.used | apart}
+            made["metadata"] = {
+                name: value for name, value in fields.items() if value is not None and name not in self.used
+            }
+            return made
         if self.metadata is not None:
             made["metadata"] = {name: fields[name] for name in self.metadata if fields.get(name) is not None}
             return made
@@ -106,13 +124,19 @@ class FieldMap:
         return made
 
 
-def choose_fields(options: IngestOptions, columns: Sequence[str], source: str, *, encoded: bool) -> FieldMap:
+def choose_fields(
+    options: IngestOptions, columns: Sequence[str], source: str, *, read: frozenset[Modality]
+) -> FieldMap:
     """The meaning of an input's fields: as the options say, else by the usual names.
 
-    encoded: whether the collection has an encoder, so that a text is needed. Raises InvalidInput, with the names
-    there are, where a field is missing or the choice is not clear.
+    read: what the collection's encoder reads, so that it is needed; empty where there is none. Raises InvalidInput,
+    with the names there are, where a field is missing or the choice is not clear.
     """
     key = options.key if options.key is not None else _first(KEY_FIELDS, columns)
+    encoded = bool(read)
+    image = options.image if isinstance(options.image, str) else None
+    if image is None and (options.image or Modality.IMAGE in read):
+        image = _first(IMAGE_FIELDS, columns)
     vector = options.vector
     if vector is None and not encoded:
         vector = _first(VECTOR_FIELDS, columns)
@@ -121,17 +145,27 @@ def choose_fields(options: IngestOptions, columns: Sequence[str], source: str, *
             f"{source}: a vector field ({vector}) was named, but this collection's vectors are made by its encoder;"
             " keep vectors computed elsewhere in a collection with encoder 'none'"
         )
+    if read == _ROW:
+        used = frozenset({key})
+        return FieldMap(key, (), None, None if options.metadata is None else tuple(options.metadata), used, row=True)
     text = _text_fields(options.text, columns)
-    if not text and encoded:
+    if image is not None and options.text is None:
+        text = []  # a record has one content
+    if Modality.IMAGE in read and image is None and (Modality.TEXT not in read or not text):
+        raise InvalidInput(
+            f"{source}: which field holds the picture's path? Say --image NAME (image=...); the fields are"
+            f" {', '.join(columns)}"
+        )
+    if not text and image is None and encoded:
         raise InvalidInput(
             f"{source}: which field holds the text? Say --text NAME (text=...); the fields are {', '.join(columns)}"
         )
-    if not encoded and vector is None and options.text is None and not text:
+    if not encoded and vector is None and options.text is None and not text and image is None:
         raise InvalidInput(
             f"{source}: which field holds the vector? Say --vector NAME (vector=...); the fields are"
             f" {', '.join(columns)}"
         )
-    asked = [("key", options.key), ("vector", options.vector)]
+    asked = [("key", options.key), ("vector", options.vector), ("image", image)]
     asked += [("text", name) for name in text] + [("metadata", name) for name in options.metadata or ()]
     for what, name in asked:
         if name is not None and name not in columns:
@@ -139,8 +173,9 @@ def choose_fields(options: IngestOptions, columns: Sequence[str], source: str, *
                 f"{source} has no field {name!r}, which was named for {what}; its fields are {', '.join(columns)}"
             )
     # One text field becomes the content and nothing else; of several, each keeps its own meaning.
-    used = frozenset({key, vector, *(text if len(text) == 1 else ())})
-    return FieldMap(key, tuple(text), vector, None if options.metadata is None else tuple(options.metadata), used)
+    used = frozenset({key, vector, image, *(text if len(text) == 1 else ())})
+    kept = None if options.metadata is None else tuple(options.metadata)
+    return FieldMap(key, tuple(text), vector, kept, used, image)
 
 
 def _text_fields(asked: str | Sequence[str] | None, columns: Sequence[str]) -> list[str]:

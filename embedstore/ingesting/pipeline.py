@@ -12,11 +12,11 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from embedstore.errors import EmbedstoreError, InvalidInput, InvalidRecord
+from embedstore.errors import InvalidInput, InvalidRecord
 from embedstore.ingesting.chunks import ChunkCutter, check_parents, drop_stale_chunks
 from embedstore.ingesting.job import IngestJob
 from embedstore.ingesting.keys import SeenKeys
@@ -30,9 +30,10 @@ from embedstore.ingesting.options import (
 )
 from embedstore.ingesting.progress import ProgressLine
 from embedstore.ingesting.rejects import Rejects
-from embedstore.ingesting.sources import Source, open_sources
-from embedstore.model import WriteReport
-from embedstore.records import Batch
+from embedstore.ingesting.sources import ImageFiles, Source, open_sources
+from embedstore.model import Modality, WriteReport
+from embedstore.pictures import Picture
+from embedstore.records import Batch, Preparer
 from embedstore.storage.database import Transaction
 from embedstore.storing import Encoded, VectorChecker, commit_batch, encode_batch
 
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger("embedstore")
 _MAX_ROWS = 10_000
 _MAX_CHARACTERS = 16_000_000
+_MAX_PICTURE_BYTES = 64 << 20
 _ENCODED_CHARACTERS = 400_000  # some ten seconds of encoding are lost at most, and seen to move
 _ENCODED_ROWS = 1000
 _PATIENCE = 1.0
@@ -80,7 +82,13 @@ def ingest(collection: Collection, *given: Any, **options: Any) -> WriteReport:
         raise InvalidInput(f"ingest does not know such an option: {error}") from None
     if not given:
         raise InvalidInput("nothing to ingest: give at least one file, folder, table or iterable")
-    sources = open_sources(given, stdin=chosen.stdin, types=chosen.types, keep_text=_text_columns(chosen))
+    sources = open_sources(
+        given, stdin=chosen.stdin, types=chosen.types, keep_text=_text_columns(chosen), images=chosen.image is True
+    )
+    if chosen.on_error is None:
+        # One broken picture among thousands is no reason to bring in none; one bad row may be a sign of worse.
+        skips = not chosen.prune and any(isinstance(source, ImageFiles) for source in sources)
+        chosen = replace(chosen, on_error="skip" if skips else "abort")
     for source in sources:
         left_out = getattr(source, "left_out", ())
         if left_out:
@@ -145,7 +153,7 @@ class _Ingest:
     def run(self) -> WriteReport:
         """Check, write, prune, and bring the caches up to date."""
         collection, options = self._collection, self._options
-        maps = [self._field_map(source, self._has_encoder) for source in self._sources]
+        maps = [self._field_map(source) for source in self._sources]
         if options.on_error == "abort":
             for source, fields in zip(self._sources, maps, strict=True):
                 if source.rereadable and fields is not None:
@@ -166,12 +174,12 @@ class _Ingest:
             self._prune()
         job.finish()
         if options.refresh:
-            self._refresh()
+            self._collection.refresh_or_warn()
         return self._report
 
     # ---- reading
 
-    def _field_map(self, source: Source, encoded: bool) -> FieldMap | None:
+    def _field_map(self, source: Source) -> FieldMap | None:
         """The meaning of a source's fields; None where that is only known from its first row."""
         columns = source.columns()
         if columns is None and source.rereadable:
@@ -179,7 +187,7 @@ class _Ingest:
             columns = None if first is None else list(first.fields)
         if columns is None:
             return None
-        return choose_fields(self._options, columns, source.name, encoded=encoded)
+        return choose_fields(self._options, columns, source.name, read=self._read_by_encoder)
 
     def _records(self, source: Source, fields: FieldMap | None) -> Iterator[_Placed]:
         """The source's rows as records, each with its row number and how much of the source was read."""
@@ -187,7 +195,7 @@ class _Ingest:
         label = self._labels[id(source)]
         for row in source.rows(on_error=on_error):
             if fields is None:
-                fields = choose_fields(self._options, list(row.fields), source.name, encoded=self._has_encoder)
+                fields = choose_fields(self._options, list(row.fields), source.name, read=self._read_by_encoder)
             yield row.number, fields.record(label, row.number, row.fields), row.position
 
     @staticmethod
@@ -210,17 +218,18 @@ class _Ingest:
     def _batches(self, source: Source, fields: FieldMap | None, cutter: ChunkCutter | None) -> Iterator[_Work]:
         """The source's records in checked batches, bounded in rows and in characters."""
         pending: list[_Placed] = []
-        n_characters = 0
+        n_characters = n_bytes = 0
         most = _ENCODED_CHARACTERS if self._has_encoder else _MAX_CHARACTERS
         most_rows = _ENCODED_ROWS if self._has_encoder else _MAX_ROWS
         self._progress.show(self._progress_at(source, "writing", 0, 0))
         for placed in self._records(source, fields):
             pending.append(placed)
-            text = placed[1].get("text")
+            text, image = placed[1].get("text"), placed[1].get("image")
             n_characters += len(text) if isinstance(text, str) else 0
-            if len(pending) >= most_rows or n_characters >= most:
+            n_bytes += len(image.data) if isinstance(image, Picture) else 0
+            if len(pending) >= most_rows or n_characters >= most or n_bytes >= _MAX_PICTURE_BYTES:
                 yield self._prepared(source, pending, cutter)
-                pending, n_characters = [], 0
+                pending, n_characters, n_bytes = [], 0, 0
         if pending:
             yield self._prepared(source, pending, cutter)
 
@@ -230,12 +239,19 @@ class _Ingest:
 
     @functools.cached_property
     def _has_encoder(self) -> bool:
-        return bool(self._collection.encoded_space_names())
+        return bool(self._read_by_encoder)
+
+    @functools.cached_property
+    def _read_by_encoder(self) -> frozenset[Modality]:
+        return self._collection.modalities_read()
+
+    def _preparer(self, on_error: Callable[[InvalidRecord, Mapping[str, Any]], None] | None) -> Preparer:
+        return self._collection.preparer(on_error, embed_bytes=self._options.embed_bytes)
 
     def _prepared(self, source: Source, pending: list[_Placed], cutter: ChunkCutter | None) -> _Work:
         on_error = None if self._options.on_error == "abort" else self._record_error(source)
         with _naming(source):
-            batch = self._collection.preparer(on_error).prepare_numbered(
+            batch = self._preparer(on_error).prepare_numbered(
                 ((number, record) for number, record, _ in pending), self._keys
             )
             batch = self._checker.check(batch, on_error)
@@ -354,12 +370,6 @@ class _Ingest:
             raise InvalidInput("the input has no rows, so prune would delete every record; delete them by a filter")
         gone = [record.key for record in self._collection.records() if not kept.holds(record.key)]
         self._report.deleted += self._collection.delete(gone) if gone else 0
-
-    def _refresh(self) -> None:
-        try:
-            self._collection.refresh()
-        except EmbedstoreError as error:  # everything is committed; the caches catch up at the next search
-            _LOG.warning("the records are stored, but a cache was not brought up to date: %s", error)
 
 
 def _pass_over(_: InvalidRecord) -> None:

@@ -29,11 +29,12 @@ from embedstore.errors import (
 from embedstore.failpoints import reach
 from embedstore.maintenance.reports import BackupReport, RestoreReport
 from embedstore.maintenance.verifying import verify
+from embedstore.names import check_path
 from embedstore.storage import catalog
 from embedstore.storage.damage import damaged
 from embedstore.storage.database import Database
-from embedstore.storage.files import is_full, make_private, scratch_folder, sync_folder
-from embedstore.storage.head import HEAD_NAME
+from embedstore.storage.files import SCRATCH_CHARACTERS, is_full, make_private, scratch_folder, sync_folder
+from embedstore.storage.head import HEAD_NAME, write_head
 from embedstore.storage.layout import APPLICATION, CACHE_NAME, DATABASE_NAME, LOCK_NAME, SCHEMA_REVISION
 from embedstore.storage.locks import ProcessLock
 from embedstore.storage.revision import KNOWN_REVISIONS
@@ -59,6 +60,7 @@ def backup(database: Database, target: Path, *, overwrite: bool = False) -> Back
         raise InvalidInput(
             f"{database.address} is backed up with PostgreSQL's own tools: pg_dump --format=custom --file=FILE DATABASE"
         )
+    check_path(f"{target}.{'x' * SCRATCH_CHARACTERS}")
     if target.resolve().is_relative_to(database.folder.resolve()):
         raise InvalidInput(f"{target} lies in the store itself; give a file outside of {database.folder}")
     if target.exists() and not overwrite:
@@ -149,6 +151,8 @@ def restore(source: Path, folder: Path) -> RestoreReport:
     Raises InvalidInput for a file that is no backup, or a cut or changed one, and where a store is in the way;
     UnsupportedFormat for a backup of a newer release. Then the folder is as it was.
     """
+    for path in (source, folder):
+        check_path(path)
     _refuse_occupied(folder)
     if not source.is_file():
         raise InvalidInput(f"there is no file {source}; give a backup that 'embedstore backup' wrote")
@@ -267,6 +271,21 @@ def _put_in_place(partial: Path, folder: Path) -> None:
         os.rename(partial, folder / DATABASE_NAME)
         sync_folder(folder)
         sync_folder(folder.parent)
+        _note_head(folder)
+
+
+def _note_head(folder: Path) -> None:
+    """Note the newest commit of a restored database beside it, so that its loss would be noticed from now on."""
+    database = SQLiteDatabase(folder, lock_timeout=_LOCK_SECONDS)
+    try:
+        with database.read() as transaction:
+            head = transaction.newest_head()
+    finally:
+        database.close()
+    if head is not None:
+        descriptor = write_head(os.fspath(folder / HEAD_NAME), head, None)
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 @contextmanager

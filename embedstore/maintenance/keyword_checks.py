@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from embedstore.errors import StorageFailed, StoreLocked
-from embedstore.searching.keywords import SEARCH_SECONDS, KeywordCache, index_state
+from embedstore.searching.keywords import SEARCH_SECONDS, KeywordCache, cannot_write, index_state
 from embedstore.searching.sealing import is_sealed
 from embedstore.storage.apart import held
 from embedstore.storage.catalog import CollectionRow, store_uuid
@@ -48,7 +48,7 @@ def _content_faults(path: Path, transaction: Transaction, collection: Collection
         indexed = ((rowid, text) for rowid, text in connection.execute("SELECT rowid, content FROM words"))
         stored = transaction.stream(
             "SELECT record_id, content FROM records WHERE record_id BETWEEN :low AND :last AND content IS NOT NULL"
-            " ORDER BY record_id",
+            " AND modality <> 'image' ORDER BY record_id",
             {"low": id_range(collection.collection_id)[0], "last": state["last_record"]},
         )
         wanted = (row for row in stored if row[0] not in changed)
@@ -58,6 +58,8 @@ def _content_faults(path: Path, transaction: Transaction, collection: Collection
                 yield f"its words are not those of record {(other or one)[0]}"
                 return
     except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+        if isinstance(error, sqlite3.DatabaseError) and cannot_write(error):
+            return  # SQLite found no room for what it needs beside the file, which says nothing of the file
         yield f"it cannot be read: {error}"
     finally:
         connection.close()

@@ -22,14 +22,14 @@ from embedstore.maintenance.pages import PageFile
 from embedstore.maintenance.reports import Problem, RepairReport
 from embedstore.maintenance.spaces import SalvagedSpace, salvaged_spaces
 from embedstore.model import Modality
-from embedstore.names import check_collection_name
+from embedstore.names import check_collection_name, check_path
 from embedstore.reading import record_fault
 from embedstore.records import Batch, metadata_json, vector_is_whole
 from embedstore.storage import catalog
 from embedstore.storage.apart import copy_apart
 from embedstore.storage.catalog import CollectionRow, SpaceRow
 from embedstore.storage.database import Transaction
-from embedstore.storage.files import make_private, scratch_folder, sync_folder
+from embedstore.storage.files import SCRATCH_CHARACTERS, make_private, scratch_folder, sync_folder
 from embedstore.storage.head import HEAD_NAME
 from embedstore.storage.layout import DATABASE_NAME, ID_SHIFT, id_range
 from embedstore.storage.sqlite import SQLiteDatabase
@@ -49,13 +49,16 @@ def repair(source: Path, target: Path) -> RepairReport:
     Every record and every vector whose hash is right is brought over; the new store has an identity and a history of
     its own. Close other processes that write to the source first. Raises InvalidInput where ``target`` exists.
     """
+    check_path(source)
+    check_path(f"{target}.{'x' * SCRATCH_CHARACTERS}")
     if not (source / DATABASE_NAME).is_file():
         raise StoreNotFound(f"there is no store at {source}; repair reads a store's folder with its {DATABASE_NAME}")
     if target.exists():
         raise InvalidInput(f"{target} exists; repair makes a new store and needs a folder that does not exist yet")
     if target.resolve().is_relative_to(source.resolve()):
         raise InvalidInput(f"{target} lies in the store itself; give a folder outside of it")
-    make_private(target.parent)
+    with storage_errors(target):
+        make_private(target.parent)
     with storage_errors(target), scratch_folder(target, "repairing") as folder:
         reach("repair.begun")
         report = RepairReport(str(target))
@@ -118,6 +121,14 @@ _OLDER = (
     f" AND n.id > r.id AND n.id / {ID_SHIFT} = r.id / {ID_SHIFT})"
 )
 """Records that were deleted before others took their keys; a damaged log can bring them back."""
+_WITHOUT_VECTOR = (
+    "SELECT key FROM records AS r WHERE r.id BETWEEN ? AND ? AND NOT EXISTS"
+    " (SELECT 1 FROM vectors AS v WHERE v.record = r.id AND v.id BETWEEN ? AND ?) ORDER BY r.id"
+)
+_WITHOUT_RECORD = (
+    "SELECT DISTINCT record FROM vectors AS v WHERE record BETWEEN ? AND ?"
+    " AND NOT EXISTS (SELECT 1 FROM records AS r WHERE r.id = v.record) ORDER BY record"
+)
 
 
 @contextmanager
@@ -259,10 +270,16 @@ def _write_collection(
     report.n_vectors += sum(n_vectors.values())
     if n_records is not None and n_found != n_records:
         _lost(report, "collection", name, f"{n_found:,} of its {n_records:,} records were found whole")
+        for (record_id,) in found.execute(_WITHOUT_RECORD, id_range(old_id)):
+            what = "its row was not found, though a vector of it was"
+            _lost(report, "record", f"{name}, number {record_id % ID_SHIFT:,}", what)
     for space_id, space in spaces.items():
         if space.n_written is not None and n_vectors[space_id] != space.n_written:
             what = f"{n_vectors[space_id]:,} of its {space.n_written:,} vectors were found whole"
             _lost(report, "space", f"{name}/{space.name}", what)
+            for (key,) in found.execute(_WITHOUT_VECTOR, (*id_range(old_id), *id_range(space_id))):
+                what = f"it has no vector in {space.name!r} now; if it had one, that was lost"
+                _lost(report, "vector", f"{name}/{key!r}", what)
 
 
 def _create(
@@ -328,5 +345,5 @@ def _append(batch: Batch, position: int, row: tuple[Any, ...]) -> None:
     batch.content_hashes.append(content_hash)
     batch.row_hashes.append(row_hash)
     batch.row_numbers.append(position + 1)
-    batch.modality = Modality(modality)
+    batch.modalities.append(Modality(modality))
     metadata_json(orjson.loads(metadata), None, batch.kinds)

@@ -26,6 +26,7 @@ from embedstore.storage.apart import descriptors
 from embedstore.storage.catalog import CollectionRow, commit_name, store_uuid
 from embedstore.storage.database import Transaction
 from embedstore.storage.files import has_content, is_full, make_private
+from embedstore.storage.inherited import TrackedConnection, refuse_inherited
 from embedstore.storage.layout import id_range
 from embedstore.storage.locks import ProcessLock
 
@@ -65,6 +66,15 @@ class KeywordCache:
         self._lock: ProcessLock | None = None
         tell_forked(self)
 
+    def before_fork(self) -> None:
+        """Close the file, unless it is in use."""
+        if self._guard.acquire(blocking=False):
+            try:
+                with inside_sqlite:
+                    self._disconnect()
+            finally:
+                self._guard.release()
+
     def forget_parent(self) -> None:
         """Give up the parent's connection."""
         abandon(self._connection)
@@ -84,7 +94,7 @@ class KeywordCache:
             try:
                 return self._ranked(transaction, collection, match, limit)
             except sqlite3.DatabaseError as error:
-                if _cannot_write(error):
+                if cannot_write(error):
                     return self._ranked_alone(transaction, collection, match, limit)
                 self._refuse_or_rebuild(error)
                 return self._ranked(transaction, collection, match, limit)
@@ -100,7 +110,7 @@ class KeywordCache:
             raise StoreLocked(
                 f"another process is bringing the keyword index {self._path} up to date; try again when it is done"
             ) from error
-        if _cannot_write(error):
+        if cannot_write(error):
             kind = StorageFull if code == sqlite3.SQLITE_FULL else StorageFailed
             raise kind(f"the keyword index {self._path} cannot be written: {error}") from error
         self._rebuild()
@@ -251,7 +261,7 @@ class KeywordCache:
                 _whole(
                     transaction.all(
                         "SELECT record_id, content, content_hash FROM records"
-                        f" WHERE record_id IN {ids} AND content IS NOT NULL",
+                        f" WHERE record_id IN {ids} AND content IS NOT NULL AND modality <> 'image'",
                         {"ids": transaction.dialect.list_parameter(chunk)},
                     )
                 ),
@@ -261,7 +271,8 @@ class KeywordCache:
             _whole(
                 transaction.stream(
                     "SELECT record_id, content, content_hash FROM records"
-                    " WHERE record_id > :last AND record_id <= :high AND content IS NOT NULL ORDER BY record_id",
+                    " WHERE record_id > :last AND record_id <= :high AND content IS NOT NULL AND modality <> 'image'"
+                    " ORDER BY record_id",
                     {"last": state["last_record"], "high": id_range(collection.collection_id)[1]},
                 )
             ),
@@ -291,7 +302,9 @@ class KeywordCache:
         if not self._path.exists():
             os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
         self._file = descriptors.hold(self._path)
+        refuse_inherited(self._path)
         connection = _connect(str(self._path))
+        connection.track(self._path)
         if not is_sealed(self._path) or has_content(Path(f"{self._path}-wal")):
             seal(connection, self._path)
         return connection
@@ -323,8 +336,10 @@ def _whole(rows: Iterable[tuple[Any, ...]]) -> Iterator[tuple[int, str]]:
         yield record_id, content
 
 
-def _connect(address: str) -> sqlite3.Connection:
-    connection = sqlite3.connect(address, isolation_level=None, check_same_thread=False, timeout=30.0)
+def _connect(address: str) -> TrackedConnection:
+    connection = sqlite3.connect(
+        address, isolation_level=None, check_same_thread=False, timeout=30.0, factory=TrackedConnection
+    )
     try:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")  # a cache: consistent after a power cut, perhaps older
@@ -358,7 +373,7 @@ def _put_state(
     connection.executemany("INSERT OR REPLACE INTO state (name, value) VALUES (?, ?)", list(values.items()))
 
 
-def _cannot_write(error: sqlite3.DatabaseError) -> bool:
+def cannot_write(error: sqlite3.DatabaseError) -> bool:
     """Whether the file is refused room, so that making it anew would not help."""
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
     return code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
@@ -386,7 +401,8 @@ def postgres_search(transaction: Transaction, collection: CollectionRow, text: s
     low, high = id_range(collection.collection_id)
     rows = transaction.all(
         f"SELECT record_id, ts_rank_cd(words, q.query, 1) AS score FROM records, (SELECT {query} AS query) AS q"
-        " WHERE words @@ q.query AND record_id BETWEEN :low AND :high ORDER BY score DESC, record_id LIMIT :limit",
+        " WHERE words @@ q.query AND record_id BETWEEN :low AND :high AND modality <> 'image'"
+        " ORDER BY score DESC, record_id LIMIT :limit",
         {**{f"t{i}": term for i, term in enumerate(terms)}, "low": low, "high": high, "limit": limit},
     )
     return [(int(record_id), float(score)) for record_id, score in rows]

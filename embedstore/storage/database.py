@@ -56,14 +56,13 @@ class Dialect(Protocol):
 class RecordRows(NamedTuple):
     """New records of one collection with consecutive ids.
 
-    rows: key, content, uri and metadata (JSON text) of each. content_hashes: 16 bytes each, of no meaning where a
-    record has no content; row_hashes: 16 bytes each.
+    rows: key, content, uri, metadata (JSON text) and modality of each. content_hashes: 16 bytes each, of no meaning
+    where a record has no content; row_hashes: 16 bytes each.
     """
 
     first_record_id: int
     collection_id: int
-    modality: str
-    rows: Sequence[tuple[str, str | None, str | None, str]]
+    rows: Sequence[tuple[str, str | None, str | None, str, str]]
     content_hashes: bytes
     row_hashes: bytes
 
@@ -72,11 +71,11 @@ class RecordRows(NamedTuple):
         middle = len(self.rows) // 2
         return (
             RecordRows(
-                self.first_record_id, self.collection_id, self.modality, self.rows[:middle],
+                self.first_record_id, self.collection_id, self.rows[:middle],
                 self.content_hashes[: 16 * middle], self.row_hashes[: 16 * middle],
             ),
             RecordRows(
-                self.first_record_id + middle, self.collection_id, self.modality, self.rows[middle:],
+                self.first_record_id + middle, self.collection_id, self.rows[middle:],
                 self.content_hashes[16 * middle :], self.row_hashes[16 * middle :],
             ),
         )  # fmt: skip

@@ -11,6 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+SCRATCH_CHARACTERS = 40
+"""How much longer the name of a scratch folder is than what it is for, at most."""
+
 
 def make_private(folder: Path) -> None:
     """Create a folder, and those above it that are missing, readable by their owner alone; OSError where it cannot.

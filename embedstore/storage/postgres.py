@@ -125,11 +125,11 @@ class PostgresTransaction:
             ("record_id", "collection_id", "key", "modality", "content", "uri", "metadata", "content_hash", "row_hash"),
             (
                 (
-                    records.first_record_id + i, records.collection_id, key, records.modality, content, uri, metadata,
+                    records.first_record_id + i, records.collection_id, key, modality, content, uri, metadata,
                     None if content is None else records.content_hashes[16 * i : 16 * i + 16],
                     records.row_hashes[16 * i : 16 * i + 16],
                 )
-                for i, (key, content, uri, metadata) in enumerate(records.rows)
+                for i, (key, content, uri, metadata, modality) in enumerate(records.rows)
             ),
         )  # fmt: skip
 

@@ -30,11 +30,12 @@ from embedstore.storage.damage import damaged
 from embedstore.storage.database import Mark, PackedRecord, Transaction
 from embedstore.storage.files import has_content, make_private, sync_folder
 from embedstore.storage.head import HEAD_NAME, Head, read_head, write_head
+from embedstore.storage.inherited import file_identity
 from embedstore.storage.layout import APPLICATION, DATABASE_NAME, LOCK_NAME, id_range
 from embedstore.storage.locks import ProcessLock
 from embedstore.storage.revision import check_current
 from embedstore.storage.sqlite_blocks import Reading, Writing
-from embedstore.storage.sqlite_connection import Connection, connect, identity_of, impatient, may_write
+from embedstore.storage.sqlite_connection import Connection, connect, impatient, may_write
 from embedstore.storage.sqlite_creation import FRESH_NAME, create_file, create_tables
 from embedstore.storage.sqlite_errors import ERRORS, translated
 from embedstore.storage.sqlite_statements import (
@@ -126,7 +127,8 @@ class SQLiteDatabase:
             if self.exists():
                 return
             if not has_content(self._path):
-                create_file(self._path)
+                with inside_sqlite:
+                    create_file(self._path)
             reach("create.file")
             sync_folder(self._folder)
             sync_folder(self._folder.parent)  # where the folder was there before, its name may not be durable yet
@@ -165,24 +167,24 @@ class SQLiteDatabase:
     def records_and_mark(
         self, collection_id: int, record_ids: Sequence[int]
     ) -> tuple[list[PackedRecord], Mark] | None:
-        try:
-            connection = self.take_reader()
-        except ERRORS:
-            return None
-        try:
-            with inside_sqlite:
+        with inside_sqlite:  # from its taking on, since a fork must find every connection closed or in a block
+            try:
+                connection = self.take_reader()
+            except ERRORS:
+                return None
+            try:
                 ((newest, head, packed),) = connection.execute(
                     packed_statement(len(record_ids), marked=True),
                     (*id_range(collection_id), *ids_parameters(record_ids)),
                 ).fetchall()
-            read = [] if packed is None else orjson.loads(packed), (newest, head)
-        except BaseException as error:
-            self.drop_reader(connection)
-            if isinstance(error, (*ERRORS, orjson.JSONDecodeError)):
-                return None
-            raise
-        self.keep_reader(connection)
-        return read
+                read = [] if packed is None else orjson.loads(packed), (newest, head)
+            except BaseException as error:
+                self.drop_reader(connection)
+                if isinstance(error, (*ERRORS, orjson.JSONDecodeError)):
+                    return None
+                raise
+            self.keep_reader(connection)
+            return read
 
     def write(self, timeout: float | None = None) -> Writing:
         return Writing(self, self._lock_timeout if timeout is None else timeout)
@@ -209,7 +211,7 @@ class SQLiteDatabase:
     @contextmanager
     def exclusive(self) -> Iterator[sqlite3.Connection]:
         """The writing connection itself, under the writer lock; for migrations and backups."""
-        with self.writer_lock().held(self._lock_timeout), translated(self._path):
+        with self.writer_lock().held(self._lock_timeout), translated(self._path), inside_sqlite:
             try:
                 connection = self._take_writer()
                 connection.memory.clear()
@@ -337,11 +339,22 @@ class SQLiteDatabase:
     def _refuse_replaced(self) -> None:
         """Raise StorageFailed where another file has come into the place of the one that is open."""
         opened = self._identity  # another thread may be closing the store
-        if opened is not None and identity_of(self._address) != opened:
+        if opened is not None and file_identity(self._address) != opened:
             raise StorageFailed(
                 f"{self._path} was moved away or replaced while this process had it open; close the store, and open it"
                 " again"
             )
+
+    def before_fork(self) -> None:
+        """Close what is not in use, so that nothing of it is left in SQLite's memory for a child to trip over."""
+        if self._writer is not None or self._anchor is not None:
+            with self.writer_lock().kept_from_threads(0) as kept:
+                if kept:
+                    self.drop_writer()
+                    if self._anchor is not None:
+                        self._anchor.close()
+                        self._anchor = None
+        self._close_readers()
 
     def forget_parent(self) -> None:
         """Give up the parent's connections. Closing them here would free locks that the parent holds on the file."""
@@ -357,7 +370,7 @@ class SQLiteDatabase:
         with inside_sqlite:
             connection = connect(self._path, mode)
         if self._identity is None:
-            self._identity = identity_of(self._address)
+            self._identity = file_identity(self._address)
         return connection
 
     def damage(self, what: str) -> StoreDamaged:
@@ -409,7 +422,7 @@ class SQLiteDatabase:
         """What keeps the file from being written, where it is not the system; another writer is passed over."""
         if not may_write(self._folder):
             return None
-        with suppress(StoreLocked), self.writer_lock().held(0):
+        with suppress(StoreLocked), self.writer_lock().held(0), inside_sqlite:
             connection = self._connect("rw")
             try:
                 connection.execute("BEGIN IMMEDIATE")
@@ -453,12 +466,16 @@ class SQLiteDatabase:
             with lock.kept_from_threads(self._lock_timeout) as kept:
                 if kept:
                     self._close_writer(lock)
+        self._close_readers()
+        self._identity = None
+
+    def _close_readers(self) -> None:
+        """Close the connections that wait for the next snapshot; those in use are not taken back then."""
         idle, self._readers = self._readers, []
         with inside_sqlite:
             while idle:
                 with suppress(IndexError):  # another thread may take the last one
                     idle.pop().close()
-        self._identity = None
 
     def _close_writer(self, lock: ProcessLock) -> None:
         """Copy the log into the database, and close the writing connection; no other thread has it."""

@@ -26,6 +26,7 @@ class Reading:
         self._database = database
 
     def __enter__(self) -> SQLiteTransaction:
+        inside_sqlite.begin(self)
         try:
             connection = self._connection = self._database.take_reader()
             try:
@@ -36,10 +37,17 @@ class Reading:
                 self._database.drop_reader(connection)
                 raise
         except BaseException as error:
+            inside_sqlite.end(self)
             raise_translated(error, self._database.path)
         return SQLiteTransaction(connection, connection.memory)
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        try:
+            self._end(error)
+        finally:
+            inside_sqlite.end(self)
+
+    def _end(self, error: BaseException | None) -> None:
         connection = self._connection
         if error is None and connection.process == os.getpid():
             try:

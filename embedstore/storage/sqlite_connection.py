@@ -13,11 +13,12 @@ from urllib.parse import quote
 from embedstore.errors import StorageFailed
 from embedstore.storage.database import Memory
 from embedstore.storage.files import has_content
+from embedstore.storage.inherited import TrackedConnection, refuse_inherited
 
 _BUSY_MILLISECONDS = 10_000
 
 
-class Connection(sqlite3.Connection):
+class Connection(TrackedConnection):
     """A connection that is kept for the next transaction, unless it is not ``lasting``.
 
     ``memory`` is what its transactions read of the catalog. It holds until another connection commits. ``pool`` is the
@@ -46,6 +47,7 @@ def connect(path: Path, mode: str) -> Connection:
 
     Raises StorageFailed where its log cannot be read, or SQLite does not take a setting.
     """
+    refuse_inherited(path)
     address = f"file:{quote(os.fsencode(path))}?mode={mode}"
     connection = _opened(address)
     if mode == "ro" and not may_write(path.parent) and not _can_read(connection):
@@ -59,6 +61,7 @@ def connect(path: Path, mode: str) -> Connection:
             )
         connection = _opened(f"{address}&immutable=1")
         connection.lasting = False
+    connection.track(path)
     try:
         for name, value in pragmas(mode).items():
             connection.execute(f"PRAGMA {name} = {value}").fetchall()
@@ -97,15 +100,6 @@ def pragmas(mode: str) -> dict[str, str]:
 def may_write(folder: Path) -> bool:
     """Whether this user may write to a folder."""
     return os.access(folder, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
-
-
-def identity_of(path: str) -> tuple[int, int] | None:
-    """What tells a file from another that has its name; None where there is none."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
 
 
 def _opened(address: str) -> Connection:

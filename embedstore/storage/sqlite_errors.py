@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,7 +44,9 @@ def _translation(error: sqlite3.Error, path: Path) -> EmbedstoreError:
     if extended == sqlite3.SQLITE_IOERR_SHMSIZE:
         return StorageFull(f"no space left to open {path}: SQLite needs a small file beside it; free some space")
     if code == sqlite3.SQLITE_FULL or "database or disk is full" in text:  # a backup's error has no code
-        return StorageFull(f"no space left for {path}; nothing of this write was kept. Free space and write again")
+        return StorageFull(
+            f"no space left for {path}; this write was not kept, those before it were. Free space and write again"
+        )
     if code == sqlite3.SQLITE_BUSY:
         return StoreLocked(f"{path} is locked by a program that is not embedstore ({text}); close it and try again")
     if code == sqlite3.SQLITE_NOTADB and read_head(path.parent) is not None:
@@ -53,5 +56,7 @@ def _translation(error: sqlite3.Error, path: Path) -> EmbedstoreError:
     if code == sqlite3.SQLITE_CORRUPT or "decode to UTF-8" in text or "malformed" in text:
         return damaged(path, text)
     if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
+        if not os.access(path, os.R_OK) and os.path.exists(path):
+            return StorageFailed(f"{path} cannot be read by this user ({text}); give the user the right to")
         return StorageFailed(f"{path} cannot be opened for this ({text}); check that the folder can be written to")
     return StorageFailed(f"{path}: {text}")

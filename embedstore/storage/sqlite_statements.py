@@ -134,13 +134,14 @@ class SQLiteTransaction:
         # One statement, as for vectors.
         self.run(
             "INSERT INTO records (record_id, collection_id, key, modality, content, uri, metadata, content_hash,"
-            " row_hash) SELECT :first + row.key, :collection, json_extract(row.value, '$[0]'), :modality,"
+            " row_hash) SELECT :first + row.key, :collection, json_extract(row.value, '$[0]'),"
+            " json_extract(row.value, '$[4]'),"
             " json_extract(row.value, '$[1]'), json_extract(row.value, '$[2]'), json_extract(row.value, '$[3]'),"
             " CASE WHEN json_type(row.value, '$[1]') = 'null' THEN NULL"
             " ELSE substr(:content_hashes, 1 + 16 * row.key, 16) END,"
             " substr(:row_hashes, 1 + 16 * row.key, 16) FROM json_each(:rows) AS row",
             {
-                "first": records.first_record_id, "collection": records.collection_id, "modality": records.modality,
+                "first": records.first_record_id, "collection": records.collection_id,
                 "content_hashes": records.content_hashes, "row_hashes": records.row_hashes,
                 "rows": orjson.dumps(records.rows).decode(),
             },
@@ -168,13 +169,13 @@ class SQLiteTransaction:
         place = 0
         try:
             with inside_sqlite:
-                for place, (key, content, uri, metadata) in enumerate(records.rows):
+                for place, (key, content, uri, metadata, modality) in enumerate(records.rows):
                     hashed = slice(16 * place, 16 * place + 16)
                     self._connection.execute(
                         "INSERT INTO records (record_id, collection_id, key, modality, content, uri, metadata,"
                         " content_hash, row_hash) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                         (
-                            records.first_record_id + place, records.collection_id, key, records.modality, content,
+                            records.first_record_id + place, records.collection_id, key, modality, content,
                             uri, metadata, None if content is None else records.content_hashes[hashed],
                             records.row_hashes[hashed],
                         ),

@@ -16,13 +16,14 @@ import numpy as np
 
 from embedstore.errors import CollectionNotFound, DuplicateKey
 from embedstore.failpoints import reach
-from embedstore.model import FloatMatrix, WriteReport
+from embedstore.model import FloatMatrix, Modality, WriteReport
 from embedstore.records import Batch, FieldKinds, shown, vector_hash
 from embedstore.storage import catalog
 from embedstore.storage.catalog import CollectionRow, SpaceRow
 from embedstore.storage.database import FEW_ROWS, KeyTaken, RecordRows, Row, Transaction, VectorRows
 from embedstore.storage.layout import ID_SHIFT
 
+_NONE: Mapping[str, frozenset[Modality]] = {}
 _CHUNK = 5000
 _FEW = 16
 _PAIR = struct.Struct("<QQ")
@@ -142,14 +143,14 @@ class CollectionWriter:
         batch: Batch,
         vectors: dict[str, SpaceVectors],
         *,
-        encoded_spaces: frozenset[str] = frozenset(),
+        encoded_spaces: Mapping[str, frozenset[Modality]] = _NONE,
         replace_existing: bool = True,
     ) -> WriteReport:
         """Write a batch. ``vectors`` holds, by space, the vectors of those records that bring a new one.
 
-        A record without a new vector in a space of ``encoded_spaces`` must already have one made from the same
-        content; where that is not so any more, ``Raced`` is raised. Raises DuplicateKey for an existing key unless
-        ``replace_existing``.
+        A record without a new vector in a space of ``encoded_spaces``, whose encoder reads its modality, must already
+        have one made from the same content; where that is not so any more, ``Raced`` is raised. Raises DuplicateKey
+        for an existing key unless ``replace_existing``.
         """
         # Where all are to be new and they are few, the database's own word that a key is taken is cheaper.
         unasked = not replace_existing and len(batch) <= FEW_ROWS and self._tx.dialect.goes_on
@@ -167,7 +168,7 @@ class CollectionWriter:
             given = vectors.get(name)
             if given is not None or name in encoded_spaces:
                 revectored |= self._write_vectors(
-                    space, batch, record_ids, existing, given, hashes.get(name, []), must_have=name in encoded_spaces
+                    space, batch, record_ids, existing, given, hashes.get(name, []), must_have=encoded_spaces.get(name)
                 )
         reach("write.vectors")
         self.note_fields(batch.kinds)
@@ -196,10 +197,14 @@ class CollectionWriter:
             ]
         if fresh:
             hashes = [batch.row_hashes[i] for i in fresh]
+            words = [one.value for one in batch.modalities]
             self._tx.insert_records(
                 RecordRows(
-                    first, collection_id, batch.modality.value,
-                    [(batch.keys[i], batch.contents[i], batch.uris[i], batch.metadata[i].decode()) for i in fresh],
+                    first, collection_id,
+                    [
+                        (batch.keys[i], batch.contents[i], batch.uris[i], batch.metadata[i].decode(), words[i])
+                        for i in fresh
+                    ],
                     b"".join([batch.content_hashes[i] or bytes(16) for i in fresh]), b"".join(hashes),
                 )
             )  # fmt: skip
@@ -222,7 +227,7 @@ class CollectionWriter:
             " content_hash = :content_hash, row_hash = :row_hash WHERE record_id = :record_id",
             [
                 {
-                    "modality": batch.modality.value, "content": batch.contents[i], "uri": batch.uris[i],
+                    "modality": batch.modalities[i].value, "content": batch.contents[i], "uri": batch.uris[i],
                     "metadata": self._tx.dialect.json_text(batch.metadata[i]),
                     "content_hash": batch.content_hashes[i], "row_hash": batch.row_hashes[i],
                     "record_id": record_ids[i],
@@ -242,15 +247,18 @@ class CollectionWriter:
         given: SpaceVectors | None,
         hashes: list[bytes],
         *,
-        must_have: bool,
+        must_have: frozenset[Modality] | None,
     ) -> set[int]:
-        """Write the new vectors of one space; the places of the batch whose vector is new."""
+        """Write the new vectors of one space; the places of the batch whose vector is new.
+
+        must_have: the modalities whose every record must have a vector here.
+        """
         stored = find_vectors(
             self._tx, space.space_id, [found.record_id for found in existing.values()]
         ) if existing else {}  # fmt: skip
         positions = [] if given is None else given.positions
         if must_have:
-            self._check_covered(batch, existing, record_ids, stored, set(positions))
+            self._check_covered(batch, existing, record_ids, stored, set(positions), must_have)
         if given is None or not len(positions):
             return set()
         packed = _packed(given)
@@ -287,12 +295,13 @@ class CollectionWriter:
         record_ids: list[int],
         stored: dict[int, tuple[int, bytes]],
         covered: set[int],
+        must_have: frozenset[Modality],
     ) -> None:
         """Raise ``Raced`` where a record that was thought encoded has no vector of this content any more."""
         if len(covered) == len(batch):
             return
         for position, key in enumerate(batch.keys):
-            if position in covered or batch.contents[position] is None:
+            if position in covered or batch.contents[position] is None or batch.modalities[position] not in must_have:
                 continue
             found = existing.get(key)
             same = found is not None and found.content_hash == batch.content_hashes[position]

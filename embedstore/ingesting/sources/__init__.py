@@ -1,6 +1,7 @@
 """Readers: files, folders, pipes, tables and iterables as sources of rows."""
 
+from embedstore.ingesting.sources.image_files import ImageFiles
 from embedstore.ingesting.sources.opening import open_sources
 from embedstore.ingesting.sources.source import OnError, Source, SourceRow
 
-__all__ = ["OnError", "Source", "SourceRow", "open_sources"]
+__all__ = ["ImageFiles", "OnError", "Source", "SourceRow", "open_sources"]

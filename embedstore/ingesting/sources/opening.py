@@ -13,17 +13,20 @@ from typing import Any, BinaryIO
 from embedstore.errors import InvalidInput
 from embedstore.ingesting.sources.delimited import DelimitedFile
 from embedstore.ingesting.sources.finding import files_of_folder, files_of_pattern
+from embedstore.ingesting.sources.image_files import ImageFiles
 from embedstore.ingesting.sources.json_records import JsonFile, JsonLines, standard_input
 from embedstore.ingesting.sources.mappings import Mappings
 from embedstore.ingesting.sources.source import Source, file_status
 from embedstore.ingesting.sources.suffixes import (
     check_suffix,
     is_data,
+    is_picture,
     is_text,
     readable_suffixes,
     split_suffix,
 )
 from embedstore.ingesting.sources.text_files import TextFile, TextFiles
+from embedstore.pictures import SUFFIXES
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,7 @@ class _Wishes:
     stdin: BinaryIO | None
     types: Mapping[str, str]
     keep_text: Collection[str]
+    images: bool
 
 
 def open_sources(
@@ -39,6 +43,7 @@ def open_sources(
     stdin: BinaryIO | None = None,
     types: Mapping[str, str] | None = None,
     keep_text: Collection[str] = (),
+    images: bool = False,
 ) -> list[Source]:
     """The sources that ``given`` stands for, in order; nothing is read yet but folders and headers of tables.
 
@@ -46,11 +51,12 @@ def open_sources(
     tables, batches and readers, iterables of mappings.
     types: "text", "integer", "number" or "boolean" by column, for CSV and TSV, instead of what the cells say.
     keep_text: columns of CSV and TSV that stay text whatever their cells say, in the files that have them.
+    images: of folders, take the pictures and nothing else; without it, where there is nothing else.
     Raises InvalidInput for what cannot be a source, and where two text files would have one key.
     """
     if isinstance(given, (str, bytes, os.PathLike, Mapping)):
         raise InvalidInput(f"sources must be given as a list, not as one {type(given).__name__}")
-    wishes = _Wishes(stdin, types or {}, keep_text)
+    wishes = _Wishes(stdin, types or {}, keep_text, images)
     sources: list[Source] = []
     for item in given:
         sources += _sources_of(item, wishes)
@@ -58,7 +64,7 @@ def open_sources(
         raise InvalidInput("'-' is given twice; standard input can be read once")
     if types and not any(isinstance(source, DelimitedFile) for source in sources):
         raise InvalidInput("types are for the columns of CSV and TSV files; there is no such file here")
-    _check_text_keys([source for source in sources if isinstance(source, TextFiles)])
+    _check_file_keys([source for source in sources if isinstance(source, (TextFiles, ImageFiles))])
     return sources
 
 
@@ -91,14 +97,23 @@ def _path_sources(path: str, wishes: _Wishes) -> Sequence[Source]:
         return [_file_source(path, wishes)]
     folder, found = files_of_pattern(path)
     texts = [file for file in found if is_text(file)]
+    pictures = [file for file in found if is_picture(file)]
     sources: list[Source] = [_text_files(path, folder, texts)] if texts else []
-    return sources + [_file_source(file, wishes) for file in found if not is_text(file)]
+    if pictures:
+        sources.append(_image_files(path, folder, pictures))
+    rest = [file for file in found if not is_text(file) and not is_picture(file)]
+    return sources + [_file_source(file, wishes) for file in rest]
 
 
 def _folder_sources(folder: str, wishes: _Wishes) -> Sequence[Source]:
     found = [os.path.join(folder, file) for file in files_of_folder(folder)]
     texts = [file for file in found if is_text(file)]
     records = [file for file in found if is_data(file)]
+    pictures = [file for file in found if is_picture(file)]
+    if pictures and (wishes.images or not (texts or records)):
+        return [_image_files(folder, folder, pictures)]
+    if wishes.images:
+        raise InvalidInput(f"the folder {folder!r} holds no pictures; their names end in {', '.join(SUFFIXES)}")
     if texts:
         return [_text_files(folder, folder, texts, left_out=records)]
     if not records:
@@ -116,9 +131,15 @@ def _text_files(name: str, folder: str, paths: Sequence[str], left_out: Sequence
     return TextFiles(name, files, left_out)
 
 
+def _image_files(name: str, folder: str, paths: Sequence[str]) -> ImageFiles:
+    return ImageFiles(name, folder or os.curdir, paths)
+
+
 def _file_source(path: str, wishes: _Wishes) -> Source:
     if not stat.S_ISREG(file_status(path).st_mode):
         raise InvalidInput(f"{path!r} is no file; pipe JSON lines into '-' instead")
+    if is_picture(path):
+        return _image_files(path, os.path.dirname(path), [path])
     check_suffix(path)
     suffix, compression = split_suffix(path)
     if suffix in (".csv", ".tsv"):
@@ -144,7 +165,7 @@ def _file_source(path: str, wishes: _Wishes) -> Source:
     return _text_files(path, os.path.dirname(path), [path])
 
 
-def _check_text_keys(sources: Sequence[TextFiles]) -> None:
+def _check_file_keys(sources: Sequence[TextFiles | ImageFiles]) -> None:
     paths: dict[str, str] = {}
     for source in sources:
         for file in source.files:

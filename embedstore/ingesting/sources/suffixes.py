@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from embedstore.errors import InvalidInput
+from embedstore.pictures import SUFFIXES
 
 TEXT_SUFFIXES = (".txt", ".md", ".markdown")
 STREAMED_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson")
@@ -15,7 +16,7 @@ COMPRESSIONS = ("gz", "zst")
 def readable_suffixes() -> str:
     """All suffixes in one line, for messages."""
     packed = ", ".join(STREAMED_SUFFIXES + TEXT_SUFFIXES)
-    return f"{packed} (each also with .gz or .zst), {', '.join(BINARY_SUFFIXES)}"
+    return f"{packed} (each also with .gz or .zst), {', '.join((*BINARY_SUFFIXES, *SUFFIXES))}"
 
 
 def split_suffix(path: str) -> tuple[str, str | None]:
@@ -29,6 +30,11 @@ def split_suffix(path: str) -> tuple[str, str | None]:
 def is_text(path: str) -> bool:
     """Whether the name is that of a text or Markdown file."""
     return split_suffix(path)[0] in TEXT_SUFFIXES
+
+
+def is_picture(path: str) -> bool:
+    """Whether the name is that of a picture."""
+    return os.path.splitext(path.lower())[1] in SUFFIXES
 
 
 def is_data(path: str) -> bool:

@@ -1,0 +1,108 @@
+"""The encoder of pictures by a trained autoencoder of the user's own: means as vectors, and back to pictures."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from embedstore.devices import Device
+from embedstore.encoders.cache import known_sha256
+from embedstore.encoders.protocol import Encoded
+from embedstore.encoders.spec import IMAGE_VAE, EncoderSpec
+from embedstore.errors import InvalidInput
+from embedstore.model import FloatMatrix, FloatVector
+from embedstore.pictures import Picture, read_picture
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from embedstore.vae.image_model import ImageModel
+    from embedstore.vae.preparation import Pixels
+
+_AT_ONCE = 128
+
+
+class ImageEncoder:
+    """A trained image autoencoder behind the ``Encoder`` protocol, loaded when it is first used; threads may share it.
+
+    The vector of a picture is the mean of q(z | x).
+    """
+
+    def __init__(self, name: str, folder: Path, device: Device | None = None) -> None:
+        from embedstore.vae.image_model import WEIGHTS, decisive, read_config
+        from embedstore.vae.preparation import ImagePreparation
+
+        config = read_config(folder)
+        self._folder = folder
+        self._device = device or Device()
+        self._preparation = ImagePreparation.from_json(config["preparation"])
+        self._spec = EncoderSpec(
+            name=name, family=IMAGE_VAE, dim=int(config["architecture"]["latent_dim"]),
+            weights=known_sha256(folder / WEIGHTS), pipeline=decisive(config), location=str(folder),
+        )  # fmt: skip
+        self._lock = threading.Lock()
+        self._model: ImageModel | None = None
+
+    @property
+    def spec(self) -> EncoderSpec:
+        """What decides the vectors."""
+        return self._spec
+
+    @property
+    def model(self) -> ImageModel:
+        """The model itself, on the device that was asked for."""
+        with self._lock:
+            if self._model is None:
+                from embedstore.vae.devices import torch_device
+                from embedstore.vae.image_model import load_image_model
+
+                model = load_image_model(self._folder)
+                model.network.to(torch_device(self._device))
+                self._model = model
+            return self._model
+
+    def prepare(self, item: Any) -> Pixels:
+        """The pixels that the network takes of a picture: uint8 (channels, size, size)."""
+        return self._preparation.apply(read_picture(item))
+
+    def encode(self, items: Sequence[Any]) -> Encoded:
+        """Encode pictures, or what ``prepare`` gave of them; none give vectors of shape (0, dim)."""
+        vectors: FloatMatrix = np.empty((len(items), self._spec.dim), np.float32)
+        for start in range(0, len(items), _AT_ONCE):
+            pixels = np.stack([self._pixels(item) for item in items[start : start + _AT_ONCE]])
+            vectors[start : start + len(pixels)] = self.model.encode(pixels)[0]
+        return Encoded(vectors)
+
+    def encode_query(self, item: Any) -> FloatVector:
+        """Encode one picture: float32 (dim,)."""
+        vector: FloatVector = self.encode([item]).vectors[0]
+        return vector
+
+    def decode(self, vectors: FloatMatrix) -> list[Image]:
+        """The mean pictures of vectors, float32 (n, dim)."""
+        if vectors.ndim != 2 or vectors.shape[1] != self._spec.dim:
+            raise InvalidInput(f"vectors of {self._spec.dim} numbers are decoded; these have shape {vectors.shape}")
+        images = []
+        for start in range(0, len(vectors), _AT_ONCE):
+            decoded = self.model.decode(vectors[start : start + _AT_ONCE])
+            images += [self._preparation.image_of(pixels) for pixels in decoded]
+        return images
+
+    def count_tokens(self, text: str) -> int:
+        """Pictures have no tokens; InvalidInput."""
+        raise InvalidInput(f"the encoder {self._spec.name!r} reads pictures, which cannot be cut into pieces of tokens")
+
+    def close(self) -> None:
+        """Let go of the memory that the model holds; the next call loads it again."""
+        with self._lock:
+            self._model = None
+
+    def _pixels(self, item: Any) -> Pixels:
+        shape = (self._preparation.channels, self._preparation.size, self._preparation.size)
+        if isinstance(item, np.ndarray) and item.shape == shape and item.dtype == np.uint8:
+            return item
+        return self.prepare(item if isinstance(item, Picture) else read_picture(item))

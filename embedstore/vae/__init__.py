@@ -1,0 +1,1 @@
+"""Variational autoencoders: networks, their objective, how they are trained, kept and reported."""

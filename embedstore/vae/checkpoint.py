@@ -1,0 +1,71 @@
+"""Keeps an unfinished training on disk: weights and moments as safetensors, the rest as JSON; no pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from embedstore.storage.files import make_private, replace_file, sync_folder
+
+_TENSORS, _STATE = "checkpoint.safetensors", "checkpoint.json"
+_KINDS = ("weights", "best", "moments")
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Where a training stands after an epoch: weights, the best of them, the optimizer's moments, and numbers."""
+
+    weights: dict[str, Tensor]
+    best_weights: dict[str, Tensor]
+    moments: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+def write_checkpoint(folder: Path, identity: Mapping[str, Any], checkpoint: Checkpoint) -> None:
+    """Write a checkpoint in the place of the one before; a crash leaves the one or the other."""
+    from safetensors.torch import save
+
+    make_private(folder)
+    parts = zip(_KINDS, (checkpoint.weights, checkpoint.best_weights, checkpoint.moments), strict=True)
+    tensors = {
+        f"{kind}/{name}": value.detach().cpu().contiguous() for kind, given in parts for name, value in given.items()
+    }
+    body = save(tensors)
+    replace_file(folder / _TENSORS, body)
+    note = {"identity": dict(identity), "sha256": hashlib.sha256(body).hexdigest(), "state": checkpoint.state}
+    replace_file(folder / _STATE, json.dumps(note).encode())
+    sync_folder(folder)
+
+
+def read_checkpoint(folder: Path, identity: Mapping[str, Any]) -> Checkpoint | None:
+    """The checkpoint of the same training; None where there is none, or none that is whole."""
+    from safetensors.torch import load
+
+    try:
+        note = json.loads((folder / _STATE).read_bytes())
+        body = (folder / _TENSORS).read_bytes()
+        same = note["identity"] == json.loads(json.dumps(dict(identity)))
+        if not same or hashlib.sha256(body).hexdigest() != note["sha256"]:
+            return None
+        state = note["state"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    found: dict[str, dict[str, Tensor]] = {kind: {} for kind in _KINDS}
+    for name, value in load(body).items():
+        kind, _, rest = name.partition("/")
+        found[kind][rest] = value
+    return Checkpoint(found["weights"], found["best"], found["moments"], state)
+
+
+def forget_checkpoint(folder: Path) -> None:
+    """Delete an unfinished training."""
+    if os.path.lexists(folder):
+        shutil.rmtree(folder)
