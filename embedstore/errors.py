@@ -24,6 +24,7 @@
     ├── StorageFailed (OSError)              the folder or database refused       exit 1
     ├── EncoderUnavailable                   weights that cannot be found or used exit 1
     ├── DeviceUnavailable                    a GPU that is not there or too small exit 1
+    ├── TrainingFailed                       a training that came to nothing      exit 1
     └── MissingDependency (ImportError)      a package that is not installed      exit 1
 
 A message says what came, what was expected and what to do, in one line.

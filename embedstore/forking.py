@@ -22,7 +22,10 @@ _POLL_SECONDS = 0.0005
 
 
 class Forked(Protocol):
-    """What has locks, connections or threads of its own. It may have ``before_fork`` too: ``_before_fork`` tells."""
+    """What has locks, connections or threads of its own.
+
+    It may have ``before_fork`` too, which closes connections, and is called where no thread is in a block of the gate.
+    """
 
     def forget_parent(self) -> None:
         """Make locks anew, and give up the parent's connections without closing them."""
@@ -64,7 +67,7 @@ class _Gate:
         depth = self._depths.get(me, 0)
         self._depths[me] = depth + 1
         # The entry comes before the question, as the forking thread closes the gate before it looks at the entries.
-        while depth == 0 and not self._open.is_set() and self._closer != me:
+        while depth == 0 and not self._open.is_set() and not self._is_inside(me):
             del self._depths[me]
             self._open.wait()
             self._depths[me] = 1
@@ -80,7 +83,7 @@ class _Gate:
     def begin(self, block: object) -> None:
         """Enter a block that ``end`` leaves, perhaps in another thread, as a generator's may."""
         me = get_ident()
-        within = me in self._depths or me in self._blocks.values()  # who is in already is waited for
+        within = me in self._depths or self._is_inside(me)  # who is in already is waited for
         self._blocks[id(block)] = me
         while not within and not self._open.is_set():
             del self._blocks[id(block)]
@@ -99,6 +102,14 @@ class _Gate:
         give_up = time.monotonic() + _PATIENCE_SECONDS
         while self._others() and time.monotonic() < give_up:
             time.sleep(_POLL_SECONDS)
+
+    def is_quiet(self) -> bool:
+        """Whether no thread at all is in a block, so that what they share may be closed."""
+        return not self._depths and not self._blocks
+
+    def _is_inside(self, me: int) -> bool:
+        """Whether a thread is the one that forks, or in a block that ``begin`` entered, so that it must not wait."""
+        return self._closer == me or me in self._blocks.values()
 
     def _others(self) -> bool:
         """Whether another thread is in a block."""
@@ -130,10 +141,11 @@ not_forking = inside_sqlite
 
 def _before_fork() -> None:
     inside_sqlite.close()
-    for one in list(_told):
-        prepare = getattr(one, "before_fork", None)
-        if prepare is not None:
-            prepare()
+    if inside_sqlite.is_quiet():
+        for one in list(_told):
+            prepare = getattr(one, "before_fork", None)
+            if prepare is not None:
+                prepare()
 
 
 def _forget_parent() -> None:

@@ -19,6 +19,9 @@ from embedstore.cli.state import State, pass_state
               help="How vectors of a new collection are compared; else cosine.")
 @click.option("--text", metavar="FIELD", help="The field with the text; several, joined by commas, are put together.")
 @click.option("--vector", metavar="FIELD", help="The field with a vector computed elsewhere (encoder none).")
+@click.option("--image", is_flag=False, flag_value=True, default=False, metavar="FIELD",
+              help="The field with a picture's path; without FIELD, the pictures of a folder and nothing else of it.")
+@click.option("--embed-bytes", is_flag=True, help="Keep the bytes of pictures in the store, not only where they lie.")
 @click.option("--key", metavar="FIELD", help="The field with the key; else key, id or _id, else file and row number.")
 @click.option("--metadata", metavar="F1,F2", help="The fields to keep; else every other one.")
 @click.option("--type", "types", multiple=True, metavar="FIELD=TYPE",
@@ -28,19 +31,21 @@ from embedstore.cli.state import State, pass_state
 @click.option("--prune", is_flag=True, help="Afterwards delete the records that the input does not hold.")
 @click.option("--refresh/--no-refresh", default=True,
               help="Bring the caches up to date at the end, or leave that to the next search.")
-@click.option("--on-error", type=click.Choice(["abort", "skip"]), default="abort", show_default=True,
-              help="What to do about a row that cannot be stored.")
+@click.option("--on-error", type=click.Choice(["abort", "skip"]),
+              help="What to do about a row that cannot be stored.  [abort; skip for a folder of pictures]")
 @click.option("--rejects", metavar="FILE", help="Where skipped rows go, as JSON lines with the reason of each.")
 @pass_state
 def ingest_command(state: State, /, collection: str, sources: tuple[str, ...], **options: Any) -> None:
     """Bring SOURCE into COLLECTION: files, folders, globs, or - for JSON lines on standard input.
 
-    CSV, TSV, JSON and JSON lines (each also .gz or .zst), Parquet, Arrow, text and Markdown. Rows are upserted by
-    key: run again, it adds only what changed. Interrupted and run again, it goes on where it was.
+    CSV, TSV, JSON and JSON lines (each also .gz or .zst), Parquet, Arrow, text, Markdown and pictures (PNG, JPEG,
+    WebP, GIF, BMP, TIFF). Rows are upserted by key: run again, it adds only what changed. Interrupted and run again, it
+    goes on where it was.
 
     \b
     embedstore ingest films films.csv --text plot --key title
     embedstore ingest notes ~/notes
+    embedstore ingest people faces/ --encoder models/faces
     """
     import sys
 

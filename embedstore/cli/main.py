@@ -24,6 +24,7 @@ COMMANDS = {
     "delete": ("embedstore.cli.records", "Delete records by key or by filter, or a whole collection."),
     "count": ("embedstore.cli.records", "Count records, all or under a filter."),
     "sample": ("embedstore.cli.records", "Print records drawn at random."),
+    "train": ("embedstore.cli.train", "Train an autoencoder on your own pictures."),
     "stats": ("embedstore.cli.collections", "Tell what a store or a collection holds."),
     "collections": ("embedstore.cli.collections", "List the collections."),
     "spaces": ("embedstore.cli.collections", "List the spaces of a collection."),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 @click.command("search")
 @click.argument("collection")
 @click.argument("query", required=False)
+@click.option("--image", metavar="FILE", help="Near this picture.")
 @click.option("-k", "k", type=int, default=10, show_default=True, help="How many hits.")
 @click.option("--where", metavar="EXPR", help="Only records for which this holds: \"year >= 2015 AND lang = 'en'\".")
 @click.option("--mode", type=click.Choice(["vector", "text", "hybrid"]), default="vector", show_default=True,
@@ -32,8 +34,9 @@ if TYPE_CHECKING:
 @click.option("--explain", is_flag=True, help="Say on stderr how the answer was computed.")
 @pass_state
 def search_command(
-    state: State, /, collection: str, query: str | None, queries: str | None, explain: bool, **options: Any
-) -> None:
+    state: State, /, collection: str, query: str | None, queries: str | None, image: str | None, explain: bool,
+    **options: Any,
+) -> None:  # fmt: skip
     """Find the records of COLLECTION that are nearest to QUERY.
 
     \b
@@ -42,13 +45,15 @@ def search_command(
     """
     from embedstore.cli.output import print_rows, records_as_rows
 
+    ways = {"QUERY": query, "--queries": queries, "--image": image}
+    given = [name for name, value in ways.items() if value is not None]
+    if len(given) > 1:
+        raise click.UsageError(f"give either {' or '.join(given)}")
     with state.collection(collection) as found:
         if queries is not None:
-            if query is not None:
-                raise click.UsageError("give either QUERY or --queries")
             print_rows(_many(found, queries, options), state.format_)
             return
-        hits = found.search(query, **options)
+        hits = found.search(query if image is None else Path(image), **options)
         print_rows(records_as_rows(hits), state.format_)
         if explain:
             _explain(state, hits)

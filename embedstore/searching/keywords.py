@@ -67,13 +67,9 @@ class KeywordCache:
         tell_forked(self)
 
     def before_fork(self) -> None:
-        """Close the file, unless it is in use."""
-        if self._guard.acquire(blocking=False):
-            try:
-                with inside_sqlite:
-                    self._disconnect()
-            finally:
-                self._guard.release()
+        """Close the file, which nobody uses now: whoever does is within a snapshot."""
+        with inside_sqlite:
+            self._disconnect()
 
     def forget_parent(self) -> None:
         """Give up the parent's connection."""

@@ -346,14 +346,11 @@ class SQLiteDatabase:
             )
 
     def before_fork(self) -> None:
-        """Close what is not in use, so that nothing of it is left in SQLite's memory for a child to trip over."""
-        if self._writer is not None or self._anchor is not None:
-            with self.writer_lock().kept_from_threads(0) as kept:
-                if kept:
-                    self.drop_writer()
-                    if self._anchor is not None:
-                        self._anchor.close()
-                        self._anchor = None
+        """Close what nobody uses now, so that nothing of it is left in SQLite's memory for a child to trip over."""
+        self.drop_writer()
+        if self._anchor is not None:
+            self._anchor.close()
+            self._anchor = None
         self._close_readers()
 
     def forget_parent(self) -> None:
@@ -465,7 +462,8 @@ class SQLiteDatabase:
             # To close a connection under a thread that uses it would crash the process.
             with lock.kept_from_threads(self._lock_timeout) as kept:
                 if kept:
-                    self._close_writer(lock)
+                    with inside_sqlite:
+                        self._close_writer(lock)
         self._close_readers()
         self._identity = None
 

@@ -63,7 +63,8 @@ class TrainingSettings:
     between epochs and shortens the schedule of the learning rate by what the first epoch took. beta: weight of the KL;
     warm_up: share of the steps in which it rises to that; free_nats: what a dimension may tell at no cost.
     validation: share of the items held out; patience: epochs without a better validation after which it ends, 0 for
-    never. precision: 'float32', or 'bfloat16' for what is computed of it (mixed precision, for a GPU).
+    never. hidden: share of the columns that the encoder does not see of each row while it learns, so that it learns
+    what tells what, and rows that are known in part have a place (tables only). precision: 'float32', or 'bfloat16' for what is computed of it (mixed precision, for a GPU).
     """
 
     epochs: int = 30
@@ -75,6 +76,7 @@ class TrainingSettings:
     free_nats: float = 0.05
     validation: float = 0.05
     patience: int = 5
+    hidden: float = 0.0
     seed: int = 0
     precision: str = "float32"
 
@@ -94,6 +96,8 @@ class TrainingSettings:
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise InvalidInput(f"{name} is {value!r}; it must be a number from 0 on")
+        if not 0 <= self.hidden < 1:
+            raise InvalidInput(f"hidden is {self.hidden!r}; it must be from 0 to below 1")
         if self.minutes is not None and not self.minutes > 0:
             raise InvalidInput(f"minutes is {self.minutes!r}; it must be above 0")
         if self.precision not in PRECISIONS:
@@ -238,7 +242,8 @@ class _Run:
             group["lr"] = settings.learning_rate * _rate(self.step, n_steps)
         items = _on_device(items, self.device)
         with self._precision():
-            mu, log_variance = self.network.encode(items)
+            seen = self.network.hidden(items, settings.hidden) if settings.hidden else items
+            mu, log_variance = self.network.encode(seen)
             decoded = self.network.decode(sampled(mu, log_variance))
         mu, log_variance, decoded = mu.float(), log_variance.float(), decoded.float()
         missed = -self.network.log_likelihood(decoded, items).mean()

@@ -87,7 +87,7 @@ def test_data_files_beside_texts_are_left_out_and_told(tmp_path):
 
 
 def test_a_folder_with_nothing_to_read_is_refused(tmp_path):
-    write(tmp_path, "a.png", ".b.txt")
+    write(tmp_path, "a.exe", ".b.txt")
     assert ".csv" in refused([tmp_path])
 
 

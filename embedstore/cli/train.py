@@ -1,0 +1,97 @@
+"""``embedstore train``: autoencoders for a user's own pictures and tables."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from embedstore.cli.state import State, pass_state
+
+
+@click.group("train")
+def train_command() -> None:
+    """Train an encoder on your own data; it also decodes. What comes out is a folder, given to --encoder."""
+
+
+def _shared(command: Any) -> Any:
+    """The options of every training."""
+    for option in reversed((
+        click.option("--out", required=True, type=click.Path(path_type=Path), metavar="MODEL",
+                     help="The folder that is made; it must not exist."),
+        click.option("--latent-dim", type=int, metavar="N", help="Numbers in a vector.  [pictures 32, rows 16]"),
+        click.option("--beta", type=float, default=1.0, show_default=True,
+                     help="Weight of the KL: above 1 for fewer, clearer dimensions, below 1 for sharper decoding."),
+        click.option("--epochs", type=int, metavar="N", help="Most passes over the data.  [30]"),
+        click.option("--minutes", type=float, metavar="M", help="Most minutes of the whole."),
+        click.option("--batch", type=int, default=128, show_default=True, metavar="N", help="Items in a step."),
+        click.option("--learning-rate", type=float, default=2e-3, show_default=True, help="The height of it."),
+        click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same model."),
+        click.option("--bfloat16", is_flag=True, help="Mixed precision, for a GPU."),
+    )):  # fmt: skip
+        command = option(command)
+    return command
+
+
+@train_command.command("image")
+@click.argument("folder", type=click.Path(path_type=Path))
+@_shared
+@click.option("--size", type=int, default=64, show_default=True, metavar="PIXELS",
+              help="Every picture becomes as large.")
+@click.option("--mode", type=click.Choice(["grey", "colour"]), help="Else what the first pictures are.")
+@click.option("--fit", type=click.Choice(["crop", "pad", "stretch"]), default="crop", show_default=True,
+              help="How a picture that is no square becomes one.")
+@click.option("--background", default="255,255,255", show_default=True, metavar="R,G,B",
+              help="What shows through alpha, and fills up.")
+@click.option("--width", type=int, default=32, show_default=True, help="Channels of the first convolution.")
+@pass_state
+def image_command(state: State, /, folder: Path, out: Path, latent_dim: int | None, **options: Any) -> None:
+    """Train a variational autoencoder on the pictures in FOLDER and below.
+
+    Broken pictures are left out, and listed. Interrupted and called again in the same way, it goes on after its last
+    epoch. MODEL/report.html shows the curves, reconstructions, samples and what each dimension does.
+
+    \b
+    embedstore train image faces/ --out models/faces --latent-dim 64
+    embedstore ingest people faces/ --encoder models/faces
+    """
+    from embedstore.cli.output import print_mapping
+    from embedstore.vae.image_network import ImageArchitecture
+    from embedstore.vae.image_training import train_image
+
+    report = train_image(
+        folder, out, size=options["size"], mode=options["mode"], fit=options["fit"],
+        background=_colour(options["background"]), architecture=ImageArchitecture(width=options["width"]),
+        latent_dim=32 if latent_dim is None else latent_dim, settings=_settings(options, 30),
+        device=state.device, progress=_progress(state),
+    )  # fmt: skip
+    for line in report.refused:
+        state.note(f"refused: {line}")
+    print_mapping(report.to_dict(), state.format_)
+
+
+def _settings(options: dict[str, Any], epochs: int) -> Any:
+    from embedstore.vae.training import TrainingSettings
+
+    return TrainingSettings(
+        epochs=epochs if options["epochs"] is None else options["epochs"], minutes=options["minutes"],
+        batch=options["batch"], learning_rate=options["learning_rate"], beta=options["beta"], seed=options["seed"],
+        precision="bfloat16" if options["bfloat16"] else "float32",
+    )  # fmt: skip
+
+
+def _progress(state: State) -> Any:
+    """What tells of a training on stderr, a line an epoch."""
+    if state.quiet:
+        return lambda _: None
+    return lambda line: None if ": step " in line and not sys.stderr.isatty() else print(line, file=sys.stderr)
+
+
+def _colour(text: str) -> tuple[int, int, int]:
+    parts = text.split(",")
+    if len(parts) != 3 or not all(part.strip().isdecimal() for part in parts):
+        raise click.UsageError(f"--background {text!r} cannot be read; write it as R,G,B, such as 255,255,255")
+    red, green, blue = (int(part) for part in parts)
+    return red, green, blue

@@ -1,0 +1,114 @@
+"""The network of table autoencoders: dense layers, and a likelihood for each kind of feature."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from embedstore.errors import InvalidInput
+from embedstore.vae.objective import LEAST_LOG_VARIANCE, LOG_2_PI, MOST_LOG_VARIANCE
+from embedstore.vae.table_columns import Column
+
+
+@dataclass(frozen=True, slots=True)
+class TableArchitecture:
+    """What a table network is made of: ``layers`` hidden layers of ``hidden`` units on either side."""
+
+    latent_dim: int = 16
+    hidden: int = 256
+    layers: int = 2
+
+    def check(self) -> None:
+        """Raise InvalidInput for what makes no network."""
+        for name, most in (("latent_dim", 4096), ("hidden", 8192), ("layers", 8)):
+            value = getattr(self, name)
+            if not 1 <= value <= most:
+                raise InvalidInput(f"{name} is {value}; it must be from 1 to {most:,}")
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> TableArchitecture:
+        """Read what ``to_json`` gave; InvalidInput for anything else."""
+        try:
+            made = cls(**fields)
+            made.check()
+        except TypeError as error:
+            raise InvalidInput(f"the description of a table network cannot be read: {error}") from None
+        return made
+
+
+class TableNetwork(nn.Module):
+    """An encoder and a decoder of rows' features, float32 (n, width), as ``TableSchema`` makes them.
+
+    A number's likelihood is Gaussian with a learned deviation, and counts only where there is a number; a category's
+    is categorical, of which a boolean is the case of two (and a missing value, of three).
+    """
+
+    def __init__(self, architecture: TableArchitecture, columns: Sequence[Column]) -> None:
+        super().__init__()
+        architecture.check()
+        self.architecture = architecture
+        self._blocks = _blocks(columns)
+        width = sum(column.width for column in columns)
+        units = [architecture.hidden] * architecture.layers
+        self.encoder = nn.Sequential(*_dense([width, *units]), nn.Linear(units[-1], 2 * architecture.latent_dim))
+        self.decoder = nn.Sequential(*_dense([architecture.latent_dim, *units]), nn.Linear(units[-1], width))
+        self.log_deviation = nn.Parameter(torch.zeros(width))
+
+    def encode(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log variance of q(z | x), both (n, latent_dim)."""
+        mu, log_variance = self.encoder(features).chunk(2, dim=1)
+        return mu, log_variance.clamp(LEAST_LOG_VARIANCE, MOST_LOG_VARIANCE)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Means of numbers and logits of categories, (n, width)."""
+        return self.decoder(latents)  # type: ignore[no-any-return]
+
+    def hidden(self, features: Tensor, share: float) -> Tensor:
+        """Features in which a share of each row's columns, drawn anew, are as if their values were missing."""
+        made = features.clone()
+        drawn = torch.rand(len(features), len(self._blocks), device=features.device) < share
+        for place, (start, _, end, none) in enumerate(self._blocks):
+            of = drawn[:, place]
+            made[of, start:end] = 0.0
+            made[of, none] = 1.0
+        return made
+
+    def log_likelihood(self, decoded: Tensor, features: Tensor) -> Tensor:
+        """log p(x | z) in nats, summed over columns: (n,)."""
+        log_deviation = self.log_deviation.clamp(-3.0, 3.0)
+        squared = (decoded - features).square() * torch.exp(-2.0 * log_deviation)
+        of_numbers = -0.5 * (squared + LOG_2_PI + 2.0 * log_deviation)
+        total = torch.zeros(len(features), device=features.device)
+        for start, middle, end, none in self._blocks:
+            logits = functional.log_softmax(decoded[:, middle:end], dim=1)
+            total = total + (logits * features[:, middle:end]).sum(1)
+            if middle > start:
+                total = total + of_numbers[:, start:middle].sum(1) * (1.0 - features[:, none])
+        return total
+
+
+def _blocks(columns: Sequence[Column]) -> list[tuple[int, int, int, int]]:
+    """Of each column the places of its first number, its first category, its end, and of the category 'none'."""
+    blocks, start = [], 0
+    for column in columns:
+        end = start + column.width
+        if column.width:
+            blocks.append((start, start + column.n_gaussian, end, end - 1))
+        start = end
+    return blocks
+
+
+def _dense(units: list[int]) -> list[nn.Module]:
+    layers: list[nn.Module] = []
+    for before, after in zip(units[:-1], units[1:], strict=True):
+        layers += [nn.Linear(before, after), nn.SiLU()]
+    return layers
