@@ -95,8 +95,9 @@ def encode_item(encoder: Encoder, query: Any) -> FloatVector:
         assert prepare is not None
         return encoder.encode_query(prepare(read_picture(query)))
     if Modality.ROW in read and isinstance(query, Mapping):
-        assert prepare is not None
-        return encoder.encode_query(prepare(query))
+        partly = getattr(encoder, "prepare_query", prepare)
+        assert partly is not None
+        return encoder.encode_query(partly(query))
     wanted = " or ".join(sorted(one.value for one in read))
     raise InvalidInput(f"the encoder {encoder.spec.name!r} reads {wanted}; the query is {type(query).__name__}")
 

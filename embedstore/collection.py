@@ -52,6 +52,7 @@ from embedstore.storing import (
 if TYPE_CHECKING:
     import pyarrow
 
+    from embedstore.anomaly import AnomalyReport
     from embedstore.encoders import Encoder
     from embedstore.searching.tuning import TuningReport
     from embedstore.store import Store
@@ -446,16 +447,60 @@ class Collection:
         return [Space(self, row) for row in self._space_rows().values()]
 
     def add_space(
-        self, name: str, *, encoder: str = "none", metric: str = "cosine", recipe: str = "flat", dim: int | None = None
+        self, name: str, *, encoder: str = "none", metric: str | None = None, recipe: str = "flat",
+        dim: int | None = None,
     ) -> Space:
         """Add a space: with an encoder, every record's text is encoded into it; with 'none', ``upsert`` fills it.
 
-        Vectors computed elsewhere are given as ``vectors={name: array}`` in a record.
+        Vectors computed elsewhere are given as ``vectors={name: array}`` in a record. metric: else that of the encoder,
+        'euclidean' for autoencoders and 'cosine' for all others.
         """
         from embedstore.making_spaces import add_space
 
-        add_space(self, name, encoder=encoder, metric=choose(Metric, metric, "metric"), recipe=recipe, dim=dim)
+        chosen = None if metric is None else choose(Metric, metric, "metric")
+        add_space(self, name, encoder=encoder, metric=chosen, recipe=recipe, dim=dim)
         return self.space(name)
+
+    def anomalies(
+        self,
+        *,
+        method: str = "reconstruction",
+        space: str | None = None,
+        where: Where | None = None,
+        top: int = 20,
+        quantile: float = 0.99,
+        neighbour: int = 5,
+        store_as: str | None = None,
+    ) -> AnomalyReport:
+        """The strangest records of a space, the strangest first.
+
+        method: 'reconstruction', what the space's autoencoder does not give back (the default: it told digits apart
+        better than the bound); 'elbo', minus its evidence lower bound; 'knn', the distance to the ``neighbour``th
+        nearest record, which needs no autoencoder. quantile: from which share on a score counts as strange: of what was
+        held out when the model was trained, or with 'knn' of the records themselves. store_as: a metadata field that
+        takes ``score``, ``share`` and ``strange`` of every record, to be filtered by.
+        """
+        from embedstore.anomaly import find_anomalies
+
+        return find_anomalies(
+            self, space=space, method=method, where=where, top=top, quantile=quantile, neighbour=neighbour,
+            store_as=store_as,
+        )  # fmt: skip
+
+    def reencode(self, encoder: str, *, space: str | None = None, keep: bool = False) -> WriteReport:
+        """Make a space anew with another encoder; the old one serves until the new one is whole, then they switch.
+
+        Interrupted and called again, it goes on where it was. keep: the old one stays, as the space ``SPACE.old``.
+        """
+        from embedstore.making_spaces import reencode
+
+        return reencode(self, encoder, space, keep=keep)
+
+    def drop_space(self, name: str) -> int:
+        """Delete a space with its vectors, unless it is the default one; the number of vectors that it held."""
+        from embedstore.making_spaces import drop_space
+
+        return drop_space(self, name)
 
     def fill_spaces(self) -> WriteReport:
         """Encode every record that lacks a vector in a space with an encoder; goes on where it was interrupted."""

@@ -16,23 +16,26 @@ from embedstore.records import Preparer
 from embedstore.storage import catalog
 from embedstore.storage.catalog import SpaceRow
 from embedstore.storage.writing import CollectionWriter
-from embedstore.storing import commit_missing_vectors
+from embedstore.storing import commit_missing_vectors, modalities_read
 
 if TYPE_CHECKING:
     from embedstore.collection import Collection
+    from embedstore.encoders import Encoder
     from embedstore.searching.tuning import TuningReport
 
 _PAGE = 2000
 
 
 def add_space(
-    collection: Collection, name: str, *, encoder: str, metric: Metric, recipe: str, dim: int | None
-) -> None:
+    collection: Collection, name: str, *, encoder: str, metric: Metric | None, recipe: str, dim: int | None
+) -> WriteReport:
     """Add a space, and encode every record into it where it has an encoder."""
     check_collection_name(name)
     check_dim(dim)
     collection.create()
     made = collection.store.load_encoder(encoder)
+    if metric is None:
+        metric = Metric.COSINE if made is None else made.spec.metric
     recipe_name = require_served(recipe, metric).name
     with collection.store.database.write() as transaction:
         transaction.alone()
@@ -44,8 +47,78 @@ def add_space(
             encoder="" if made is None else made.spec.to_json(),
             fingerprint="" if made is None else made.spec.fingerprint, recipe=recipe_name,
         )  # fmt: skip
-    if made is not None:
-        fill_spaces(collection)
+    return WriteReport() if made is None else fill_spaces(collection)
+
+
+def drop_space(collection: Collection, name: str) -> int:
+    """Delete a space that is not the collection's default one; the number of vectors that it held."""
+    store = collection.store
+    with store.database.write() as transaction:
+        owner = catalog.require_collection(transaction, collection.name)
+        row = space_row(transaction, owner, name)
+        if row.name == owner.default_space:
+            raise InvalidInput(f"{name!r} is the default space of {collection.name!r}, which always has one")
+        writer = CollectionWriter(transaction, collection.name)
+        writer.drop_space(name)
+        writer.finish()
+    store.search.forget_space(row.space_id)
+    return row.n_live
+
+
+def reencode(collection: Collection, encoder: str, space: str | None, *, keep: bool) -> WriteReport:
+    """Make a space anew with another encoder, beside the old one, which serves until they change places.
+
+    The new one has the name ``SPACE.next`` until it is whole; it is gone on with where an earlier call was interrupted.
+    What is written meanwhile is encoded into both. keep: the old one stays, as ``SPACE.old``.
+    """
+    store = collection.store
+    made = store.load_encoder(encoder)
+    if made is None:
+        raise InvalidInput("'none' encodes nothing; give an encoder, or add a space with encoder='none'")
+    with store.reading() as transaction:
+        owner = catalog.require_collection(transaction, collection.name)
+        row = space_row(transaction, owner, space)
+        spaces = catalog.spaces_of(transaction, owner.collection_id)
+    following, old = f"{row.name}.next", f"{row.name}.old"
+    _check_reencoding(collection, row, made, keep=keep and old in spaces)
+    begun = spaces.get(following)
+    if begun is not None and begun.fingerprint != made.spec.fingerprint:
+        drop_space(collection, following)  # of an encoder that was given up
+        begun = None
+    report = WriteReport()
+    if begun is None:
+        report += add_space(
+            collection, following, encoder=encoder, metric=Metric(row.metric), recipe=row.recipe, dim=None
+        )
+    report += fill_spaces(collection)  # what was interrupted, or written by others just before they knew of the space
+    with store.database.write() as transaction:
+        writer = CollectionWriter(transaction, collection.name)
+        here = writer.spaces.get(row.name)
+        if here is None or here.space_id != row.space_id or following not in writer.spaces:
+            raise InvalidInput(f"another writer changed the spaces of {collection.name!r} meanwhile; try again")
+        if keep:
+            writer.rename_space(row.name, old)
+        else:
+            writer.drop_space(row.name)
+        writer.rename_space(following, row.name)
+        writer.finish()
+    if not keep:
+        store.search.forget_space(row.space_id)
+    return report
+
+
+def _check_reencoding(collection: Collection, row: SpaceRow, made: Encoder, *, keep: bool) -> None:
+    """InvalidInput where a space cannot be made anew by this encoder."""
+    if not row.encoder:
+        raise InvalidInput(f"the vectors of {row.name!r} were computed elsewhere, so there is nothing to encode again")
+    if made.spec.fingerprint == row.fingerprint:
+        raise InvalidInput(f"the space {row.name!r} of {collection.name!r} is made by that very encoder")
+    if keep:
+        raise InvalidInput(f"there is a space {row.name + '.old'!r} already; drop it first, or do not keep the old one")
+    read = modalities_read(row)
+    if not read <= made.spec.modalities:
+        lacks = " and ".join(sorted(one.value for one in read - made.spec.modalities))
+        raise InvalidInput(f"the encoder {made.spec.name!r} does not read {lacks}, which the space {row.name!r} holds")
 
 
 def fill_spaces(collection: Collection) -> WriteReport:

@@ -260,7 +260,7 @@ def _shown(record: Record) -> str:
 
     try:
         small = base64.b64encode(thumbnail(picture_of_record(record.content, record.uri))).decode()
-    except (InvalidInput, ImportError):  # its file is gone: what is known of it is shown all the same
+    except InvalidInput:  # its file is gone: what is known of it is shown all the same
         return escape(record.summary)
     return f"<img alt='{escape(record.key)}' src='data:image/png;base64,{small}'>"
 

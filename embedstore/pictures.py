@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from embedstore.errors import InvalidInput
-from embedstore.optional import require
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -110,7 +109,6 @@ def read_picture(given: Any) -> Picture:
 
 def picture_of(data: bytes, path: str | None) -> Picture:
     """The picture that bytes hold, by its header; InvalidInput for what is none, or too large."""
-    require("PIL.Image", "image")
     what = repr(path) if path is not None else "the picture"
     with _guarded(what):
         from PIL import Image
@@ -187,7 +185,6 @@ def _narrowed(image: Image) -> Image:
 
 
 def _image_of_array(pixels: np.ndarray) -> Image:
-    require("PIL.Image", "image")
     from PIL import Image
 
     right = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))

@@ -27,7 +27,7 @@ LAYERS = [
     ["vector"],
     ["space"],
     ["tables"],
-    ["asking", "exporting", "ingesting", "maintenance", "making_spaces", "plots", "building"],
+    ["anomaly", "asking", "exporting", "ingesting", "maintenance", "making_spaces", "plots", "building"],
     ["collection"],
     ["store"],
     ["cli"],

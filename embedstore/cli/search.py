@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 @click.argument("collection")
 @click.argument("query", required=False)
 @click.option("--image", metavar="FILE", help="Near this picture.")
+@click.option("--row", metavar="JSON", help="Near this row, of which columns may be missing: '{\"age\": 39}'.")
 @click.option("-k", "k", type=int, default=10, show_default=True, help="How many hits.")
 @click.option("--where", metavar="EXPR", help="Only records for which this holds: \"year >= 2015 AND lang = 'en'\".")
 @click.option("--mode", type=click.Choice(["vector", "text", "hybrid"]), default="vector", show_default=True,
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
 @click.option("--explain", is_flag=True, help="Say on stderr how the answer was computed.")
 @pass_state
 def search_command(
-    state: State, /, collection: str, query: str | None, queries: str | None, image: str | None, explain: bool,
+    state: State, /, collection: str, query: str | None, queries: str | None, image: str | None,
+    row: str | None, explain: bool,
     **options: Any,
 ) -> None:  # fmt: skip
     """Find the records of COLLECTION that are nearest to QUERY.
@@ -45,7 +47,7 @@ def search_command(
     """
     from embedstore.cli.output import print_rows, records_as_rows
 
-    ways = {"QUERY": query, "--queries": queries, "--image": image}
+    ways = {"QUERY": query, "--queries": queries, "--image": image, "--row": row}
     given = [name for name, value in ways.items() if value is not None]
     if len(given) > 1:
         raise click.UsageError(f"give either {' or '.join(given)}")
@@ -53,10 +55,23 @@ def search_command(
         if queries is not None:
             print_rows(_many(found, queries, options), state.format_)
             return
-        hits = found.search(query if image is None else Path(image), **options)
+        asked: Any = query if image is None else Path(image)
+        hits = found.search(asked if row is None else _row(row), **options)
         print_rows(records_as_rows(hits), state.format_)
         if explain:
             _explain(state, hits)
+
+
+def _row(text: str) -> dict[str, Any]:
+    import orjson
+
+    try:
+        row = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise click.UsageError(f"--row cannot be read as JSON: {error}") from None
+    if not isinstance(row, dict):
+        raise click.UsageError("--row must be a JSON object of columns and values")
+    return row
 
 
 def _explain(state: State, hits: Hits) -> None:

@@ -22,13 +22,14 @@ def _shared(command: Any) -> Any:
         click.option("--out", required=True, type=click.Path(path_type=Path), metavar="MODEL",
                      help="The folder that is made; it must not exist."),
         click.option("--latent-dim", type=int, metavar="N", help="Numbers in a vector.  [pictures 32, rows 16]"),
-        click.option("--beta", type=float, default=1.0, show_default=True,
-                     help="Weight of the KL: above 1 for fewer, clearer dimensions, below 1 for sharper decoding."),
-        click.option("--epochs", type=int, metavar="N", help="Most passes over the data.  [30]"),
+        click.option("--beta", type=float, metavar="B",
+                     help="Weight of the KL: more for fewer, clearer dimensions, less for sharper decoding."
+                     "  [pictures 1, rows 0.3]"),
+        click.option("--epochs", type=int, metavar="N", help="Most passes over the data.  [pictures 30, rows 40]"),
         click.option("--minutes", type=float, metavar="M", help="Most minutes of the whole."),
-        click.option("--batch", type=int, default=128, show_default=True, metavar="N", help="Items in a step."),
-        click.option("--learning-rate", type=float, default=2e-3, show_default=True, help="The height of it."),
-        click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same model."),
+        click.option("--batch", type=int, metavar="N", help="Items in a step.  [128]"),
+        click.option("--learning-rate", type=float, metavar="R", help="Its height.  [pictures 0.002, rows 0.001]"),
+        click.option("--seed", type=int, metavar="N", help="The same seed gives the same model.  [0]"),
         click.option("--bfloat16", is_flag=True, help="Mixed precision, for a GPU."),
     )):  # fmt: skip
         command = option(command)
@@ -64,7 +65,7 @@ def image_command(state: State, /, folder: Path, out: Path, latent_dim: int | No
     report = train_image(
         folder, out, size=options["size"], mode=options["mode"], fit=options["fit"],
         background=_colour(options["background"]), architecture=ImageArchitecture(width=options["width"]),
-        latent_dim=32 if latent_dim is None else latent_dim, settings=_settings(options, 30),
+        latent_dim=32 if latent_dim is None else latent_dim, settings=_settings(options, None),
         device=state.device, progress=_progress(state),
     )  # fmt: skip
     for line in report.refused:
@@ -72,14 +73,45 @@ def image_command(state: State, /, folder: Path, out: Path, latent_dim: int | No
     print_mapping(report.to_dict(), state.format_)
 
 
-def _settings(options: dict[str, Any], epochs: int) -> Any:
+@train_command.command("table")
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@_shared
+@click.option("--columns", metavar="C1,C2", help="The columns to learn; else all but key, id and _id.")
+@click.option("--hidden", type=int, default=256, show_default=True, help="Units of a hidden layer.")
+@pass_state
+def table_command(state: State, /, files: tuple[str, ...], out: Path, latent_dim: int | None, **options: Any) -> None:
+    """Train a variational autoencoder on the rows of FILE: CSV, TSV, JSON, JSON lines, Parquet, Arrow.
+
+    What the columns are is fixed by this; a category that was not seen counts as any other later on.
+
+    \b
+    embedstore train table patients.csv --out models/patients --columns age,sex,weight
+    embedstore ingest patients patients.csv --encoder models/patients --key number
+    """
+    from embedstore.cli.output import print_mapping
+    from embedstore.ingesting.rows import table_rows
+    from embedstore.vae.table_network import TableArchitecture
+    from embedstore.vae.table_training import TABLE_SETTINGS, train_table
+
+    columns = None if options["columns"] is None else [name.strip() for name in options["columns"].split(",")]
+    report = train_table(
+        table_rows(files, columns), out,
+        architecture=TableArchitecture(latent_dim=16 if latent_dim is None else latent_dim, hidden=options["hidden"]),
+        settings=_settings(options, TABLE_SETTINGS), device=state.device, progress=_progress(state),
+    )  # fmt: skip
+    print_mapping(report.to_dict(), state.format_)
+
+
+def _settings(options: dict[str, Any], start: Any) -> Any:
+    """The settings of a training: what was asked for, over those that it starts from."""
+    from dataclasses import replace
+
     from embedstore.vae.training import TrainingSettings
 
-    return TrainingSettings(
-        epochs=epochs if options["epochs"] is None else options["epochs"], minutes=options["minutes"],
-        batch=options["batch"], learning_rate=options["learning_rate"], beta=options["beta"], seed=options["seed"],
-        precision="bfloat16" if options["bfloat16"] else "float32",
-    )  # fmt: skip
+    names = ("epochs", "minutes", "batch", "learning_rate", "beta", "seed")
+    asked = {name: options[name] for name in names if options[name] is not None}
+    precision = "bfloat16" if options["bfloat16"] else "float32"
+    return replace(start or TrainingSettings(), precision=precision, **asked)
 
 
 def _progress(state: State) -> Any:

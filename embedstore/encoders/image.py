@@ -13,8 +13,8 @@ from embedstore.devices import Device
 from embedstore.encoders.cache import known_sha256
 from embedstore.encoders.protocol import Encoded
 from embedstore.encoders.spec import IMAGE_VAE, EncoderSpec
-from embedstore.errors import InvalidInput
-from embedstore.model import FloatMatrix, FloatVector
+from embedstore.errors import EncoderUnavailable, InvalidInput
+from embedstore.model import FloatMatrix, FloatVector, choose
 from embedstore.pictures import Picture, read_picture
 
 if TYPE_CHECKING:
@@ -33,16 +33,17 @@ class ImageEncoder:
     """
 
     def __init__(self, name: str, folder: Path, device: Device | None = None) -> None:
-        from embedstore.vae.image_model import WEIGHTS, decisive, read_config
+        from embedstore.vae.image_model import read_image_config
+        from embedstore.vae.model_folder import WEIGHTS, decisive
         from embedstore.vae.preparation import ImagePreparation
 
-        config = read_config(folder)
+        config = read_image_config(folder)
         self._folder = folder
         self._device = device or Device()
         self._preparation = ImagePreparation.from_json(config["preparation"])
         self._spec = EncoderSpec(
             name=name, family=IMAGE_VAE, dim=int(config["architecture"]["latent_dim"]),
-            weights=known_sha256(folder / WEIGHTS), pipeline=decisive(config), location=str(folder),
+            weights=known_sha256(folder / WEIGHTS), pipeline=decisive(config, "preparation"), location=str(folder),
         )  # fmt: skip
         self._lock = threading.Lock()
         self._model: ImageModel | None = None
@@ -91,6 +92,24 @@ class ImageEncoder:
             decoded = self.model.decode(vectors[start : start + _AT_ONCE])
             images += [self._preparation.image_of(pixels) for pixels in decoded]
         return images
+
+    def anomaly_scores(self, items: Sequence[Any], method: str) -> np.ndarray:
+        """How strange prepared items are by 'reconstruction' or 'elbo', greater for stranger: float64 (n,)."""
+        from embedstore.vae.scoring import AnomalyScore
+
+        by = choose(AnomalyScore, method, "method")
+        parts = []
+        for start in range(0, len(items), _AT_ONCE):
+            chunk = items[start : start + _AT_ONCE]
+            parts.append(self.model.anomaly_scores(np.stack([self._pixels(item) for item in chunk]), by))
+        return np.concatenate(parts) if parts else np.empty(0)
+
+    def anomaly_quantiles(self, method: str) -> list[float]:
+        """The quantiles of such scores of what was held out in training; EncoderUnavailable where none were kept."""
+        try:
+            return [float(one) for one in self.model.made["anomaly"][method]]
+        except (KeyError, TypeError, ValueError):
+            raise EncoderUnavailable(f"the model in {self._folder} keeps no scores; train it again") from None
 
     def count_tokens(self, text: str) -> int:
         """Pictures have no tokens; InvalidInput."""

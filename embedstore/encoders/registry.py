@@ -29,7 +29,8 @@ _POSSIBLE = (
     "minilm, minilm-int8, st:NAME_OR_PATH, hf:NAME_OR_PATH@layer=-2,pool=mean, the path of a model folder, none"
 )
 _IMAGE = "embedstore-image-vae"
-_OWN = (_IMAGE,)
+_TABLE = "embedstore-table-vae"
+_OWN = (_IMAGE, _TABLE)
 _HF_OPTIONS = ("layer", "pool", "normalize", "max_tokens")
 
 
@@ -157,6 +158,10 @@ def _own(name: str, folder: Path, device: Device) -> Encoder:
         from embedstore.encoders.image import ImageEncoder
 
         return ImageEncoder(name, folder, device)
+    if model_format(folder) == _TABLE:
+        from embedstore.encoders.table import TableEncoder
+
+        return TableEncoder(name, folder, device)
     raise EncoderUnavailable(f"{folder} holds no model that this release can read; train it again")
 
 

@@ -117,6 +117,12 @@ class CollectionSearch:
                 self._columns[collection.collection_id] = fresh
             return fresh
 
+    def forget_space(self, space_id: int) -> None:
+        """Drop what is kept of a deleted space, its cache files included."""
+        with self._guard:
+            self._spaces.pop(space_id, None)
+        shutil.rmtree(space_cache_folder(self._folder, space_id), ignore_errors=True)
+
     def forget(self, collection_id: int, space_ids: Sequence[int]) -> None:
         """Drop what is kept of a deleted collection, its cache files included."""
         with self._guard:

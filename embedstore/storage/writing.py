@@ -123,7 +123,7 @@ class CollectionWriter:
         self._collection = fresh
         self._change = fresh.last_change + 1
         self._spaces = catalog.spaces_of(transaction, fresh.collection_id)
-        self._spaces_before = dict(self._spaces)
+        self._spaces_before = {space.space_id: space for space in self._spaces.values()}
         self._logged_records: list[int] = []
         self._logged_vectors: list[tuple[int, int]] = []
         self._touched = False
@@ -364,6 +364,25 @@ class CollectionWriter:
         catalog.put_tuning(self._tx, self._spaces[space_name].space_id, report)
         self._touched = True
 
+    def drop_space(self, space_name: str) -> SpaceRow:
+        """Delete a space with its vectors; what it was. The caller leaves the collection's default space alone."""
+        space = self._spaces.pop(space_name)
+        of_space = {"space": space.space_id}
+        for table in ("vectors", "dead_vectors", "tunings", "spaces"):
+            self._tx.run(f"DELETE FROM {table} WHERE space_id = :space", of_space)
+        self._touched = True
+        return space
+
+    def rename_space(self, old: str, new: str) -> None:
+        """Give a space another name, which no space has."""
+        space = self._spaces[old]
+        self._tx.run(
+            "UPDATE spaces SET name = :name WHERE space_id = :space", {"name": new, "space": space.space_id}
+        )
+        renamed = {**self._spaces, old: space._replace(name=new)}
+        self._spaces = {space.name: space for space in renamed.values()}
+        self._touched = True
+
     def _kill_vectors(self, space: SpaceRow, dead: Sequence[tuple[int, bytes]]) -> None:
         if not dead:
             return
@@ -410,8 +429,8 @@ class CollectionWriter:
         """Write counters, digests and the commit's identity; the collection's newest change number."""
         if not self._touched:
             return self._collection.last_change
-        for name, space in self._spaces.items():
-            before = self._spaces_before[name]
+        for space in self._spaces.values():
+            before = self._spaces_before[space.space_id]
             if (space.dim, space.recipe) != (before.dim, before.recipe):
                 self._tx.run(
                     "UPDATE spaces SET dim = :dim, recipe = :recipe WHERE space_id = :space",

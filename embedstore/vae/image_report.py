@@ -24,7 +24,7 @@ _STEPS = np.linspace(-3.0, 3.0, 9)
 _MOST_TRAVERSED = 12
 _LEAST_SIDE = 56
 _WIDTH, _HEIGHT, _MARGIN = 640, 260, 48
-_STYLE = (
+STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:960px;margin:2em auto;padding:0 1em;color:#222}"
     "img{image-rendering:pixelated;display:block;margin:.4em 0}table{border-collapse:collapse}"
     "td,th{padding:.15em .8em .15em 0;text-align:left}h2{margin-top:1.6em}"
@@ -75,7 +75,7 @@ def html_report(
     ]  # fmt: skip
     title = escape(report.folder.name)
     return (
-        f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{title}</title><style>{_STYLE}</style>"
+        f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{title}</title><style>{STYLE}</style>"
         f"</head><body>{''.join(parts)}</body></html>\n"
     )
 

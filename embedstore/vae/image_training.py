@@ -17,10 +17,12 @@ from embedstore.pictures import SUFFIXES
 from embedstore.storage.files import is_full, make_private
 from embedstore.vae.checkpoint import forget_checkpoint
 from embedstore.vae.devices import torch_device
-from embedstore.vae.image_model import CARD, REPORT, ImageModel, load_image_model, refuse_existing, save_image_model
+from embedstore.vae.image_model import ImageModel, load_image_model, save_image_model
 from embedstore.vae.image_network import ImageArchitecture, ImageNetwork
+from embedstore.vae.model_folder import CARD, REPORT, refuse_existing
 from embedstore.vae.pixels import PixelFeed, Written, looks_grey, write_pixels
 from embedstore.vae.preparation import ImagePreparation
+from embedstore.vae.scoring import AnomalyScore, calibration
 from embedstore.vae.training import LEAST_ITEMS, Trained, TrainingSettings, bound_of, split, train
 
 _LOOKED_AT = 200
@@ -139,12 +141,21 @@ def _trained(
     about = {
         "pictures": written.n, "refused": len(written.refused), "pixels": written.digest, "settings": described,
         "held_out": {name: value for name, value in report.to_dict().items() if name not in ("model", "pictures")},
+        "anomaly": _calibrated(ImageModel(network, preparation, {}), feed, held_out),
     }  # fmt: skip
     model = ImageModel(network, preparation, about)
     files = {CARD: card(model, report), REPORT: html_report(model, report, feed, learned, held_out)}
     save_image_model(target, model, files)
     load_image_model(target)  # what was written can be read
     return report
+
+
+def _calibrated(model: ImageModel, feed: PixelFeed, held_out: np.ndarray) -> dict[str, list[float]]:
+    """The quantiles of the anomaly scores of what was held out."""
+    chunks = [feed.pixels(held_out[start : start + 500]) for start in range(0, min(len(held_out), 5000), 500)]
+    return calibration(
+        {by: np.concatenate([model.anomaly_scores(chunk, by) for chunk in chunks]) for by in AnomalyScore}
+    )
 
 
 def _measured(

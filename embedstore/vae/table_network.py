@@ -6,13 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from embedstore.errors import InvalidInput
+from embedstore.model import FloatMatrix
 from embedstore.vae.objective import LEAST_LOG_VARIANCE, LOG_2_PI, MOST_LOG_VARIANCE
 from embedstore.vae.table_columns import Column
+
+_START_LOG_VARIANCE = -2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,18 +63,46 @@ class TableNetwork(nn.Module):
         self._blocks = _blocks(columns)
         width = sum(column.width for column in columns)
         units = [architecture.hidden] * architecture.layers
-        self.encoder = nn.Sequential(*_dense([width, *units]), nn.Linear(units[-1], 2 * architecture.latent_dim))
-        self.decoder = nn.Sequential(*_dense([architecture.latent_dim, *units]), nn.Linear(units[-1], width))
+        self.last_in = nn.Linear(units[-1], 2 * architecture.latent_dim)
+        self.last_out = nn.Linear(units[-1], width)
+        self.encoder = nn.Sequential(*_dense([width, *units]))
+        self.decoder = nn.Sequential(*_dense([architecture.latent_dim, *units]))
+        # Straight ways past the hidden layers, so that what a linear method keeps of few rows is kept here too.
+        self.straight_in = nn.Linear(width, architecture.latent_dim, bias=False)
+        self.straight_out = nn.Linear(architecture.latent_dim, width, bias=False)
         self.log_deviation = nn.Parameter(torch.zeros(width))
+
+    def start_from(self, features: FloatMatrix) -> None:
+        """Start as a principal component analysis of some features (n, width), which training then improves on.
+
+        The straight ways take its components, each scaled to a variance of one; the hidden layers add nothing at first.
+        """
+        centred = features.astype(np.float64) - features.mean(axis=0)
+        _, singular, components = np.linalg.svd(centred, full_matrices=False)
+        n = min(self.architecture.latent_dim, int((singular > 1e-6 * singular[0]).sum()))
+        scale = singular[:n] / np.sqrt(len(features))
+        inward = np.zeros(tuple(self.straight_in.weight.shape))
+        outward = np.zeros(tuple(self.straight_out.weight.shape))
+        inward[:n] = components[:n] / scale[:, None]
+        outward[:, :n] = components[:n].T * scale
+        with torch.no_grad():
+            self.straight_in.weight.copy_(torch.from_numpy(inward))
+            self.straight_out.weight.copy_(torch.from_numpy(outward))
+            last_in, last_out = self.last_in, self.last_out
+            last_in.weight.zero_()
+            last_in.bias[: self.architecture.latent_dim] = -torch.from_numpy(inward @ features.mean(axis=0))
+            last_in.bias[self.architecture.latent_dim :] = _START_LOG_VARIANCE
+            last_out.weight.zero_()
+            last_out.bias.copy_(torch.from_numpy(features.mean(axis=0)))
 
     def encode(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log variance of q(z | x), both (n, latent_dim)."""
-        mu, log_variance = self.encoder(features).chunk(2, dim=1)
-        return mu, log_variance.clamp(LEAST_LOG_VARIANCE, MOST_LOG_VARIANCE)
+        mu, log_variance = self.last_in(self.encoder(features)).chunk(2, dim=1)
+        return mu + self.straight_in(features), log_variance.clamp(LEAST_LOG_VARIANCE, MOST_LOG_VARIANCE)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Means of numbers and logits of categories, (n, width)."""
-        return self.decoder(latents)  # type: ignore[no-any-return]
+        return self.last_out(self.decoder(latents)) + self.straight_out(latents)  # type: ignore[no-any-return]
 
     def hidden(self, features: Tensor, share: float) -> Tensor:
         """Features in which a share of each row's columns, drawn anew, are as if their values were missing."""
@@ -83,7 +115,7 @@ class TableNetwork(nn.Module):
         return made
 
     def log_likelihood(self, decoded: Tensor, features: Tensor) -> Tensor:
-        """log p(x | z) in nats, summed over columns: (n,)."""
+        """Log p(x | z) in nats, summed over columns: (n,)."""
         log_deviation = self.log_deviation.clamp(-3.0, 3.0)
         squared = (decoded - features).square() * torch.exp(-2.0 * log_deviation)
         of_numbers = -0.5 * (squared + LOG_2_PI + 2.0 * log_deviation)

@@ -62,9 +62,10 @@ class TrainingSettings:
     epochs: most passes over the items; minutes: most minutes of the whole, None for no limit, which is looked at
     between epochs and shortens the schedule of the learning rate by what the first epoch took. beta: weight of the KL;
     warm_up: share of the steps in which it rises to that; free_nats: what a dimension may tell at no cost.
-    validation: share of the items held out; patience: epochs without a better validation after which it ends, 0 for
-    never. hidden: share of the columns that the encoder does not see of each row while it learns, so that it learns
-    what tells what, and rows that are known in part have a place (tables only). precision: 'float32', or 'bfloat16' for what is computed of it (mixed precision, for a GPU).
+    hidden: share of the columns that the encoder does not see of each row while it learns, so that it learns what
+    tells what, and rows that are known in part have a place (tables only). validation: share of the items held out;
+    patience: epochs without a better validation after which it ends, 0 for never. precision: 'float32', or 'bfloat16'
+    for what is computed of it (mixed precision, for a GPU).
     """
 
     epochs: int = 30
@@ -106,13 +107,17 @@ class TrainingSettings:
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """What one pass came to, all in nats an item: minus the ELBO in training and on what is held out, and its parts."""
+    """What one pass came to, all in nats an item: minus the ELBO in training and on what is held out, and its parts.
+
+    objective: what is to be low on what is held out, with the KL weighed by beta; the epoch where it is least is best.
+    """
 
     number: int
     training: float
     validation: float
     reconstruction: float
     kl: float
+    objective: float
     seconds: float
 
 
@@ -206,9 +211,10 @@ class _Run:
         reconstruction, kl = self._validated()
         seconds = time.monotonic() - started
         self.seconds += seconds
-        epoch = Epoch(number, loss, reconstruction + kl, reconstruction, kl, round(seconds, 3))
+        objective = reconstruction + self.settings.beta * kl
+        epoch = Epoch(number, loss, reconstruction + kl, reconstruction, kl, objective, round(seconds, 3))
         self.trained.epochs.append(epoch)
-        if epoch.validation < min((one.validation for one in self.trained.epochs[:-1]), default=math.inf):
+        if objective < min((one.objective for one in self.trained.epochs[:-1]), default=math.inf):
             self.trained.best = number
             self.best_weights = _copied(self.network)
         self._fit_to_time()

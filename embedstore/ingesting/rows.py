@@ -1,0 +1,49 @@
+"""The rows of files or tables as plain mappings, for what learns from them rather than stores them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from embedstore.errors import InvalidInput
+from embedstore.ingesting.options import KEY_FIELDS
+from embedstore.ingesting.sources import open_sources
+
+
+def table_rows(
+    given: Sequence[Any], columns: Sequence[str] | None = None
+) -> Callable[[], Iterator[Mapping[str, Any]]]:
+    """What gives the rows of sources anew each time it is called; of all columns but keys, or of those named.
+
+    given: as for ``Collection.ingest``, but nothing that can be read only once. A row of JSON that lacks a column which
+    others have has null there. Raises InvalidInput for a column that is not there.
+    """
+    sources = open_sources(given)
+    for source in sources:
+        if not source.rereadable:
+            raise InvalidInput(f"{source.name} can be read only once, and learning reads it several times; give a file")
+    names = _columns(sources) if columns is None else list(columns)
+
+    def rows() -> Iterator[Mapping[str, Any]]:
+        for source in sources:
+            for row in source.rows():
+                if columns is not None and not any(name in row.fields for name in names):
+                    raise InvalidInput(
+                        f"{source.name} has none of the columns {', '.join(names)}; it has {', '.join(row.fields)}"
+                    )
+                yield {name: row.fields.get(name) for name in names}
+
+    return rows
+
+
+def _columns(sources: Sequence[Any]) -> list[str]:
+    """Every column that any row has, in the order in which they come, but those of keys."""
+    found: dict[str, None] = {}
+    for source in sources:
+        declared = source.columns()
+        if declared is not None:
+            found.update(dict.fromkeys(declared))
+            continue
+        for row in source.rows():
+            found.update(dict.fromkeys(row.fields))
+    return [name for name in found if name not in KEY_FIELDS]
