@@ -89,6 +89,8 @@ def read_picture(given: Any) -> Picture:
     """
     if isinstance(given, Picture):
         return given
+    if isinstance(given, PictureFile):
+        return given.read()
     if isinstance(given, (str, os.PathLike)):
         path = os.fsdecode(os.fspath(given))
         return picture_of(_file_bytes(path), os.path.abspath(path))
@@ -105,6 +107,21 @@ def read_picture(given: Any) -> Picture:
     raise InvalidInput(
         f"a picture must be a path, bytes, a Pillow image or an array of uint8, not {type(given).__name__}"
     )
+
+
+@dataclass(frozen=True, slots=True)
+class PictureFile:
+    """A file below a folder; a link that leads out of the folder is not read."""
+
+    folder: str
+    path: str
+
+    def read(self) -> Picture:
+        """The picture; InvalidInput as ``read_picture`` raises it, and for a link that leads out."""
+        inside, real = os.path.realpath(self.folder), os.path.realpath(self.path)
+        if os.path.commonpath([inside, real]) != inside:
+            raise InvalidInput(f"the picture {self.path!r} is a link that leads out of {self.folder!r}; copy it in")
+        return read_picture(self.path)
 
 
 def picture_of(data: bytes, path: str | None) -> Picture:

@@ -40,6 +40,26 @@ def store(tmp_path: Path) -> Iterator[embedstore.Store]:
 
 
 @pytest.fixture(scope="session")
+def square_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small image autoencoder, trained on pictures of a light square."""
+    from vae.made import trained_on_squares
+
+    folder = tmp_path_factory.mktemp("models") / "squares"
+    trained_on_squares(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def people_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small table autoencoder, trained on rows of people."""
+    from vae.made import trained_on_people
+
+    folder = tmp_path_factory.mktemp("models") / "people"
+    trained_on_people(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def postgres_url() -> Iterator[str]:
     """The URL of a private PostgreSQL server. In CI there must be one; elsewhere its absence skips the test."""
     from postgres_server import find_binaries, running_server

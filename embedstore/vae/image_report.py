@@ -133,7 +133,7 @@ def _samples(model: ImageModel) -> list[Pixels]:
 
 
 def _traversals(model: ImageModel, feed: PixelFeed, held_out: np.ndarray) -> list[Pixels]:
-    means, log_variances = model.encode(feed.pixels(held_out[:1000]))
+    means, log_variances = model.encode(feed.pixels(held_out[:256]))
     kl = 0.5 * (means**2 + np.exp(log_variances) - 1 - log_variances).mean(axis=0)
     rows = []
     for dimension in np.argsort(-kl)[:_MOST_TRAVERSED].tolist():

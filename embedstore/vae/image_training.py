@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from embedstore.errors import InvalidInput, StorageFailed, StorageFull
-from embedstore.pictures import SUFFIXES
+from embedstore.pictures import SUFFIXES, PictureFile
 from embedstore.storage.files import is_full, make_private
 from embedstore.vae.checkpoint import forget_checkpoint
 from embedstore.vae.devices import torch_device
@@ -26,6 +26,7 @@ from embedstore.vae.scoring import AnomalyScore, calibration
 from embedstore.vae.training import LEAST_ITEMS, Trained, TrainingSettings, bound_of, split, train
 
 _LOOKED_AT = 200
+_AT_ONCE = 128
 _ACTIVE_VARIANCE = 0.01
 
 
@@ -152,10 +153,10 @@ def _trained(
 
 def _calibrated(model: ImageModel, feed: PixelFeed, held_out: np.ndarray) -> dict[str, list[float]]:
     """The quantiles of the anomaly scores of what was held out."""
-    chunks = [feed.pixels(held_out[start : start + 500]) for start in range(0, min(len(held_out), 5000), 500)]
-    return calibration(
-        {by: np.concatenate([model.anomaly_scores(chunk, by) for chunk in chunks]) for by in AnomalyScore}
-    )
+    places = [held_out[start : start + _AT_ONCE] for start in range(0, len(held_out), _AT_ONCE)]
+    return calibration({
+        by: np.concatenate([model.anomaly_scores(feed.pixels(chunk), by) for chunk in places]) for by in AnomalyScore
+    })
 
 
 def _measured(
@@ -165,8 +166,8 @@ def _measured(
     reconstruction, kl = bound_of(network, feed, held_out)
     model = ImageModel(network, preparation, {})
     squared, means = 0.0, []
-    for start in range(0, len(held_out), 500):
-        pixels = feed.pixels(held_out[start : start + 500])
+    for start in range(0, len(held_out), _AT_ONCE):
+        pixels = feed.pixels(held_out[start : start + _AT_ONCE])
         mu, _ = model.encode(pixels)
         squared += float(np.square(model.decode_exactly(mu) - pixels / np.float32(255)).mean(axis=(1, 2, 3)).sum())
         means.append(mu)
@@ -191,7 +192,7 @@ def _listed(pictures: Any) -> Sequence[Any]:
         ]
         if not found:
             raise InvalidInput(f"the folder {folder!r} holds no pictures; their names end in {', '.join(SUFFIXES)}")
-        return sorted(found)
+        return [PictureFile(folder, path) for path in sorted(found)]
     if isinstance(pictures, np.ndarray):
         if pictures.dtype != np.uint8 or pictures.ndim not in (3, 4):
             raise InvalidInput(

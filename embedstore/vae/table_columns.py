@@ -355,7 +355,7 @@ def numbers_of(column: Column, features: np.ndarray) -> np.ndarray:
 
 def _shown_number(column: Column, value: float) -> Any:
     if column.kind is ColumnKind.DATE:
-        day = datetime.datetime.fromtimestamp(value * _DAY, datetime.UTC)
+        day = datetime.datetime.fromtimestamp((round(value) if column.whole else value) * _DAY, datetime.UTC)
         return day.date().isoformat() if column.whole else day.isoformat(timespec="seconds")
     return round(value) if column.whole else value
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from embedstore.errors import InvalidInput, InvalidRecord
 from embedstore.ingesting.sources.source import OnError, SourceRow, file_fingerprint, file_status, refuse
-from embedstore.pictures import Picture, read_picture
+from embedstore.pictures import PictureFile
 
 
 class ImageFile(NamedTuple):
@@ -50,7 +50,7 @@ class ImageFiles:
         for number, file in enumerate(self.files, start=1):
             position += _size(file.path)
             try:
-                picture = self._read(file)
+                picture = PictureFile(self._folder, file.path).read()
                 modified = file_status(file.path).st_mtime
             except InvalidInput as error:
                 refuse(InvalidRecord(str(error), row=number), self.name, on_error)
@@ -60,13 +60,6 @@ class ImageFiles:
                 "mode": picture.mode, "format": picture.format, "taken": picture.taken,
                 "modified": datetime.fromtimestamp(modified, UTC).isoformat(timespec="seconds"),
             })  # fmt: skip
-
-    def _read(self, file: ImageFile) -> Picture:
-        inside = os.path.realpath(self._folder)
-        real = os.path.realpath(file.path)
-        if os.path.commonpath([inside, real]) != inside:
-            raise InvalidInput(f"the picture {file.path!r} is a link that leads out of {self._folder!r}; copy it in")
-        return read_picture(file.path)
 
 
 def _size(path: str) -> int:
