@@ -15,7 +15,7 @@ import time
 import weakref
 from collections.abc import Callable
 from threading import get_ident
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 _PATIENCE_SECONDS = 10.0
 _POLL_SECONDS = 0.0005
@@ -137,6 +137,28 @@ inside_sqlite = _Gate()
 """``with inside_sqlite:`` stands around calls of SQLite."""
 not_forking = inside_sqlite
 """``with not_forking:`` stands around what else a fork in the middle would leave locked in the child: long imports."""
+
+
+Made = TypeVar("Made")
+
+
+class once(Generic[Made]):  # noqa: N801 - used as a decorator, like ``property``
+    """A property that is computed when it is first asked for, and kept; perhaps twice, by threads that ask at once.
+
+    Unlike ``functools.cached_property`` before Python 3.12 it takes no lock, which a fork could leave held for ever.
+    """
+
+    def __init__(self, compute: Callable[[Any], Made]) -> None:
+        self._compute = compute
+        self.__doc__ = compute.__doc__
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, one: Any, owner: type | None = None) -> Made:
+        made = self._compute(one)
+        one.__dict__[self._name] = made  # found there from now on
+        return made
 
 
 def _before_fork() -> None:

@@ -112,8 +112,8 @@ def run_cli(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
 
     def run(*arguments: str, stdin: str | bytes = b"", **options: object) -> subprocess.CompletedProcess[str]:
         environment = {
-            **os.environ, "EMBEDSTORE_STORE": str(tmp_path / "store"), "PYTHONPATH": str(ROOT / "tests" / "plugin"),
-            "COLUMNS": "160",
+            **os.environ, "EMBEDSTORE_STORE": str(tmp_path / "store"),
+            "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'plugin'}", "COLUMNS": "160",
         }  # fmt: skip
         done = subprocess.run(
             [sys.executable, "-W", "error::ResourceWarning", "-m", "embedstore", *arguments],

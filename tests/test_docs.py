@@ -147,7 +147,7 @@ class Session:
         self._environment = {
             **os.environ,
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-            "PYTHONPATH": str(ROOT / "tests" / "plugin"),
+            "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'plugin'}",
             "PYTHONWARNINGS": "error::ResourceWarning",
             "COLUMNS": "120",
         }

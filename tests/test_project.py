@@ -164,3 +164,9 @@ def test_every_error_is_in_the_tree_and_is_a_builtin_too():
         assert kind.__name__ in (errors.__doc__ or "")
         assert str(kind("a message")) == "a message"
         assert kind.exit_code in (1, 2, 3, 4)
+
+
+def test_no_property_takes_a_lock_that_a_fork_would_leave_held():
+    for path in (ROOT / "embedstore").rglob("*.py"):
+        text = path.read_text()
+        assert "import cached_property" not in text and "@functools.cached_property" not in text, path

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from embedstore.forking import once
 from embedstore.model import BoolVector, IntVector
 
 
@@ -19,22 +19,22 @@ class Selection:
         self._places: dict[int, tuple[Any, Selection]] = {}
         self._shorter: dict[int, Selection] = {}
 
-    @cached_property
+    @once
     def n(self) -> int:
         """How many rows there are."""
         return int(np.count_nonzero(self.usable))
 
-    @cached_property
+    @once
     def rows(self) -> IntVector:
         """The rows, ascending."""
         return np.flatnonzero(self.usable)
 
-    @cached_property
+    @once
     def bitmap(self) -> npt.NDArray[np.uint8]:
         """A bit a row, the first in the lowest place, as FAISS reads it."""
         return np.packbits(self.usable, bitorder="little")
 
-    @cached_property
+    @once
     def selector(self) -> Any:
         """What makes FAISS return no others."""
         from embedstore.optional import load_faiss

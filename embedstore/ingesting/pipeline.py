@@ -6,7 +6,6 @@ is one commit: an interrupted ingest that is run again finds what is there and g
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import queue
@@ -17,6 +16,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from embedstore.errors import InvalidInput, InvalidRecord
+from embedstore.forking import once
 from embedstore.ingesting.chunks import ChunkCutter, check_parents, drop_stale_chunks
 from embedstore.ingesting.job import IngestJob
 from embedstore.ingesting.keys import SeenKeys
@@ -233,15 +233,15 @@ class _Ingest:
         if pending:
             yield self._prepared(source, pending, cutter)
 
-    @functools.cached_property
+    @once
     def _checker(self) -> VectorChecker:
         return self._collection.vector_checker()
 
-    @functools.cached_property
+    @once
     def _has_encoder(self) -> bool:
         return bool(self._read_by_encoder)
 
-    @functools.cached_property
+    @once
     def _read_by_encoder(self) -> frozenset[Modality]:
         return self._collection.modalities_read()
 

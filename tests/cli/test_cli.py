@@ -189,7 +189,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(filled, tmp_path):
     environment = {
         **os.environ,
         "EMBEDSTORE_STORE": str(tmp_path / "store"),
-        "PYTHONPATH": str(ROOT / "tests" / "plugin"),
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'plugin'}",
     }
     done = subprocess.run(
         ["bash", "-c", f"{command} | head -n 1; echo ${{PIPESTATUS[0]}}"],

@@ -248,7 +248,7 @@ class Part:
 
 def spawn(role: str, folder: Path, cache: Path, url: str | None, seconds: float, seed: int) -> subprocess.Popen[str]:
     """Start a part; it waits for its input to end."""
-    environment = {**os.environ, "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS / 'plugin'}"}
+    environment = {**os.environ, "PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}{os.pathsep}{TESTS / 'plugin'}"}
     return subprocess.Popen(
         [sys.executable, "-W", "error::ResourceWarning", __file__, role, str(folder), str(cache), url or "",
          str(seconds), str(seed)],
@@ -347,7 +347,7 @@ class _Talker:
     """A process with an open store that answers one question after the other."""
 
     def __init__(self, cache: Path, url: str | None) -> None:
-        environment = {**os.environ, "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS / 'plugin'}"}
+        environment = {**os.environ, "PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}{os.pathsep}{TESTS / 'plugin'}"}
         self._process = subprocess.Popen(
             [sys.executable, __file__, "talker", str(cache), url or ""], stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, text=True, env=environment,

@@ -132,7 +132,7 @@ class Worker:
     """Another process, which writes when it is asked to; kept from one test to the next, for it is slow to start."""
 
     def __init__(self) -> None:
-        environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'tests'}:{ROOT / 'tests' / 'plugin'}"}
+        environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}:{ROOT / 'tests' / 'plugin'}"}
         self._process = subprocess.Popen(
             [sys.executable, "-c", _WORKER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )

@@ -107,7 +107,7 @@ def revision(folder: Path, url: str | None) -> str:
 
 def spawn(script: str, folder: Path, url: str | None, start: float, failpoint: str = "") -> subprocess.Popen[str]:
     """Run ``script`` with the store's folder, its URL and the moment to begin."""
-    environment = {**os.environ, "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS / 'plugin'}"}
+    environment = {**os.environ, "PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}{os.pathsep}{TESTS / 'plugin'}"}
     environment.pop("EMBEDSTORE_FAILPOINT", None)
     if failpoint:
         environment["EMBEDSTORE_FAILPOINT"] = failpoint

@@ -145,8 +145,8 @@ def run(what: str, folder: Path, url: str | None, number: float, timeout: float 
     """What was wrong in a process that does ``what``."""
     done = subprocess.run(
         [sys.executable, "-X", "faulthandler", __file__, what, str(folder), url or "", str(number)],
-        env={**os.environ, "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS / 'plugin'}"}, timeout=timeout,
-        capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}{os.pathsep}{TESTS / 'plugin'}"},
+        timeout=timeout, capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode != 0:
         return [f"{what} ended with {done.returncode}: {done.stderr[-3000:]}"]

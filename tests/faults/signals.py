@@ -61,7 +61,8 @@ def write_inputs(folder: Path) -> None:
 
 def start(folder: Path, arguments: Sequence[str]) -> subprocess.Popen[str]:
     """The command line as a process of its own, its store in ``folder``."""
-    environment = {**os.environ, "PYTHONPATH": str(TESTS / "plugin"), "EMBEDSTORE_STORE": str(folder / "store")}
+    path = f"{TESTS.parent}{os.pathsep}{TESTS / 'plugin'}"
+    environment = {**os.environ, "PYTHONPATH": path, "EMBEDSTORE_STORE": str(folder / "store")}
     return subprocess.Popen(
         [sys.executable, "-m", "embedstore", "-q", *arguments], cwd=folder, env=environment, text=True,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,

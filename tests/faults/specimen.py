@@ -118,7 +118,7 @@ def _write_later(store: embedstore.Store, n: int, step: int) -> None:
 def made(folder: Path, n: int, end: str) -> None:
     """Have the store written by a process of its own."""
     script = "import sys; from faults.specimen import write; write(sys.argv[1], int(sys.argv[2]), sys.argv[3])"
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'tests'}:{ROOT / 'tests' / 'plugin'}"}
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}:{ROOT / 'tests' / 'plugin'}"}
     done = subprocess.run([sys.executable, "-c", script, folder, str(n), end], env=environment, check=False)
     assert done.returncode == (-signal.SIGKILL if end == "killed" else 0)
 

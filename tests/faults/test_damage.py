@@ -154,7 +154,7 @@ def test_the_command_line_says_damage_in_one_line_and_ends_with_4(specimens, one
 
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests" / "plugin"), "COLUMNS": "160"}
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'plugin'}", "COLUMNS": "160"}
     command = [sys.executable, "-m", "embedstore", "--store", str(folder), *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 

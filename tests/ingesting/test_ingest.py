@@ -218,7 +218,9 @@ def test_an_interrupted_ingest_goes_on_where_it_was(tmp_path, run_cli, word, cod
     rows = [{"id": f"k{i}", "text": "abcde"[i % 5] * (i % 17 + 1), "n": i} for i in range(30_000)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     store = tmp_path / "store"
-    environment = {**os.environ, "PYTHONPATH": os.path.join(os.path.dirname(__file__), "..", "plugin")}
+    tests = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    path = os.pathsep.join([os.path.dirname(tests), os.path.join(tests, "plugin")])
+    environment = {**os.environ, "PYTHONPATH": path}
     with subprocess.Popen(
         [sys.executable, "-m", "embedstore", "--store", str(store), "ingest", "c", "rows.jsonl", "--encoder=letters"],
         cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
