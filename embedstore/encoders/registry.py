@@ -8,6 +8,8 @@ from pathlib import Path
 
 from embedstore.devices import Device, choose_device
 from embedstore.encoders.hub import cached_snapshot, download_snapshot
+from embedstore.encoders.latent_maps import CLASSES, TAESD, LatentMapEncoder, read_latent_map_folder
+from embedstore.encoders.latent_maps import OPTIONS as MAP_OPTIONS
 from embedstore.encoders.model_config import model_format
 from embedstore.encoders.model_folder import (
     TextModel,
@@ -26,12 +28,14 @@ ENTRY_POINTS = "embedstore.encoders"
 NONE = "none"
 
 _POSSIBLE = (
-    "minilm, minilm-int8, st:NAME_OR_PATH, hf:NAME_OR_PATH@layer=-2,pool=mean, the path of a model folder, none"
+    "minilm, minilm-int8, st:NAME_OR_PATH, hf:NAME_OR_PATH@layer=-2,pool=mean, diffusers:PATH@size=256, the path of a"
+    " model folder, none"
 )
 _IMAGE = "embedstore-image-vae"
 _TABLE = "embedstore-table-vae"
 _OWN = (_IMAGE, _TABLE)
 _HF_OPTIONS = ("layer", "pool", "normalize", "max_tokens")
+_OPTIONS_OF = {"hf": _HF_OPTIONS, "diffusers": MAP_OPTIONS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,13 +101,15 @@ def _understand(name: str) -> _Request:
     kind, colon, rest = name.partition(":")
     if name in (MINILM, MINILM_INT8):
         return _Request(name)
-    if colon and kind in ("st", "hf") and rest:
-        model, options = _with_options(rest) if kind == "hf" else (rest, ())
+    if colon and kind in ("st", "hf", "diffusers") and rest:
+        model, options = (rest, ()) if kind == "st" else _with_options(rest, _OPTIONS_OF[kind])
         return _Request(kind, _absolute(model), options)
     folder = Path(name).expanduser()
     if name and folder.is_dir():
         if model_format(folder) in _OWN:
             return _Request("model", _absolute(name))
+        if read_latent_map_folder(folder) is not None:
+            return _Request("diffusers", _absolute(name))
         if is_sentence_transformer(folder):
             return _Request("st", _absolute(name))
         if is_transformer(folder):
@@ -122,7 +128,7 @@ def _absolute(model: str) -> str:
     return str(folder.resolve()) if folder.is_dir() else model
 
 
-def _with_options(rest: str) -> tuple[str, tuple[tuple[str, str], ...]]:
+def _with_options(rest: str, known: tuple[str, ...]) -> tuple[str, tuple[tuple[str, str], ...]]:
     """Split ``NAME@layer=-2,pool=mean``; InvalidInput for an option that does not exist."""
     model, at, tail = rest.rpartition("@")
     if not at or "=" not in tail or not model:
@@ -130,12 +136,10 @@ def _with_options(rest: str) -> tuple[str, tuple[tuple[str, str], ...]]:
     options: dict[str, str] = {}
     for part in tail.split(","):
         key, equals, value = part.partition("=")
-        if not equals or key not in _HF_OPTIONS or key in options:
-            raise InvalidInput(
-                f"the option {part!r} of 'hf:{rest}' is not one of {', '.join(_HF_OPTIONS)}, once each"
-            )
+        if not equals or key not in known or key in options:
+            raise InvalidInput(f"the option {part!r} of {rest!r} is not one of {', '.join(known)}, once each")
         options[key] = value
-    return model, tuple((key, options[key]) for key in _HF_OPTIONS if key in options)
+    return model, tuple((key, options[key]) for key in known if key in options)
 
 
 def _load(request: _Request, pinned: EncoderSpec | None, allow_network: bool, device: Device) -> Encoder:
@@ -148,6 +152,12 @@ def _load(request: _Request, pinned: EncoderSpec | None, allow_network: bool, de
     folder = Path(location) if location is not None and Path(location).is_dir() else None
     if request.kind == "model":
         return _own(request.name, folder or _folder(request, allow_network), device)
+    if request.kind == "diffusers":
+        place = folder or _folder(request, allow_network)
+        found = read_latent_map_folder(place)
+        if found is None:
+            raise InvalidInput(f"{place} holds no autoencoder that diffusers: reads ({', '.join(CLASSES)}, {TAESD})")
+        return LatentMapEncoder(request.name, found, dict(request.options), device)
     model = _read(request, folder or _folder(request, allow_network))
     return TextEncoder(model.spec(request.name), model, device)
 
@@ -226,7 +236,7 @@ def _external(name: str) -> Encoder | None:
     kind, _, argument = name.partition(":")
     points = importlib.metadata.entry_points(group=ENTRY_POINTS)
     for point in points:
-        if point.name != kind or kind in (MINILM, MINILM_INT8, "st", "hf", NONE):
+        if point.name != kind or kind in (MINILM, MINILM_INT8, "st", "hf", "diffusers", NONE):
             continue
         try:
             make = point.load()
