@@ -19,6 +19,7 @@ from embedstore.storing import commit_metadata
 
 if TYPE_CHECKING:
     from embedstore.collection import Collection
+    from embedstore.vae.diagnostics import Diagnosis
 
 METHODS = ("reconstruction", "elbo", "knn")
 _PAGE = 1000
@@ -76,6 +77,33 @@ def find_anomalies(
     order = np.argsort(-scores, kind="stable")[:top].tolist()
     found = [Anomaly(keys[place], float(scores[place]), float(shares[place]), bool(strange[place])) for place in order]
     return AnomalyReport(method, threshold, len(keys), int(strange.sum()), found, unreadable)
+
+
+def diagnose_space(
+    collection: Collection, *, space: str | None, label: str | None, where: Where | None, sample: int, seed: int
+) -> Diagnosis:
+    """See ``Collection.diagnose``."""
+    with collection.store.reading() as transaction:
+        row = space_row(transaction, catalog.require_collection(transaction, collection.name), space)
+    encoder: Any = collection.store.encoder_of(row)
+    if not hasattr(encoder, "diagnose"):
+        raise InvalidInput(f"the encoder of {row.name!r}, {encoder.spec.name!r}, is no trained autoencoder")
+    from embedstore.storing import modalities_read
+
+    read = modalities_read(row)
+    items, labels = [], []
+    for record in collection.sample(sample, where=where, seed=seed):
+        if record.content is None or record.modality not in read:
+            continue
+        value = None if label is None else record.metadata.get(label)
+        if label is not None and value is None:
+            continue
+        items.append(encoder.prepare(_content(record)))
+        labels.append(value)
+    if label is not None and not items:
+        raise InvalidInput(f"no record has the field {label!r}")
+    diagnosis: Diagnosis = encoder.diagnose(items, None if label is None else labels)
+    return diagnosis
 
 
 def _check(method: str, top: int, quantile: float, neighbour: int) -> None:

@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from embedstore.encoders import Encoder
     from embedstore.searching.tuning import TuningReport
     from embedstore.store import Store
+    from embedstore.vae.diagnostics import Diagnosis
 
 _LOG = logging.getLogger("embedstore")
 DEFAULT_ENCODER = "minilm"
@@ -486,6 +487,23 @@ class Collection:
             self, space=space, method=method, where=where, top=top, quantile=quantile, neighbour=neighbour,
             store_as=store_as,
         )  # fmt: skip
+
+    def diagnose(
+        self,
+        *,
+        space: str | None = None,
+        label: str | None = None,
+        where: Where | None = None,
+        sample: int = 2000,
+        seed: int = 0,
+    ) -> Diagnosis:
+        """What the latent space of an autoencoder is like, seen through a sample of the records.
+
+        label: a metadata field by which reconstruction is told, and which is predicted from the vectors.
+        """
+        from embedstore.anomaly import diagnose_space
+
+        return diagnose_space(self, space=space, label=label, where=where, sample=sample, seed=seed)
 
     def reencode(self, encoder: str, *, space: str | None = None, keep: bool = False) -> WriteReport:
         """Make a space anew with another encoder; the old one serves until the new one is whole, then they switch.

@@ -45,3 +45,19 @@ def anomaly_command(state: State, /, collection: str, **options: Any) -> None:
     ]
     print_rows(rows, state.format_)
     state.note(f"{report.n_strange:,} of {report.n_scored:,} are beyond {report.threshold:.6g}")
+
+
+@latent_command.command("diagnose")
+@click.argument("collection")
+@click.option("--space", metavar="NAME", help="The space; else the collection's first one.")
+@click.option("--label", metavar="FIELD", help="A field to predict from the vectors, and to tell reconstruction by.")
+@click.option("--where", metavar="EXPR", help="Only records for which this holds.")
+@click.option("--sample", type=int, default=2000, show_default=True, metavar="N", help="Through how many records.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of which records are drawn.")
+@pass_state
+def diagnose_command(state: State, /, collection: str, **options: Any) -> None:
+    """Tell what the latent space of an autoencoder is like: what its dimensions tell, how well one can walk it."""
+    from embedstore.cli.output import print_mapping
+
+    with state.collection(collection) as found:
+        print_mapping(found.diagnose(**options).to_dict(), state.format_)

@@ -20,6 +20,7 @@ from embedstore.pictures import Picture, read_picture
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from embedstore.vae.diagnostics import Diagnosis
     from embedstore.vae.image_model import ImageModel
     from embedstore.vae.preparation import Pixels
 
@@ -110,6 +111,12 @@ class ImageEncoder:
             return [float(one) for one in self.model.made["anomaly"][method]]
         except (KeyError, TypeError, ValueError):
             raise EncoderUnavailable(f"the model in {self._folder} keeps no scores; train it again") from None
+
+    def diagnose(self, items: Sequence[Any], labels: Sequence[Any] | None = None) -> Diagnosis:
+        """What the latent space is like, seen through prepared items; see ``vae.diagnostics.Diagnosis``."""
+        from embedstore.vae.diagnostics import diagnose
+
+        return diagnose(self.model, np.stack([self._pixels(item) for item in items]), labels)
 
     def count_tokens(self, text: str) -> int:
         """Pictures have no tokens; InvalidInput."""

@@ -17,6 +17,7 @@ from embedstore.errors import EncoderUnavailable, InvalidInput
 from embedstore.model import FloatMatrix, FloatVector, choose
 
 if TYPE_CHECKING:
+    from embedstore.vae.diagnostics import Diagnosis
     from embedstore.vae.table_model import TableModel
 
 _AT_ONCE = 4096
@@ -111,6 +112,12 @@ class TableEncoder:
             return [float(one) for one in self.model.made["anomaly"][method]]
         except (KeyError, TypeError, ValueError):
             raise EncoderUnavailable(f"the model in {self._folder} keeps no scores; train it again") from None
+
+    def diagnose(self, items: Sequence[Any], labels: Sequence[Any] | None = None) -> Diagnosis:
+        """What the latent space is like, seen through prepared items; see ``vae.diagnostics.Diagnosis``."""
+        from embedstore.vae.diagnostics import diagnose
+
+        return diagnose(self.model, self.model.schema.transform(items)[0], labels)
 
     def count_tokens(self, text: str) -> int:
         """Rows have no tokens; InvalidInput."""

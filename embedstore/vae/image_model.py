@@ -56,6 +56,14 @@ class ImageModel:
         missed: Scores = np.square(given_back - pixels / np.float32(255)).mean(axis=(1, 2, 3), dtype=np.float64)
         return missed
 
+    def flat(self, pixels: Pixels) -> FloatMatrix:
+        """Pixels as rows of numbers in 0 to 1: float32 (n, channels * size * size)."""
+        return pixels.reshape(len(pixels), -1).astype(np.float32) / np.float32(255)
+
+    def decode_flat(self, latents: FloatMatrix) -> FloatMatrix:
+        """The mean pictures of latent vectors as such rows."""
+        return self.decode_exactly(latents).reshape(len(latents), -1)
+
     @property
     def device(self) -> torch.device:
         """Where the network is."""

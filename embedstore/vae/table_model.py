@@ -53,6 +53,17 @@ class TableModel:
             missed: Scores = -self.network.log_likelihood(self.network.decode(mu), items).double().cpu().numpy()
         return missed
 
+    def flat(self, features: FloatMatrix) -> FloatMatrix:
+        """Features are rows already."""
+        return features
+
+    def decode_flat(self, latents: FloatMatrix) -> FloatMatrix:
+        """The mean features of latent vectors, categories as probabilities: float32 (n, width)."""
+        given = torch.from_numpy(np.ascontiguousarray(latents, np.float32)).to(self.device)
+        with torch.inference_mode():
+            mean: FloatMatrix = self.network.mean_features(self.network.decode(given)).cpu().numpy()
+        return mean
+
     @property
     def device(self) -> torch.device:
         """Where the network is."""

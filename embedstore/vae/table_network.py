@@ -114,6 +114,13 @@ class TableNetwork(nn.Module):
             made[of, none] = 1.0
         return made
 
+    def mean_features(self, decoded: Tensor) -> Tensor:
+        """What was decoded, with probabilities in the place of logits: (n, width)."""
+        made = decoded.clone()
+        for _, middle, end, _ in self._blocks:
+            made[:, middle:end] = functional.softmax(decoded[:, middle:end], dim=1)
+        return made
+
     def log_likelihood(self, decoded: Tensor, features: Tensor) -> Tensor:
         """Log p(x | z) in nats, summed over columns: (n,)."""
         log_deviation = self.log_deviation.clamp(-3.0, 3.0)

@@ -31,7 +31,7 @@ Rows = Callable[[], Iterable[Mapping[str, Any]]]
 """Gives the rows of a table from its beginning, each time that it is called."""
 
 TABLE_SETTINGS = TrainingSettings(
-    epochs=40, batch=128, learning_rate=1e-3, beta=0.3, free_nats=0.0, hidden=0.2, patience=10
+    epochs=40, batch=128, learning_rate=1e-3, beta=0.3, free_nats=0.0, hidden=0.3, patience=10
 )
 """How tables are trained where nothing else is asked for: a small beta, since these vectors are to tell rows apart."""
 
