@@ -13,6 +13,7 @@ from embedstore.model import FloatMatrix
 
 ACTIVE_VARIANCE = 0.01
 _PAIRS, _STEPS, _SAMPLES = 200, 8, 500
+_LOOKED_AT, _SAME = 20, 1e-6
 _ACCEPTED = 0.95
 _NEIGHBOURS = 5
 _FOLDS = 5
@@ -42,10 +43,11 @@ class Diagnosis:
     than 0.01. posterior_mean, posterior_deviation: of the aggregated posterior, by dimension; from_prior: KL in nats of
     the normal distribution with its mean and covariance from the prior; total_correlation: nats by which its dimensions
     depend on each other, as far as covariance tells. reconstruction: mean squared error of what comes back, in all and
-    by the values of a label. continuity: in eight steps from an item to its nearest, the greatest change of what is
-    decoded over the mean one; 1 is a walk of equal steps. completeness: the share of samples of the prior whose
-    decoding is as near to an item as 95 in 100 items, or what comes back of them, are to another. probes: accuracy of a linear probe and of the five
-    nearest neighbours in five folds, on the means and on a PCA of the same size.
+    by the values of a label. continuity: in eight steps from an item to the nearest that differs, the greatest change
+    of what is decoded over the mean one; 1 is a walk of equal steps. completeness: the share of samples of the prior
+    whose decoding is as near to an item as 95 in 100 items, or what comes back of them, are to another. probes:
+    accuracy of a linear probe and of the five nearest neighbours in five folds, on the means and on a PCA of the same
+    size.
     """
 
     n_items: int
@@ -118,11 +120,13 @@ def _nearest(rows: FloatMatrix, queries: FloatMatrix, k: int) -> tuple[np.ndarra
 
 def _continuity(decode: Callable[[FloatMatrix], FloatMatrix], means: FloatMatrix, drawn: np.random.Generator) -> float:
     chosen = drawn.choice(len(means), min(_PAIRS, len(means)), replace=False)
-    _, places = _nearest(means, means[chosen], 2)
+    distances, places = _nearest(means, means[chosen], min(_LOOKED_AT, len(means)))
     shares = np.linspace(0.0, 1.0, _STEPS + 1, dtype=np.float32)
     ratios = []
-    for start, (first, second) in zip(chosen.tolist(), places.tolist(), strict=True):
-        end = second if first == start else first
+    for start, far, near in zip(chosen.tolist(), distances > _SAME, places, strict=True):
+        if not far.any():
+            continue  # as many copies of one item
+        end = near[far.argmax()]
         way = means[start] + shares[:, None] * (means[end] - means[start])  # (steps + 1, latent_dim)
         changes = np.linalg.norm(np.diff(decode(way.astype(np.float32)), axis=0), axis=1)
         if changes.mean() > 0:

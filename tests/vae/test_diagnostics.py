@@ -64,7 +64,7 @@ def test_the_space_of_squares_is_told(store, square_model):
     expected = 0.5 * (means**2 + np.exp(log_variances) - 1 - log_variances).mean(axis=0)
     np.testing.assert_allclose(found.kl_by_dimension, expected, rtol=1e-4)
     assert found.n_items == 300 and set(found.reconstruction_by_label) == {"True", "False"}
-    assert found.probes["means"]["neighbours"] > 0.9 and 0 < found.completeness <= 1 <= found.continuity < 4
+    assert found.probes["means"]["neighbours"] > 0.9 and 0 <= found.completeness <= 1 <= found.continuity < 4
     assert found.to_dict()["active_units"] == found.active_units
     with pytest.raises(InvalidInput, match="no record has the field 'colour'"):
         shapes.diagnose(label="colour")
