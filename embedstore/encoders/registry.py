@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from embedstore.devices import Device, choose_device
+from embedstore.encoders.cross_modal import CrossModalEncoder, is_cross_modal
 from embedstore.encoders.hub import cached_snapshot, download_snapshot
 from embedstore.encoders.latent_maps import CLASSES, TAESD, LatentMapEncoder, read_latent_map_folder
 from embedstore.encoders.latent_maps import OPTIONS as MAP_OPTIONS
@@ -53,6 +54,8 @@ class _Request:
             return self.kind
         if self.kind == "model":
             return self.model
+        if self.kind == "clip":
+            return f"st:{self.model}"
         given = ",".join(f"{key}={value}" for key, value in self.options)
         return f"{self.kind}:{self.model}" + (f"@{given}" if given else "")
 
@@ -101,6 +104,8 @@ def _understand(name: str) -> _Request:
     kind, colon, rest = name.partition(":")
     if name in (MINILM, MINILM_INT8):
         return _Request(name)
+    if colon and kind == "st" and rest and is_cross_modal(Path(rest).expanduser()):
+        return _Request("clip", _absolute(rest))
     if colon and kind in ("st", "hf", "diffusers") and rest:
         model, options = (rest, ()) if kind == "st" else _with_options(rest, _OPTIONS_OF[kind])
         return _Request(kind, _absolute(model), options)
@@ -108,6 +113,8 @@ def _understand(name: str) -> _Request:
     if name and folder.is_dir():
         if model_format(folder) in _OWN:
             return _Request("model", _absolute(name))
+        if is_cross_modal(folder):
+            return _Request("clip", _absolute(name))
         if read_latent_map_folder(folder) is not None:
             return _Request("diffusers", _absolute(name))
         if is_sentence_transformer(folder):
@@ -152,6 +159,8 @@ def _load(request: _Request, pinned: EncoderSpec | None, allow_network: bool, de
     folder = Path(location) if location is not None and Path(location).is_dir() else None
     if request.kind == "model":
         return _own(request.name, folder or _folder(request, allow_network), device)
+    if request.kind == "clip":
+        return CrossModalEncoder(request.name, folder or _folder(request, allow_network), device)
     if request.kind == "diffusers":
         place = folder or _folder(request, allow_network)
         found = read_latent_map_folder(place)

@@ -17,6 +17,7 @@ ARCHITECTURES = ("conv", "mlp")
 LIKELIHOODS = ("bernoulli", "gaussian")
 _SMALLEST, _LARGEST_GRID, _LARGEST = 4, 8, 512
 _MOST_WIDTHS = 8
+_START_LOG_DEVIATION = -1.5  # pixels lie in 0 to 1, so that a deviation of one would make them not worth telling
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +103,9 @@ class ImageNetwork(nn.Module):
         self.architecture = architecture
         make = _convolutional if architecture.kind == "conv" else _plain
         self.encoder, self.decoder = make(architecture)
-        self.log_deviation = nn.Parameter(torch.zeros(()), requires_grad=architecture.likelihood == "gaussian")
+        self.log_deviation = nn.Parameter(
+            torch.full((), _START_LOG_DEVIATION), requires_grad=architecture.likelihood == "gaussian"
+        )
 
     def encode(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log variance of q(z | x), both (n, latent_dim)."""
