@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import base64
 import binascii
+import ctypes
 import datetime
+import functools
 import hashlib
 import io
+import logging
 import os
 import re
 import stat
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +42,7 @@ MAX_PIXELS = 40_000_000
 MAX_BYTES = 256 << 20
 _NAMED = re.compile(r"ni:///sha-256;([A-Za-z0-9_-]{43})(?:\?ct=(image/[a-z]+))?")
 _TAKEN, _TAKEN_ANY, _SUB_IFD = 0x9003, 0x0132, 0x8769
+_reading: ContextVar[bool] = ContextVar("reading", default=False)
 _WIDE = ("I", "I;16", "I;16B", "I;16L", "F")
 
 
@@ -129,6 +134,9 @@ def picture_of(data: bytes, path: str | None) -> Picture:
     what = repr(path) if path is not None else "the picture"
     with _guarded(what):
         from PIL import Image
+
+        if data[:2] in (b"II", b"MM"):
+            _silence_tiff()
 
         with Image.open(io.BytesIO(data), formats=list(FORMATS)) as opened:
             width, height = opened.size
@@ -235,6 +243,36 @@ def _file_bytes(path: str) -> bytes:
         os.close(descriptor)
 
 
+@functools.cache
+def _silence_tiff() -> None:
+    """Have libtiff keep what it says of broken files to itself; it writes to stderr past Python, and Pillow lets it.
+
+    Pillow's own log of such files is kept quiet while this module reads them.
+    """
+    from PIL import Image, features
+
+    logging.getLogger("PIL.TiffImagePlugin").addFilter(lambda record: not _reading.get())
+    if not features.check("libtiff"):
+        return
+    Image.preinit()
+    with suppress(OSError, AttributeError):  # another build of Pillow: it then says what it says
+        library = ctypes.CDLL(_loaded_library("libtiff"))
+        for name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
+            handler = getattr(library, name)
+            handler.argtypes, handler.restype = [ctypes.c_void_p], ctypes.c_void_p
+            handler(None)
+
+
+def _loaded_library(name: str) -> str:
+    """The path of a library that this process has loaded; OSError where there is none, or no telling."""
+    with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:
+        for line in maps:
+            path = line.rstrip("\n").partition("/")
+            if path[1] and os.path.basename(path[2]).startswith(name):
+                return f"/{path[2]}"
+    raise OSError(f"{name} is not loaded")
+
+
 def _taken(opened: Image) -> str | None:
     """When a picture was taken, by its EXIF, as ISO 8601; None where it does not say so in a way that can be read."""
     try:
@@ -248,6 +286,7 @@ def _taken(opened: Image) -> str | None:
 @contextmanager
 def _guarded(what: str) -> Iterator[None]:
     """Whatever a decoder raises for bytes that it cannot read, as InvalidInput; its warnings are kept to itself."""
+    token = _reading.set(True)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -263,3 +302,5 @@ def _guarded(what: str) -> Iterator[None]:
             raise InvalidInput(f"{what} is no picture that can be read; formats are {', '.join(FORMATS)}") from None
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InvalidInput(f"{what} is a broken picture: {reason}") from None
+    finally:
+        _reading.reset(token)

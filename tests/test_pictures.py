@@ -57,6 +57,39 @@ def test_every_allowed_format_is_read_and_refused_where_it_is_cut_off(format_):
             picture_of(body[:cut], None).decode()
 
 
+def test_broken_files_of_every_format_are_refused_or_read_and_nothing_is_said_past_python(tmp_path):
+    script = (
+        "import io, random\n"
+        "import numpy as np\n"
+        "from PIL import Image\n"
+        "from embedstore import InvalidInput\n"
+        "from embedstore.pictures import read_picture\n"
+        "from embedstore.vae.preparation import ImagePreparation\n"
+        "drawn, prepare, bodies = random.Random(5), ImagePreparation(16), []\n"
+        "image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8))\n"
+        "kinds = [('PNG', {}), ('JPEG', {}), ('JPEG', {'progressive': True}), ('WEBP', {}), ('GIF', {}), ('BMP', {})]\n"
+        "kinds += [('TIFF', {'compression': one}) for one in ('raw', 'tiff_lzw', 'tiff_deflate', 'jpeg')]\n"
+        "for format_, options in kinds:\n"
+        "    held = io.BytesIO(); image.save(held, format_, **options); bodies.append(held.getvalue())\n"
+        "n_read = n_refused = 0\n"
+        "for _ in range(4000):\n"
+        "    body = bytearray(drawn.choice(bodies))\n"
+        "    for _ in range(drawn.choice((1, 3, 10))):\n"
+        "        place = drawn.randrange(min(len(body), drawn.choice((60, 300, len(body)))))\n"
+        "        if drawn.random() < 0.8: body[place] = drawn.randrange(256)\n"
+        "        else: del body[place : place + drawn.randrange(1, 40)]\n"
+        "    try: prepare.apply(read_picture(bytes(body))); n_read += 1\n"
+        "    except InvalidInput as error:\n"
+        "        assert '\\n' not in str(error); n_refused += 1\n"
+        "assert n_read > 200 and n_refused > 200, (n_read, n_refused)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", "")
+
+
 def test_a_format_that_is_not_on_the_list_is_refused_whatever_its_name(tmp_path):
     (tmp_path / "a.png").write_bytes(written(noise_image(), "ICO", sizes=[(16, 16)]))
     (tmp_path / "b.jpg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
