@@ -8,7 +8,8 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 SCRIPTS = ("startup.py", "store_speed.py", "single_add.py", "ingest_text.py", "bulk_encoding.py", "scifact.py",
-           "recipes.py", "scale.py", "tuning.py", "peers.py", "table.py")
+           "recipes.py", "scale.py", "tuning.py", "peers.py", "image_vae.py", "image_anomaly.py", "emoji.py",
+           "image_encoding.py", "tables.py", "adbench.py", "table.py")
 
 
 def main() -> None:
