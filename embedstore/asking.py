@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from embedstore.checks import check_length, check_vector
 from embedstore.errors import InvalidInput, SpaceMismatch
 from embedstore.filters.parse import Where
 from embedstore.model import FloatMatrix, FloatVector, Hits, Metric, Modality, Mode, Neighbours
 from embedstore.pictures import Picture, read_picture
 from embedstore.reading import as_keys, checked_where, record_ids_of, space_row, vectors_by_key
-from embedstore.records import check_length, check_vector
 from embedstore.searching.search import Query
 from embedstore.space import row_encoder
 from embedstore.storage import catalog

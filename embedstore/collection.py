@@ -16,6 +16,7 @@ from embedstore.errors import (
     InvalidRecord,
 )
 from embedstore.filters.parse import Where
+from embedstore.metadata import FieldKinds
 from embedstore.model import FloatMatrix, Hits, Metric, Modality, Mode, Neighbours, Record, WriteReport, choose
 from embedstore.reading import (
     as_keys,
@@ -32,7 +33,7 @@ from embedstore.reading import (
     unknown_key,
     vectors_by_key,
 )
-from embedstore.records import Batch, FieldKinds, Preparer
+from embedstore.records import Batch, Preparer
 from embedstore.space import Space
 from embedstore.storage import catalog
 from embedstore.storage.catalog import CollectionRow, SpaceRow

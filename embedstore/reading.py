@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import orjson
 
+from embedstore.checks import encode_text, shown
 from embedstore.errors import DamagedRow, InvalidInput, RecordNotFound, SpaceNotFound
 from embedstore.filters import Node, check_fields, parse_where
 from embedstore.filters.parse import Where
 from embedstore.filters.sql import compile_where
 from embedstore.model import FloatMatrix, Modality, Record
-from embedstore.records import HASH_BYTES, encode_text, row_hash, shown, vector_is_whole
+from embedstore.records import HASH_BYTES, row_hash, vector_is_whole
 from embedstore.storage import catalog
 from embedstore.storage.catalog import CollectionRow, SpaceRow
 from embedstore.storage.database import PackedRecord, Transaction

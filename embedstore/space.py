@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from embedstore.checks import check_text, check_vector
 from embedstore.errors import InvalidInput
 from embedstore.model import FloatMatrix, Hits, Metric
-from embedstore.records import check_text, check_vector
 from embedstore.storage import catalog
 from embedstore.storage.catalog import SpaceRow
 from embedstore.vector import Vector

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import orjson
 
+from embedstore.checks import check_finite, shown
 from embedstore.errors import DamagedRow, InvalidInput, InvalidRecord, RecordNotFound, SpaceNotFound, WrongDimension
+from embedstore.metadata import FieldKinds, metadata_json
 from embedstore.model import FloatMatrix, Metric, Modality, WriteReport
 from embedstore.reading import RECORD_COLUMNS, record_fault
-from embedstore.records import Batch, FieldKinds, check_finite, metadata_json, row_hash, shown
+from embedstore.records import Batch, row_hash
 from embedstore.storage import catalog
 from embedstore.storage.catalog import CollectionRow, SpaceRow
 from embedstore.storage.database import Database, Transaction

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 
+from embedstore.checks import shown
 from embedstore.errors import InvalidFilter, UnknownField
 from embedstore.filters.tree import (
     BUILTIN_FIELDS,
@@ -19,7 +20,7 @@ from embedstore.filters.tree import (
     kind_of,
     leaves,
 )
-from embedstore.records import FieldKinds, shown
+from embedstore.metadata import FieldKinds
 
 _NAMES = {"number": "numbers", "text": "text", "boolean": "true and false", "list": "lists"}
 

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 import orjson
 
+from embedstore.checks import MAX_KEY_BYTES, shown
 from embedstore.errors import InvalidInput, InvalidRecord
 from embedstore.model import Modality
-from embedstore.records import MAX_KEY_BYTES, Batch, Preparer, shown
+from embedstore.records import Batch, Preparer
 from embedstore.storage import catalog
 from embedstore.storage.database import Transaction
 from embedstore.storage.writing import CollectionWriter

@@ -6,8 +6,8 @@ from hashlib import blake2b
 
 import numpy as np
 
+from embedstore.checks import shown
 from embedstore.errors import DuplicateKey
-from embedstore.records import shown
 
 _RECENT = 200_000
 

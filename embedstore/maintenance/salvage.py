@@ -21,10 +21,11 @@ from embedstore.maintenance.log import LogPages, bring_in
 from embedstore.maintenance.pages import PageFile
 from embedstore.maintenance.reports import Problem, RepairReport
 from embedstore.maintenance.spaces import SalvagedSpace, salvaged_spaces
+from embedstore.metadata import metadata_json
 from embedstore.model import Modality
 from embedstore.names import check_collection_name, check_path
 from embedstore.reading import record_fault
-from embedstore.records import Batch, metadata_json, vector_is_whole
+from embedstore.records import Batch, vector_is_whole
 from embedstore.storage import catalog
 from embedstore.storage.apart import copy_apart
 from embedstore.storage.catalog import CollectionRow, SpaceRow

@@ -18,8 +18,9 @@ from embedstore.errors import EmbedstoreError, StorageFailed, StoreDamaged
 from embedstore.indexing.recipes import find_recipe
 from embedstore.maintenance.cache_checks import check_caches
 from embedstore.maintenance.reports import VerifyReport
+from embedstore.metadata import FieldKinds, metadata_json
 from embedstore.reading import RECORD_COLUMNS, record_fault
-from embedstore.records import FieldKinds, metadata_json, vector_is_whole
+from embedstore.records import vector_is_whole
 from embedstore.storage import catalog
 from embedstore.storage.catalog import CollectionRow, SpaceRow
 from embedstore.storage.database import Database, Row, Transaction

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import orjson
 
 from embedstore.errors import CollectionNotFound, DamagedRow
+from embedstore.metadata import FieldKinds, FieldPath
 from embedstore.model import Metric
-from embedstore.records import FieldKinds, FieldPath
 from embedstore.storage.database import Row, Transaction
 from embedstore.storage.head import NO_COMMIT
 from embedstore.storage.layout import ID_SHIFT, OLDEST_RELEASE

@@ -14,10 +14,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from embedstore.checks import shown
 from embedstore.errors import CollectionNotFound, DuplicateKey
 from embedstore.failpoints import reach
+from embedstore.metadata import FieldKinds
 from embedstore.model import FloatMatrix, Modality, WriteReport
-from embedstore.records import Batch, FieldKinds, shown, vector_hash
+from embedstore.records import Batch, vector_hash
 from embedstore.storage import catalog
 from embedstore.storage.catalog import CollectionRow, SpaceRow
 from embedstore.storage.database import FEW_ROWS, KeyTaken, RecordRows, Row, Transaction, VectorRows

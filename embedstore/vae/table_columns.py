@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from embedstore.checks import shown
 from embedstore.errors import InvalidInput
 from embedstore.model import FloatMatrix
-from embedstore.records import shown
 
 MAX_CATEGORIES = 40
 MAX_FREQUENT = 40

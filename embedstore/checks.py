@@ -1,0 +1,139 @@
+"""Checks of the values that make up a record; what cannot be stored is refused with its row and field."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from embedstore.errors import InvalidRecord
+from embedstore.model import FloatVector
+
+MAX_KEY_BYTES = 512
+MIN_LENGTH, MAX_LENGTH = 1e-18, 1e18
+
+_LEAST, _MOST = MIN_LENGTH**2, MAX_LENGTH**2
+
+
+def shown(text: str, limit: int = 60) -> str:
+    """``text`` quoted for a message, cut to ``limit`` characters, unprintable characters escaped."""
+    return repr(text if len(text) <= limit else text[: limit - 1] + "…")
+
+
+def check_key(key: Any, row: int | None = None) -> str:
+    """A key as stored: a string of 1 to 512 UTF-8 bytes without control characters; integers become decimal.
+
+    None becomes a fresh random key.
+    """
+    if type(key) is str:
+        if 0 < len(key) <= MAX_KEY_BYTES and key.isascii() and key.isprintable():
+            return key
+    elif key is None:
+        return uuid.uuid4().hex
+    elif isinstance(key, (int, np.integer)) and not isinstance(key, bool):
+        return str(int(key))
+    elif isinstance(key, str):
+        key = str(key)
+    else:
+        raise InvalidRecord(f"a key must be a string or an integer, not {type(key).__name__}", row=row, field="key")
+    encoded = encode_text(key, row, "key")
+    if not encoded:
+        raise InvalidRecord("the key is empty; give each record a key of 1 to 512 bytes", row=row, field="key")
+    if len(encoded) > MAX_KEY_BYTES:
+        raise InvalidRecord(
+            f"the key {shown(key)} has {len(encoded):,} bytes; at most {MAX_KEY_BYTES} are allowed",
+            row=row, field="key",
+        )  # fmt: skip
+    if any(ord(character) < 32 or ord(character) == 127 for character in key):
+        raise InvalidRecord(f"the key {shown(key)} holds a control character", row=row, field="key")
+    return str(key)
+
+
+def encode_text(text: str, row: int | None, name: str) -> bytes:
+    """``text`` in UTF-8; InvalidRecord for a NUL or a lone surrogate."""
+    try:
+        encoded = text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRecord(
+            f"character {error.start} is a lone surrogate (U+{ord(text[error.start]):04X}), which is not text",
+            row=row,
+            field=name,
+        ) from None
+    if b"\0" in encoded:
+        raise InvalidRecord(f"character {text.index(chr(0))} is NUL, which cannot be stored", row=row, field=name)
+    return encoded
+
+
+def check_text(text: Any, row: int | None = None, *, required: bool = True, name: str = "text") -> bytes | None:
+    """A text in UTF-8; InvalidRecord where it is no string, empty, only white space, or not Unicode text."""
+    if text is None:
+        if required:
+            raise InvalidRecord("the text is missing", row=row, field=name)
+        return None
+    if not isinstance(text, str):
+        raise InvalidRecord(f"the text must be a string, not {type(text).__name__}", row=row, field=name)
+    encoded = encode_text(text, row, name)
+    if not text or text.isspace():
+        raise InvalidRecord("the text is empty" + (" but for white space" if text else ""), row=row, field=name)
+    return encoded
+
+
+def check_uri(uri: Any, row: int | None) -> str | None:
+    """An address as stored: a non-empty string, or None."""
+    if uri is None:
+        return None
+    if not isinstance(uri, str) or not uri:
+        raise InvalidRecord("the uri must be a string that is not empty", row=row, field="uri")
+    encode_text(uri, row, "uri")
+    return uri
+
+
+def check_vector(value: Any, row: int | None = None, name: str = "vector") -> FloatVector:
+    """A vector as float32 (dim,); InvalidRecord where it is not one row of finite numbers."""
+    try:
+        vector = np.asarray(value, dtype=np.float32)
+    except (TypeError, ValueError, OverflowError):
+        raise InvalidRecord(
+            f"a vector must be a list of numbers, not {type(value).__name__}", row=row, field=name
+        ) from None
+    if vector.ndim != 1 or vector.shape[0] == 0:
+        raise InvalidRecord(
+            f"a vector must be one row of numbers; this has shape {vector.shape}", row=row, field=name
+        )
+    return vector
+
+
+def check_finite(matrix: np.ndarray, row_numbers: Sequence[int | None], name: str, *, nonzero: bool) -> None:
+    """Refuse a row of ``matrix`` (n, dim) that holds NaN or infinity, or only zeros where ``nonzero``."""
+    if len(matrix) == 1 and _LEAST < float(np.vdot(matrix, matrix)) < _MOST:
+        return  # the quickest way to ask this of one vector
+    with np.errstate(over="ignore", invalid="ignore"):
+        squared = np.einsum("ij,ij->i", matrix, matrix)  # one pass: NaN and infinity survive a sum of squares
+    if squared.size == 0 or (squared.min() > _LEAST and squared.max() < _MOST):
+        return  # nor is NaN among them: it would be the least and the greatest
+    suspects = np.flatnonzero(~((squared > _LEAST) & (squared < _MOST)))  # NaN among them
+    for position in suspects.tolist():
+        line = matrix[position]
+        bad = np.flatnonzero(~np.isfinite(line))
+        if bad.size:
+            raise InvalidRecord(
+                f"number {int(bad[0])} of the vector is {line[bad[0]]}; every number must be finite",
+                row=row_numbers[position], field=name,
+            )  # fmt: skip
+        if nonzero and not line.any():
+            raise InvalidRecord(
+                "the vector is all zeros, which has no direction; use metric='dot' or 'euclidean' for such vectors",
+                row=row_numbers[position], field=name,
+            )  # fmt: skip
+        check_length(float(np.linalg.norm(line.astype(np.float64))), row_numbers[position], name)
+
+
+def check_length(length: float, row: int | None, name: str) -> None:
+    """Refuse a vector whose length would make its scores overflow or vanish in float32."""
+    if length and not MIN_LENGTH < length < MAX_LENGTH:
+        raise InvalidRecord(
+            f"the vector's length is {length:.3g}; lengths must lie between {MIN_LENGTH:g} and {MAX_LENGTH:g}",
+            row=row, field=name,
+        )  # fmt: skip
