@@ -352,3 +352,25 @@ def test_an_update_does_not_undo_what_another_writer_did_meanwhile(store):
     collection.update([{"key": "a", "z": 3}])
     assert collection.get("a").content == "bbb"
     assert collection.get("a").metadata == {"x": 1, "y": 2, "z": 3}
+
+
+def test_an_argument_of_the_wrong_kind_gets_one_line(store):
+    collection = store.collection("things", encoder="none")
+    collection.add([{"key": "k1", "vector": [1.0, 2.0]}])
+    for wrong in (
+        lambda: collection.get_many("k1"), lambda: collection.delete(5), lambda: collection.update(5),
+        lambda: collection.upsert(5), lambda: collection.search(like=5), lambda: collection.search_batch(5),
+        lambda: collection.search([1.0, 2.0], mmr="x"), lambda: collection.get(10**5000),
+        lambda: collection.neighbours("k1"),
+    ):  # fmt: skip
+        with pytest.raises(InvalidInput):
+            wrong()
+    assert collection.get_many(["k1"])[0].key == "k1"
+
+
+def test_an_export_is_for_its_owner_alone(store, tmp_path):
+    collection = store.collection("things", encoder="none")
+    collection.add([{"key": "k1", "vector": [1.0, 2.0]}])
+    for name in ("a.jsonl", "a.parquet"):
+        collection.export(tmp_path / name)
+        assert (tmp_path / name).stat().st_mode & 0o077 == 0

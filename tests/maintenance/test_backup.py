@@ -306,3 +306,33 @@ def test_a_folder_with_other_files_is_not_restored_into(backed_up, tmp_path):
     with pytest.raises(InvalidInput, match=r"letter\.txt"):
         embedstore.restore(file, tmp_path / "mine")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["letter.txt"]
+
+
+def test_a_restored_store_notices_the_loss_of_its_database(backed_up, tmp_path):
+    embedstore.restore(tmp_path / "file.backup", tmp_path / "restored")
+    assert (tmp_path / "restored" / "HEAD").exists()
+    (tmp_path / "restored" / "store.db").write_bytes(b"")
+    for left in (tmp_path / "restored").glob("store.db-*"):
+        left.unlink()
+    with embedstore.open(tmp_path / "restored") as store, pytest.raises(StoreDamaged, match="was acknowledged here"):
+        store.collection("c").count()
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a\0b", "a" * 250])
+def test_a_path_that_no_file_system_takes_is_refused_before_anything_is_done(backed_up, tmp_path, name):
+    with embedstore.open(tmp_path / "store") as store:
+        with pytest.raises(InvalidInput, match="has over 255 bytes|holds a NUL"):
+            store.backup(tmp_path / name)
+        with pytest.raises(InvalidInput, match="has over 255 bytes|holds a NUL"):
+            embedstore.repair(tmp_path / "store", tmp_path / name)
+    if len(name) != 250:
+        with pytest.raises(InvalidInput, match="has over 255 bytes|holds a NUL"):
+            embedstore.open(tmp_path / name)
+        with pytest.raises(InvalidInput, match="has over 255 bytes|holds a NUL"):
+            embedstore.restore(tmp_path / "file.backup", tmp_path / name)
+
+
+def test_a_place_where_nothing_can_be_made_is_told_in_the_stores_own_errors(backed_up, tmp_path):
+    for place in ("/etc/passwd/x", "/proc/nope/x"):
+        with pytest.raises(embedstore.EmbedstoreError, match=place.rsplit("/", 1)[0]):
+            embedstore.repair(tmp_path / "store", place)

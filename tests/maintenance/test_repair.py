@@ -189,3 +189,16 @@ def test_a_damaged_list_of_free_pages_makes_no_page_in_use_be_left_out(filled, t
     report = embedstore.repair(folder, tmp_path / "new")
     assert any("list of free pages" in problem.what for problem in report.lost)
     assert kept.items() <= read(tmp_path / "new")["films"].items()
+
+
+def test_what_has_no_vector_any_more_and_what_has_no_record_is_listed_one_by_one(filled, tmp_path):
+    path, _, _ = filled
+    altered(path, "UPDATE vectors SET vec = zeroblob(16) WHERE vector_id % 1099511627776 = 7")
+    altered(path, "DELETE FROM vectors WHERE vector_id % 1099511627776 = 9")
+    altered(path, "UPDATE records SET content = 'other' WHERE key = 'k20'")
+    report = embedstore.repair(path, tmp_path / "new")
+    lines = [str(problem) for problem in report.lost]
+    assert "vector films/vector/'k6': it is not what was written" in lines
+    assert "record films, number 21: its row was not found, though a vector of it was" in lines
+    assert any(line.startswith("record 'k20': ") for line in lines)
+    assert "vector films/'k8': it has no vector in 'vector' now; if it had one, that was lost" in lines
