@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from embedstore.errors import InvalidInput
+from embedstore.errors import InvalidInput, RecordNotFound
 from embedstore.filters.parse import Where
 from embedstore.model import Metric, Modality, Record
 from embedstore.reading import checked_where, space_row, stream_records, vectors_of
@@ -102,6 +103,8 @@ def diagnose_space(
         labels.append(value)
     if label is not None and not items:
         raise InvalidInput(f"no record has the field {label!r}")
+    if not items:
+        raise InvalidInput("there is no record to look through; the space, or the filter, leaves none")
     diagnosis: Diagnosis = encoder.diagnose(items, None if label is None else labels)
     return diagnosis
 
@@ -112,7 +115,7 @@ def _check(method: str, top: int, quantile: float, neighbour: int) -> None:
     for name, value in (("top", top), ("neighbour", neighbour)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise InvalidInput(f"{name} is {value!r}; it must be a whole number from 1 on")
-    if not 0 < quantile < 1:
+    if isinstance(quantile, bool) or not isinstance(quantile, (int, float)) or not 0 < quantile < 1:
         raise InvalidInput(f"quantile is {quantile!r}; it must lie between 0 and 1")
 
 
@@ -214,4 +217,9 @@ def _store(
             }
             for place in range(start, min(start + _PAGE, len(keys)))
         }  # fmt: skip
-        commit_metadata(collection.store.database, collection.name, changes)
+        try:
+            commit_metadata(collection.store.database, collection.name, changes)
+        except RecordNotFound:  # some were deleted while others were scored
+            for key, change in changes.items():
+                with suppress(RecordNotFound):
+                    commit_metadata(collection.store.database, collection.name, {key: change})

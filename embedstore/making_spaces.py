@@ -83,14 +83,22 @@ def reencode(collection: Collection, encoder: str, space: str | None, *, keep: b
     _check_reencoding(collection, row, made, keep=keep and old in spaces)
     begun = spaces.get(following)
     if begun is not None and begun.fingerprint != made.spec.fingerprint:
-        drop_space(collection, following)  # of an encoder that was given up
-        begun = None
-    report = WriteReport()
-    if begun is None:
-        report += add_space(
-            collection, following, encoder=encoder, metric=Metric(row.metric), recipe=row.recipe, dim=None
+        raise InvalidInput(
+            f"there is a space {following!r}, not of this encoder; drop it first (spaces {collection.name} --drop"
+            f" {following}), or go on with the encoder that it was begun with"
         )
-    report += fill_spaces(collection)  # what was interrupted, or written by others just before they knew of the space
+    report = WriteReport()
+    try:
+        if begun is None:
+            report += add_space(
+                collection, following, encoder=encoder, metric=Metric(row.metric), recipe=row.recipe, dim=None
+            )
+        # Again: what was interrupted, or written by others just before they knew of the space.
+        report += fill_spaces(collection)
+    except InvalidInput:  # a record that this encoder cannot encode: no write would succeed while the space is there
+        if following in [one.name for one in collection.spaces()]:
+            drop_space(collection, following)
+        raise
     with store.database.write() as transaction:
         writer = CollectionWriter(transaction, collection.name)
         here = writer.spaces.get(row.name)

@@ -42,6 +42,7 @@ MAX_PIXELS = 40_000_000
 MAX_BYTES = 256 << 20
 _NAMED = re.compile(r"ni:///sha-256;([A-Za-z0-9_-]{43})(?:\?ct=(image/[a-z]+))?")
 _TAKEN, _TAKEN_ANY, _SUB_IFD = 0x9003, 0x0132, 0x8769
+_PILLOW = r"PIL\."
 _reading: ContextVar[bool] = ContextVar("reading", default=False)
 _WIDE = ("I", "I;16", "I;16B", "I;16L", "F")
 
@@ -106,8 +107,8 @@ def read_picture(given: Any) -> Picture:
     pillow = sys.modules.get("PIL.Image")
     if pillow is not None and isinstance(given, pillow.Image):
         written = io.BytesIO()
-        image = given if given.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16") else given.convert("RGB")
-        image.save(written, "PNG")
+        with _guarded("the picture"):
+            (given if given.mode in ("1", "P", "I;16") else plain(given)).save(written, "PNG")
         return picture_of(written.getvalue(), None)
     raise InvalidInput(
         f"a picture must be a path, bytes, a Pillow image or an array of uint8, not {type(given).__name__}"
@@ -191,7 +192,9 @@ def plain(image: Image) -> Image:
         return _narrowed(image)
     if image.mode == "1":
         return image.convert("L")
-    if "transparency" in image.info or image.mode in ("PA", "La", "RGBa"):
+    if image.mode == "La":
+        return image.convert("LA")
+    if "transparency" in image.info or image.mode in ("PA", "RGBa"):
         return image.convert("RGBA")
     return image.convert("RGB")
 
@@ -287,10 +290,11 @@ def _taken(opened: Image) -> str | None:
 def _guarded(what: str) -> Iterator[None]:
     """Whatever a decoder raises for bytes that it cannot read, as InvalidInput; its warnings are kept to itself."""
     token = _reading.set(True)
+    # Not ``catch_warnings``, which threads that decode side by side would restore in the wrong order.
+    if not any(getattr(one[3], "pattern", None) == _PILLOW for one in warnings.filters):
+        warnings.filterwarnings("ignore", module=_PILLOW)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
+        yield
     except InvalidInput:
         raise
     except MemoryError:

@@ -206,7 +206,9 @@ class Preparer:
         if picture is not None:
             return _IMAGE, *self._take_picture(ahead.get(row, picture), fields, row)
         if cells is not None:
-            return Modality.ROW, *self._take_row(cells, row)
+            content, prepared = self._take_row(cells, row)
+            _add_metadata(fields, cells)  # so that it can be filtered by
+            return Modality.ROW, content, prepared
         return _TEXT, text, None
 
     def _prepared_ahead(self, records: Sequence[tuple[int, Mapping[str, Any]]]) -> dict[int, Any]:
@@ -271,6 +273,18 @@ class Preparer:
         for space, value in by_space.items():
             vectors.setdefault(space, check_vector(value, row, f"vectors.{space}"))
         return vectors
+
+
+def _add_metadata(fields: dict[str, Any], cells: Mapping[str, Any]) -> None:
+    """Make a row's cells metadata of its record, where no other value has that name."""
+    nested = fields.get("metadata")
+    given = dict(nested) if isinstance(nested, Mapping) else None
+    into = fields if given is None else given
+    for name, value in cells.items():
+        if value is not None and name not in fields:
+            into.setdefault(name, value)
+    if given is not None:
+        fields["metadata"] = given
 
 
 def row_hash(

@@ -297,6 +297,8 @@ class Store:
         """A new encoder by name; None for 'none'."""
         from embedstore.encoders import load_encoder
 
+        if not isinstance(name, str):
+            raise InvalidInput(f"an encoder is named by a string, not by {type(name).__name__}")
         encoder = load_encoder(name, allow_network=self._allow_network, device=self.device)
         if encoder is not None:
             with self._guard:

@@ -335,3 +335,35 @@ def test_pictures_are_trained_on_ingested_and_searched_from_the_command_line(tmp
     assert "there is no folder 'nowhere'" in run("train", "image", "nowhere", "--out", "m", code=2).stderr
     wrong = run("search", "shapes", "--image", "pictures/text.jpg", code=2).stderr
     assert "is no picture that can be read" in wrong and "Traceback" not in wrong
+
+
+@pytest.mark.parametrize("mode", ["I", "F", "I;16", "La", "RGBa", "CMYK"])
+def test_a_pillow_image_of_any_mode_is_the_same_picture_as_its_file(tmp_path, mode):
+    grey = np.asarray(noise_image("L"), np.float32)
+    if mode in ("I", "F", "I;16"):
+        kind = {"I": np.int32, "F": np.float32, "I;16": np.uint16}[mode]
+        image = Image.fromarray((grey / 255 if mode == "F" else grey * 257).astype(kind))
+    else:
+        image = noise_image("LA" if mode == "La" else "RGBA" if mode == "RGBa" else "RGB").convert(mode)
+    by_image = ImagePreparation(16, "grey").apply(read_picture(image))
+    assert abs(float(by_image.mean()) - float(grey.mean())) < 30
+
+
+def test_a_pillow_image_that_cannot_be_written_is_refused_in_one_line(tmp_path):
+    (tmp_path / "a.png").write_bytes(written(noise_image(), "PNG")[:500])
+    with Image.open(tmp_path / "a.png") as lazy, pytest.raises(InvalidInput, match="the picture is a broken picture"):
+        read_picture(lazy)
+    with pytest.raises(InvalidInput, match="the picture"):
+        read_picture(Image.new("RGB", (0, 5)))
+
+
+def test_decoding_in_threads_leaves_the_filters_of_warnings_alone():
+    import warnings
+    from concurrent.futures import ThreadPoolExecutor
+
+    body = written(noise_image(), "JPEG")
+    picture_of(body, None).decode()
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: picture_of(body, None).decode(), range(200)))
+    assert warnings.filters == before

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from vae.made import squares, trained_on_squares
+from vae.made import people, squares
 
 import embedstore
 from embedstore import InvalidInput
@@ -112,10 +112,27 @@ def test_a_reader_of_another_process_follows_the_switch(store, square_model, oth
         assert reader.search(squares(60)[0][5], k=1).keys == ["5"] and reader.space().dim == 6
 
 
-def test_another_encoder_than_the_one_that_was_begun_with_begins_anew(store, square_model, other_model, tmp_path):
+def test_a_space_of_that_name_that_is_not_of_this_encoder_is_left_alone(store, square_model, other_model):
     shapes = shapes_of(store, square_model)
-    shapes.add_space("vae.next", encoder=str(other_model))
-    trained_on_squares(tmp_path / "third", epochs=1)
-    shapes.reencode(str(tmp_path / "third"))
-    assert [one.name for one in shapes.spaces()] == ["vae"] and shapes.space().dim == 4
-    assert store.verify().problems == []
+    shapes.add_space("vae.next", encoder="none", dim=2)
+    shapes.upsert([{"key": "0", "image": squares(60)[0][0], "vectors": {"vae.next": [1.0, 2.0]}}])
+    with pytest.raises(InvalidInput, match="there is a space 'vae.next', not of this encoder; drop it first"):
+        shapes.reencode(str(other_model))
+    assert shapes.vectors(["0"], space="vae.next").tolist() == [[1.0, 2.0]]
+    shapes.drop_space("vae.next")
+    shapes.reencode(str(other_model))
+    assert [one.name for one in shapes.spaces()] == ["vae"] and shapes.space().dim == 6
+
+
+def test_an_encoder_that_cannot_encode_a_record_leaves_the_collection_as_it_was(store, people_model, tmp_path):
+    from embedstore.vae.table_network import TableArchitecture
+    from embedstore.vae.table_training import train_table
+
+    train_table([{**row, "age": i} for i, row in enumerate(people(40))], tmp_path / "wider",
+                architecture=TableArchitecture(3, 8, 1))  # fmt: skip
+    folk = store.collection("folk", encoder=str(people_model))
+    folk.add([{"key": str(i), "row": row} for i, row in enumerate(people(5))])
+    with pytest.raises(InvalidInput, match="the row lacks 'age'"):
+        folk.reencode(str(tmp_path / "wider"))
+    assert [one.name for one in folk.spaces()] == ["vae"]
+    assert folk.add([{"key": "new", "row": people(6)[5]}]).added == 1 and store.verify().ok

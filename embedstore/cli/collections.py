@@ -24,12 +24,15 @@ def collections_command(state: State) -> None:
 
 @click.command("spaces")
 @click.argument("collection")
+@click.option("--drop", metavar="NAME", help="Delete this space with its vectors first; not the first one.")
 @pass_state
-def spaces_command(state: State, collection: str) -> None:
+def spaces_command(state: State, collection: str, drop: str | None) -> None:
     """List the spaces of COLLECTION."""
     from embedstore.cli.output import print_rows
 
     with state.collection(collection) as found:
+        if drop is not None:
+            state.note(f"{found.drop_space(drop):,} vectors deleted with the space {drop!r}")
         shown = ("name", "dim", "metric", "recipe", "n_vectors", "encoder")
         print_rows(
             [{name: described[name] for name in shown} for described in (s.describe() for s in found.spaces())],

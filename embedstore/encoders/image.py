@@ -61,8 +61,13 @@ class ImageEncoder:
             if self._model is None:
                 from embedstore.vae.devices import torch_device
                 from embedstore.vae.image_model import load_image_model
+                from embedstore.vae.model_folder import WEIGHTS
 
                 model = load_image_model(self._folder)
+                if known_sha256(self._folder / WEIGHTS) != self._spec.weights:
+                    raise EncoderUnavailable(
+                        f"the model in {self._folder} was replaced since it was opened; open the store again"
+                    )
                 model.network.to(torch_device(self._device))
                 self._model = model
             return self._model

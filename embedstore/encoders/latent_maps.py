@@ -87,6 +87,8 @@ def read_latent_map_folder(folder: Path) -> LatentMapFolder | None:
             return None
     except (KeyError, TypeError, ValueError) as error:
         raise EncoderUnavailable(f"{folder / 'config.json'} cannot be used: {error}") from None
+    if found.channels < 1 or found.downscale < 1:
+        raise EncoderUnavailable(f"{folder / 'config.json'} cannot be used: it names no channels, or no scale")
     for name in found.files:
         if not (folder / name).is_file():
             raise EncoderUnavailable(
@@ -271,7 +273,7 @@ def _load_diffusers(found: LatentMapFolder, device: str) -> _Maps:
         model = getattr(diffusers, found.kind).from_pretrained(
             found.folder, use_safetensors=True, local_files_only=True
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
         first = " ".join(str(error).split())[:200]
         raise EncoderUnavailable(f"the {found.kind} in {found.folder} cannot be loaded: {first}") from None
     return _Diffusers(model.eval().to(device), tiny=found.kind == "AutoencoderTiny")

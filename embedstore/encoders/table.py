@@ -54,9 +54,14 @@ class TableEncoder:
         with self._lock:
             if self._model is None:
                 from embedstore.vae.devices import torch_device
+                from embedstore.vae.model_folder import WEIGHTS
                 from embedstore.vae.table_model import load_table_model
 
                 model = load_table_model(self._folder)
+                if known_sha256(self._folder / WEIGHTS) != self._spec.weights:
+                    raise EncoderUnavailable(
+                        f"the model in {self._folder} was replaced since it was opened; open the store again"
+                    )
                 model.network.to(torch_device(self._device))
                 self._model = model
             return self._model

@@ -22,22 +22,22 @@ def table_rows(
     for source in sources:
         if not source.rereadable:
             raise InvalidInput(f"{source.name} can be read only once, and learning reads it several times; give a file")
-    names = _columns(sources) if columns is None else list(columns)
+    held = _columns(sources)
+    names = [name for name in held if name not in KEY_FIELDS] if columns is None else list(columns)
+    missing = [name for name in names if name not in held]
+    if missing:
+        raise InvalidInput(f"there is no column {', '.join(map(repr, missing))}; there are {', '.join(held)}")
 
     def rows() -> Iterator[Mapping[str, Any]]:
         for source in sources:
             for row in source.rows():
-                if columns is not None and not any(name in row.fields for name in names):
-                    raise InvalidInput(
-                        f"{source.name} has none of the columns {', '.join(names)}; it has {', '.join(row.fields)}"
-                    )
                 yield {name: row.fields.get(name) for name in names}
 
     return rows
 
 
 def _columns(sources: Sequence[Any]) -> list[str]:
-    """Every column that any row has, in the order in which they come, but those of keys."""
+    """Every column that any row has, in the order in which they come."""
     found: dict[str, None] = {}
     for source in sources:
         declared = source.columns()
@@ -46,4 +46,4 @@ def _columns(sources: Sequence[Any]) -> list[str]:
             continue
         for row in source.rows():
             found.update(dict.fromkeys(row.fields))
-    return [name for name in found if name not in KEY_FIELDS]
+    return list(found)

@@ -19,11 +19,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from embedstore.errors import (
-    EmbedstoreError,
     InvalidInput,
     NotAStore,
-    StorageFailed,
-    StorageFull,
     UnsupportedFormat,
 )
 from embedstore.failpoints import reach
@@ -33,7 +30,8 @@ from embedstore.names import check_path
 from embedstore.storage import catalog
 from embedstore.storage.damage import damaged
 from embedstore.storage.database import Database
-from embedstore.storage.files import SCRATCH_CHARACTERS, is_full, make_private, scratch_folder, sync_folder
+from embedstore.storage.files import SCRATCH_CHARACTERS, make_private, scratch_folder, sync_folder
+from embedstore.storage.files import storage_errors as file_errors
 from embedstore.storage.head import HEAD_NAME, write_head
 from embedstore.storage.layout import APPLICATION, CACHE_NAME, DATABASE_NAME, LOCK_NAME, SCHEMA_REVISION
 from embedstore.storage.locks import ProcessLock
@@ -291,12 +289,5 @@ def _note_head(folder: Path) -> None:
 @contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
     """Raise the system's and SQLite's errors as the store's."""
-    try:
-        with translated(path):
-            yield
-    except EmbedstoreError:
-        raise
-    except OSError as error:
-        if is_full(error):
-            raise StorageFull(f"no space left for {path}; nothing was kept of this") from error
-        raise StorageFailed(f"{error.filename or path}: {error.strerror or error}") from error
+    with file_errors(path), translated(path):
+        yield

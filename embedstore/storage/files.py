@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from embedstore.errors import EmbedstoreError, StorageFailed, StorageFull
+
 SCRATCH_CHARACTERS = 40
 """How much longer the name of a scratch folder is than what it is for, at most."""
 
@@ -46,6 +48,19 @@ def write_all(descriptor: int, content: bytes | bytearray | memoryview) -> None:
     view = memoryview(content)
     while view:
         view = view[os.write(descriptor, view) :]
+
+
+@contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Raise the system's errors as the store's, with the file or ``path``."""
+    try:
+        yield
+    except EmbedstoreError:
+        raise
+    except OSError as error:
+        if is_full(error):
+            raise StorageFull(f"no space left for {path}; nothing was kept of this") from error
+        raise StorageFailed(f"{error.filename or path}: {error.strerror or error}") from error
 
 
 def has_content(path: Path) -> bool:

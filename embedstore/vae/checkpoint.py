@@ -5,17 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from embedstore.errors import InvalidInput, TrainingFailed
 from embedstore.storage.files import make_private, replace_file, sync_folder
+from embedstore.storage.locks import ProcessLock
 
 _TENSORS, _STATE = "checkpoint.safetensors", "checkpoint.json"
+_LOCK = "training.lock"
+_OURS = (_TENSORS, _STATE, "pixels", "features")
 _KINDS = ("weights", "best", "moments")
 
 
@@ -65,7 +69,35 @@ def read_checkpoint(folder: Path, identity: Mapping[str, Any]) -> Checkpoint | N
     return Checkpoint(found["weights"], found["best"], found["moments"], state)
 
 
-def forget_checkpoint(folder: Path) -> None:
-    """Delete an unfinished training."""
-    if os.path.lexists(folder):
-        shutil.rmtree(folder)
+@contextmanager
+def training_folder(target: Path) -> Iterator[Path]:
+    """The folder of an unfinished training beside its ``target``, for one process; gone when the block ends well.
+
+    Raises InvalidInput where something that is no such folder has its name, StoreLocked while another process trains.
+    """
+    folder = target.with_name(f"{target.name}.training")
+    if os.path.lexists(folder) and not (folder.is_dir() and not folder.is_symlink() and _is_ours(folder)):
+        raise InvalidInput(
+            f"{folder} is in the way: an unfinished training would lie there; move it, or give another --out"
+        )
+    make_private(folder)
+    with ProcessLock(folder / _LOCK).held(0.0):
+        try:
+            yield folder
+        except (InvalidInput, TrainingFailed):
+            _clear(folder)  # there is nothing to go on with
+            raise
+        _clear(folder)
+
+
+def _clear(folder: Path) -> None:
+    for path in (*(folder / name for name in (*_OURS, _LOCK)), *folder.glob("*.tmp")):
+        path.unlink(missing_ok=True)
+    with suppress(OSError):  # what somebody else put there stays
+        folder.rmdir()
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a folder is empty, or one in which a training began."""
+    names = {path.name for path in folder.iterdir()}
+    return not names or _LOCK in names

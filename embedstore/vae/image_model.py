@@ -79,8 +79,10 @@ def read_image_config(folder: Path) -> dict[str, Any]:
     """What ``config.json`` says, checked; EncoderUnavailable where it cannot be used."""
 
     def check(config: Mapping[str, Any]) -> None:
-        ImageArchitecture.from_json(config["architecture"])
-        ImagePreparation.from_json(config["preparation"])
+        made = ImageArchitecture.from_json(config["architecture"])
+        how = ImagePreparation.from_json(config["preparation"])
+        if (made.size, made.channels) != (how.size, how.channels):
+            raise ValueError("the network takes other pictures than are prepared for it")
 
     return read_config(folder, FORMAT, check)
 

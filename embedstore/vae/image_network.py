@@ -49,8 +49,10 @@ class ImageArchitecture:
             raise InvalidInput(f"channels is {self.channels}; pictures have 1 (grey) or 3 (colour)")
         for name, most in (("latent_dim", 4096), ("width", 512), ("hidden", 8192), ("layers", 8)):
             value = getattr(self, name)
-            if not 1 <= value <= most:
-                raise InvalidInput(f"{name} is {value}; it must be from 1 to {most:,}")
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+                raise InvalidInput(f"{name} is {value!r}; it must be from 1 to {most:,}")
+        if isinstance(self.size, bool) or not isinstance(self.size, int):
+            raise InvalidInput(f"size is {self.size!r}; it must be a whole number of pixels")
         if self.kind == "conv":
             grid_of(self.size)
         elif not 1 <= self.size <= _LARGEST:

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from embedstore.errors import InvalidInput, StorageFailed, StorageFull
+from embedstore.errors import InvalidInput
+from embedstore.names import check_path
 from embedstore.pictures import SUFFIXES, PictureFile
-from embedstore.storage.files import is_full, make_private
-from embedstore.vae.checkpoint import forget_checkpoint
+from embedstore.storage.files import SCRATCH_CHARACTERS, storage_errors
+from embedstore.vae.checkpoint import training_folder
 from embedstore.vae.devices import torch_device
 from embedstore.vae.image_model import ImageModel, load_image_model, save_image_model
 from embedstore.vae.image_network import ImageArchitecture, ImageNetwork
@@ -88,7 +89,8 @@ def train_image(
 
     Raises InvalidInput for too few pictures or such as are all the same, TrainingFailed where it comes to nothing.
     """
-    target = Path(out)
+    target = Path(os.path.abspath(out))
+    check_path(f"{target}.{'x' * SCRATCH_CHARACTERS}")
     refuse_existing(target)
     chosen = settings or TrainingSettings()
     chosen.check()
@@ -101,24 +103,15 @@ def train_image(
         likelihood=likelihood or ("bernoulli" if preparation.channels == 1 else "gaussian"),
     )  # fmt: skip
     made.check()
-    work = target.with_name(f"{target.name}.training")
-    try:
-        make_private(work)
+    with storage_errors(target), training_folder(target) as work:
         progress(f"preparing {len(given):,} pictures")
         written = write_pixels(work / "pixels", given, preparation)
         _refuse_useless(written)
         feed = PixelFeed(work / "pixels", (made.channels, size, size))
         try:
-            report = _trained(feed, written, made, preparation, chosen, target, work, device, progress)
+            return _trained(feed, written, made, preparation, chosen, target, work, device, progress)
         finally:
             feed.close()
-        forget_checkpoint(work)
-    except OSError as error:
-        if isinstance(error, (StorageFull, StorageFailed)):
-            raise
-        kind = StorageFull if is_full(error) else StorageFailed
-        raise kind(f"{error.filename or work} cannot be written: {error.strerror or error}") from error
-    return report
 
 
 def _trained(

@@ -20,6 +20,7 @@ Pixels = npt.NDArray[np.uint8]
 FITS = ("crop", "pad", "stretch")
 MODES = {"grey": 1, "colour": 3}
 _MOST_CHANNEL = 255
+_MOST_SIDE = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +38,15 @@ class ImagePreparation:
 
     def check(self) -> None:
         """Raise InvalidInput for what cannot be."""
+        if isinstance(self.size, bool) or not isinstance(self.size, int) or not 1 <= self.size <= _MOST_SIDE:
+            raise InvalidInput(f"size is {self.size!r}; it must be a whole number of pixels from 1 to {_MOST_SIDE:,}")
         if self.mode not in MODES:
             raise InvalidInput(f"mode is {self.mode!r}; it must be grey or colour")
         if self.fit not in FITS:
             raise InvalidInput(f"fit is {self.fit!r}; it must be one of {', '.join(FITS)}")
-        if len(self.background) != 3 or any(not 0 <= one <= _MOST_CHANNEL for one in self.background):
+        if len(self.background) != 3 or any(
+            not isinstance(one, int) or not 0 <= one <= _MOST_CHANNEL for one in self.background
+        ):
             raise InvalidInput(f"background is {self.background!r}; give red, green and blue from 0 to 255")
 
     @property

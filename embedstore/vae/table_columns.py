@@ -25,11 +25,12 @@ MAX_CATEGORIES = 40
 MAX_FREQUENT = 40
 TEXT_DIM = 16
 _HASHED = 4096
-_DATES_OF = 0.95
 _TEXT_SHARE = 0.5
+_LARGEST = 1e100
 _MOST = 12.0  # standard deviations: what lies beyond tells no more
 _DAY = 86_400.0
 _YEAR, _WEEK = 365.2425, 7.0
+_FIRST_DAY, _LAST_DAY = -719_161.0, 2_932_895.0  # of what a datetime can be, since 1970
 
 
 class ColumnKind(Enum):
@@ -94,9 +95,17 @@ class Column:
     def from_json(cls, fields: Mapping[str, Any]) -> Column:
         """Read what ``to_json`` gave; InvalidInput for anything else."""
         try:
-            return cls(**{**fields, "kind": ColumnKind(fields["kind"])})
+            made = cls(**{**fields, "kind": ColumnKind(fields["kind"])})
         except (TypeError, ValueError, KeyError) as error:
             raise InvalidInput(f"the description of a column cannot be read: {error}") from None
+        texts = isinstance(made.name, str) and isinstance(made.types, list) and isinstance(made.categories, list)
+        numbers = (
+            made.middle, made.scale, made.exponent, made.mean, made.deviation, made.least, made.greatest, made.n_seen
+        )
+        fits = texts and all(isinstance(one, str) for one in (*made.types, *made.categories))
+        if not fits or not all(type(one) in (int, float) and math.isfinite(one) for one in numbers) or not made.scale:
+            raise InvalidInput(f"the description of the column {made.name!r} holds values that were never written")
+        return made
 
 
 def find_columns(rows: Sequence[Mapping[str, Any]]) -> list[Column]:
@@ -121,12 +130,12 @@ def _column(name: str, values: Sequence[Any]) -> Column:
         counts = Counter(str(value).lower() for value in given)
         return Column(name, ColumnKind.CATEGORY, types, _frequent(counts), boolean=True, n_seen=n_seen)
     if types == ["number"]:
-        return _number_column(name, np.asarray(given, np.float64), ColumnKind.NUMBER, types, n_seen)
+        return _number_column(name, _floats(name, given), ColumnKind.NUMBER, types, n_seen)
     if set(types) <= {"date", "text"}:
         dates = [_seconds(value) for value in given]
         n_dates = sum(one is not None for one in dates)
-        if n_dates >= max(1, _DATES_OF * n_seen):
-            seconds = np.asarray([one for one in dates if one is not None]) / _DAY
+        if n_dates == n_seen:
+            seconds = np.asarray(dates, np.float64) / _DAY
             return _number_column(name, seconds, ColumnKind.DATE, types, n_seen)
     if len(types) > 1:
         raise InvalidInput(f"the column {name!r} holds {' and '.join(types)}; a column is of one type")
@@ -140,8 +149,11 @@ def _column(name: str, values: Sequence[Any]) -> Column:
 def _number_column(name: str, values: np.ndarray, kind: ColumnKind, types: list[str], n_seen: int) -> Column:
     from scipy.stats import yeojohnson
 
-    if not np.isfinite(values).all():
-        raise InvalidInput(f"the column {name!r} holds infinity, which nothing can be learned of; leave it out")
+    if not (np.abs(values) < _LARGEST).all():
+        raise InvalidInput(
+            f"the column {name!r} holds infinity, NaN or a number beyond {_LARGEST:g}, of which nothing can be learned;"
+            " leave it out"
+        )
     whole = bool((values == np.rint(values)).all())
     least, greatest = float(values.min()), float(values.max())
     middle, scale = float(np.median(values)), float(values.std()) or 1.0
@@ -184,6 +196,13 @@ def yeo_johnson_inverse(made: np.ndarray, exponent: float) -> np.ndarray:
     else:
         values[~positive] = 1 - np.maximum(down * rest + 1, 1e-9) ** (1 / rest)
     return values
+
+
+def _floats(name: str, values: Sequence[Any]) -> np.ndarray:
+    try:
+        return np.asarray(values, np.float64)
+    except OverflowError:
+        raise InvalidInput(f"the column {name!r} holds a whole number that is too large; leave it out") from None
 
 
 def _frequent(counts: Counter[str]) -> list[str]:
@@ -283,8 +302,9 @@ class TableSchema:
                     f"the column {column.name!r} holds {came} {shown(str(value))}; when the model was trained it held"
                     f" {' and '.join(column.types)}"
                 )
-            if came == "number" and not math.isfinite(value):
-                raise InvalidInput(f"the column {column.name!r} holds {value}; every number must be finite")
+            if came == "number" and not _fits(value):
+                told = f"{float(value)}" if isinstance(value, float) else "a whole number beyond 1e100"
+                raise InvalidInput(f"the column {column.name!r} holds {told}; every number must be finite")
             if column.kind is ColumnKind.DATE and _seconds_of(value) is None:
                 raise InvalidInput(f"the column {column.name!r} holds {shown(str(value))}, which is no date")
 
@@ -349,15 +369,22 @@ class TableSchema:
 def numbers_of(column: Column, features: np.ndarray) -> np.ndarray:
     """The numbers (days since 1970 for dates) that features stand for, kept within what was seen: float64 (n,)."""
     made = features.astype(np.float64) * column.deviation + column.mean
-    values = yeo_johnson_inverse(made, column.exponent) * column.scale + column.middle
-    return np.clip(values, column.least, column.greatest)
+    with np.errstate(all="ignore"):
+        values = yeo_johnson_inverse(made, column.exponent) * column.scale + column.middle
+    return np.clip(np.nan_to_num(values, nan=column.middle), column.least, column.greatest)
 
 
 def _shown_number(column: Column, value: float) -> Any:
     if column.kind is ColumnKind.DATE:
+        value = min(max(value, _FIRST_DAY), _LAST_DAY)
         day = datetime.datetime.fromtimestamp((round(value) if column.whole else value) * _DAY, datetime.UTC)
         return day.date().isoformat() if column.whole else day.isoformat(timespec="seconds")
     return round(value) if column.whole else value
+
+
+def _fits(value: Any) -> bool:
+    """Whether a number can be computed with."""
+    return bool(abs(value) < _LARGEST)  # which is False of NaN
 
 
 def _seconds_of(value: Any) -> float | None:

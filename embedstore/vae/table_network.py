@@ -31,8 +31,8 @@ class TableArchitecture:
         """Raise InvalidInput for what makes no network."""
         for name, most in (("latent_dim", 4096), ("hidden", 8192), ("layers", 8)):
             value = getattr(self, name)
-            if not 1 <= value <= most:
-                raise InvalidInput(f"{name} is {value}; it must be from 1 to {most:,}")
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+                raise InvalidInput(f"{name} is {value!r}; it must be from 1 to {most:,}")
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""

@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from embedstore.errors import InvalidInput, StorageFailed, StorageFull
+from embedstore.errors import InvalidInput
 from embedstore.model import FloatMatrix
-from embedstore.storage.files import is_full, make_private, write_all
-from embedstore.vae.checkpoint import forget_checkpoint
+from embedstore.names import check_path
+from embedstore.storage.files import SCRATCH_CHARACTERS, storage_errors, write_all
+from embedstore.vae.checkpoint import training_folder
 from embedstore.vae.devices import torch_device
 from embedstore.vae.model_folder import CARD, REPORT, refuse_existing
 from embedstore.vae.scoring import AnomalyScore, calibration
@@ -124,31 +125,23 @@ def train_table(
     Raises InvalidInput for too few rows, such as are all the same, columns that do not match, or numbers that are not
     finite; TrainingFailed where it comes to nothing.
     """
-    target = Path(out)
+    target = Path(os.path.abspath(out))
+    check_path(f"{target}.{'x' * SCRATCH_CHARACTERS}")
     refuse_existing(target)
     chosen = settings or TABLE_SETTINGS
     chosen.check()
     made = architecture or TableArchitecture()
     made.check()
     given: Rows = rows if callable(rows) else lambda: rows
-    work = target.with_name(f"{target.name}.training")
     progress("looking at the columns")
     schema = TableSchema.fit(_sampled(given(), chosen.seed), chosen.seed)
-    try:
-        make_private(work)
+    with storage_errors(target), training_folder(target) as work:
         n_rows, digest = _write_features(work / "features", given(), schema)
         feed = FeatureFeed(work / "features", schema.width)
         try:
-            report = _trained(feed, schema, n_rows, digest, made, chosen, target, work, device, progress)
+            return _trained(feed, schema, n_rows, digest, made, chosen, target, work, device, progress)
         finally:
             feed.close()
-        forget_checkpoint(work)
-    except OSError as error:
-        if isinstance(error, (StorageFull, StorageFailed)):
-            raise
-        kind = StorageFull if is_full(error) else StorageFailed
-        raise kind(f"{error.filename or work} cannot be written: {error.strerror or error}") from error
-    return report
 
 
 def _sampled(rows: Iterable[Mapping[str, Any]], seed: int) -> list[Mapping[str, Any]]:
@@ -156,6 +149,8 @@ def _sampled(rows: Iterable[Mapping[str, Any]], seed: int) -> list[Mapping[str, 
     drawn = random.Random(seed)
     kept: list[tuple[int, Mapping[str, Any]]] = []
     for number, row in enumerate(rows):
+        if not isinstance(row, Mapping):
+            raise InvalidInput(f"a row is a mapping of columns to values, not {type(row).__name__}")
         if len(kept) < _LOOKED_AT:
             kept.append((number, row))
         elif (place := drawn.randrange(number + 1)) < _LOOKED_AT:

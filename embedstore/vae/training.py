@@ -24,6 +24,7 @@ from embedstore.vae.objective import kl_from_standard_normal, sampled, warmed_up
 PRECISIONS = ("float32", "bfloat16")
 LEAST_ITEMS = 10
 _RISE = 0.1
+_MOST_WHOLE = 2**32
 _CLIPPED_AT = 100.0
 _MOST_VALIDATED = 5000
 _REPORT_SECONDS = 2.0
@@ -86,8 +87,15 @@ class TrainingSettings:
         whole = {"epochs": 1, "batch": 2, "patience": 0, "seed": 0}
         for name, least in whole.items():
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise InvalidInput(f"{name} is {value!r}; it must be a whole number from {least} on")
+            if isinstance(value, bool) or not isinstance(value, int) or not least <= value < _MOST_WHOLE:
+                raise InvalidInput(
+                    f"{name} is {value!r}; it must be a whole number from {least} on, below {_MOST_WHOLE:,}"
+                )
+        for name in ("warm_up", "validation", "learning_rate", "beta", "free_nats", "hidden", "minutes"):
+            value = getattr(self, name)
+            fits = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+            if not fits and (name, value) != ("minutes", None):
+                raise InvalidInput(f"{name} is {value!r}; it must be a number")
         shares = {"warm_up": (0.0, 1.0), "validation": (0.0, 0.5), "learning_rate": (0.0, 1.0)}
         for name, (least_share, most) in shares.items():
             value = getattr(self, name)
@@ -284,7 +292,7 @@ class _Run:
         """Everything that going on needs."""
         moments = {
             f"{name}.{place}": value
-            for place, state in enumerate(self.optimizer.state_dict()["state"].values())
+            for place, state in self.optimizer.state_dict()["state"].items()
             for name, value in state.items()
         }
         state = {"step": self.step, "seconds": self.seconds, "n_epochs": self.n_epochs, **self.trained.to_json()}
@@ -301,7 +309,9 @@ class _Run:
             moments.setdefault(int(place), {})[kind] = value
         self.optimizer.load_state_dict({**held, "state": moments})
         state = dict(known.state)
-        self.step, self.seconds, self.n_epochs = state["step"], state["seconds"], state["n_epochs"]
+        self.step, self.seconds = state["step"], state["seconds"]
+        if self.settings.minutes is not None:
+            self.n_epochs = state["n_epochs"]
         self.trained = Trained([Epoch(**one) for one in state["epochs"]], state["best"])
 
     def finish(self) -> None:

@@ -88,6 +88,7 @@ def test_a_category_that_was_not_seen_is_any_other_and_counted():
         ({"smokes": 1}, "the column 'smokes' holds number '1'; when the model was trained it held boolean"),
         ({"height": math.inf}, "the column 'height' holds inf; every number must be finite"),
         ({"height": float("1e999")}, "the column 'height' holds inf"),
+        ({"height": 10**400}, "the column 'height' holds a whole number beyond 1e100"),
         ({"born": "soon"}, "the column 'born' holds 'soon', which is no date"),
         ({"city": ["Oslo"]}, "the column 'city' holds list; a table holds numbers, texts, booleans, dates, and nulls"),
     ],
@@ -157,7 +158,10 @@ def test_hidden_columns_are_as_missing_ones():
         (people(2), "there are 2 rows to learn from"),
         (people(1) * 50, "all 50 rows are the same, so there is nothing to learn"),
         (table(a=[None] * 20, b=[None] * 20), "no column holds any value, so there is nothing to learn"),
-        (table(a=[1.0, math.inf] * 10), "the column 'a' holds infinity, which nothing can be learned of; leave it out"),
+        (table(a=[1.0, math.inf] * 10), "the column 'a' holds infinity, NaN or a number beyond"),
+        (table(a=[1e308, -1e308] * 10), "the column 'a' holds infinity, NaN or a number beyond 1e\\+100"),
+        (table(a=[10**400, 1] * 10), "the column 'a' holds a whole number that is too large; leave it out"),
+        ([1] * 20, "a row is a mapping of columns to values, not int"),
         (table(a=[1, "x"] * 10), "the column 'a' holds number and text; a column is of one type"),
         ([*people(20), {"sex": "f"}], "row 21 has other columns than row 1: born, city, height, smokes, weight"),
     ],
@@ -190,7 +194,8 @@ def test_rows_are_stored_found_by_part_of_a_row_filtered_and_decoded(store, peop
     rows = people(200, seed=4)
     folk = store.collection("folk", encoder=str(people_model))
     folk.add([{"key": str(i), "row": row, "group": i % 3} for i, row in enumerate(rows)])
-    assert folk.get("7").row == rows[7] and folk.get("7").metadata == {"group": 1}
+    assert folk.get("7").row == rows[7] and folk.get("7").metadata["group"] == 1
+    assert folk.count("sex = 'f'") == sum(row["sex"] == "f" for row in rows)
     assert folk.space().metric.value == "euclidean"
     assert folk.search(rows[9], k=1).keys == ["9"]
     women, men = (folk.search({"sex": sex}, k=20) for sex in ("f", "m"))
@@ -241,8 +246,37 @@ def test_tables_are_trained_on_and_searched_from_the_command_line(tmp_path):
     assert "has 'foo' too" in run("search", "people", "--row", '{"foo": 1}', code=2).stderr
     assert "cannot be read as JSON" in run("search", "people", "--row", "{", code=2).stderr
     assert "trained on the columns" in run("search", "people", "--row", '{"foo": 1}', code=2).stderr
-    assert "key" not in run("train", "table", "people.csv", "--out", "m", "--columns", "foo", code=2).stdout
+    wrong = run("train", "table", "people.csv", "--out", "m", "--columns", "height,wieght", code=2).stderr
+    assert "there is no column 'wieght'; there are key, sex, height, weight" in wrong
 
 
-def test_a_column_kind_has_a_word():
-    assert [kind.value for kind in ColumnKind] == ["number", "category", "text", "date", "empty"]
+def test_dates_at_the_ends_of_time_and_points_far_away_decode_to_something():
+    ends = ["0001-01-01T00:00:00+05:00", "9999-12-31T23:59:59.999999"]
+    schema = TableSchema.fit(table(day=ends * 10, n=list(range(20)), word=["unknown", "2020-01-01"] * 10))
+    assert [column.kind for column in schema.columns] == [ColumnKind.DATE, ColumnKind.NUMBER, ColumnKind.CATEGORY]
+    rows = schema.rows_of(np.array([[9e9] * schema.width, [-3e38] * schema.width], np.float32))
+    assert rows[0]["day"].startswith("9999-12-3") and 0 <= rows[0]["n"] <= 19
+
+
+def test_a_training_of_categories_alone_goes_on_where_it_was(tmp_path):
+    from dataclasses import replace
+
+    from embedstore.vae.checkpoint import read_checkpoint
+    from embedstore.vae.training import train
+
+    schema = TableSchema.fit(table(a=["x", "y"] * 20, b=["p", "p", "q", "r"] * 10))
+    features = schema.transform(table(a=["x", "y"] * 20, b=["p", "p", "q", "r"] * 10))[0]
+
+    class Feed:
+        def __len__(self):
+            return len(features)
+
+        def batch(self, places):
+            return torch.from_numpy(features[places])
+
+    settings = replace(TABLE_SETTINGS, epochs=1, batch=8)
+    train(TableNetwork(TableArchitecture(2, 8, 1), schema.columns), Feed(), settings, folder=tmp_path, identity={})
+    assert read_checkpoint(tmp_path, {}) is not None
+    more = replace(settings, epochs=3)
+    found = train(TableNetwork(TableArchitecture(2, 8, 1), schema.columns), Feed(), more, folder=tmp_path, identity={})
+    assert [one.number for one in found.epochs] == [1, 2, 3]

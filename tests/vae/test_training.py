@@ -290,3 +290,50 @@ def test_a_table_is_learned_and_decodes_to_rows_of_the_same_kinds(people_model):
     assert list(row) == ["sex", "height", "weight", "smokes", "born", "city"]
     assert row["sex"] in ("f", "m") and isinstance(row["height"], float) and row["smokes"] in (True, False)
     assert row["born"].startswith("19") and row["city"] in ("Oslo", "Rome", "Bonn", None)
+
+
+def test_a_folder_of_the_users_own_is_no_training(tmp_path):
+    (tmp_path / "model.training").mkdir()
+    (tmp_path / "model.training" / "notes.txt").write_text("mine")
+    with pytest.raises(InvalidInput, match="model.training is in the way: an unfinished training would lie there"):
+        trained_on_squares(tmp_path / "model", epochs=1)
+    assert (tmp_path / "model.training" / "notes.txt").read_text() == "mine"
+
+
+def test_two_trainings_of_one_model_do_not_meet(tmp_path):
+    from embedstore import StoreLocked
+    from embedstore.vae.checkpoint import training_folder
+
+    with training_folder(tmp_path / "model"), pytest.raises(StoreLocked, match="model.training is being written to by"):
+        trained_on_squares(tmp_path / "model", epochs=1)
+    assert not (tmp_path / "model.training").exists()
+
+
+def test_what_is_refused_leaves_nothing_behind(tmp_path):
+    with pytest.raises(InvalidInput):
+        train_image(np.full((40, 16, 16), 7, np.uint8), tmp_path / "model", size=16, architecture=SMALL)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"seed": 10**20}, {"minutes": float("inf")}, {"beta": "1"}, {"epochs": 2.5}, {"hidden": 1.0}, {"batch": True},
+    ],
+)
+def test_a_setting_of_the_wrong_kind_is_refused(wrong):
+    with pytest.raises(InvalidInput, match=next(iter(wrong))):
+        TrainingSettings(**wrong).check()
+
+
+def test_a_model_that_was_replaced_behind_an_open_encoder_is_not_used(tmp_path, square_model):
+    import shutil
+
+    from embedstore.encoders import load_encoder
+
+    shutil.copytree(square_model, tmp_path / "model")
+    encoder = load_encoder(str(tmp_path / "model"))
+    shutil.rmtree(tmp_path / "model")
+    trained_on_squares(tmp_path / "model", epochs=1)
+    with pytest.raises(EncoderUnavailable, match="was replaced since it was opened"):
+        encoder.encode_query(squares(1)[0][0])
