@@ -17,6 +17,7 @@ ARCHITECTURES = ("conv", "mlp")
 LIKELIHOODS = ("bernoulli", "gaussian")
 _SMALLEST, _LARGEST_GRID, _LARGEST = 4, 8, 512
 _MOST_WIDTHS = 8
+_START_LOG_VARIANCE = -2.0
 _START_LOG_DEVIATION = -1.5  # pixels lie in 0 to 1, so that a deviation of one would make them not worth telling
 
 
@@ -26,6 +27,8 @@ class ImageArchitecture:
 
     size: pixels a side; channels: 1 or 3. width: channels of the first convolution, doubled at each halving (at most
     8 times). hidden: units between the grid and the latent vector; of 'mlp', units of its hidden layers.
+    straight: whether there are linear ways past the hidden layers: a principal component analysis that stays as it is,
+    so that what the layers learn is only what it misses.
     likelihood: 'bernoulli' takes a pixel as a probability (summed binary cross-entropy), 'gaussian' as a number with
     one learned deviation for all pixels (Rybkin, Daniilidis and Levine 2021).
     """
@@ -38,6 +41,7 @@ class ImageArchitecture:
     hidden: int = 256
     layers: int = 1
     likelihood: str = "gaussian"
+    straight: bool = False
 
     def check(self) -> None:
         """Raise InvalidInput for what makes no network."""
@@ -105,6 +109,12 @@ class ImageNetwork(nn.Module):
         self.architecture = architecture
         make = _convolutional if architecture.kind == "conv" else _plain
         self.encoder, self.decoder = make(architecture)
+        n_pixels = architecture.channels * architecture.size**2
+        self.straight_in = nn.Linear(n_pixels, architecture.latent_dim) if architecture.straight else None
+        self.straight_out = nn.Linear(architecture.latent_dim, n_pixels) if architecture.straight else None
+        for layer in (self.straight_in, self.straight_out):
+            if layer is not None:
+                layer.requires_grad_(False)
         self.log_deviation = nn.Parameter(
             torch.full((), _START_LOG_DEVIATION), requires_grad=architecture.likelihood == "gaussian"
         )
@@ -112,11 +122,41 @@ class ImageNetwork(nn.Module):
     def encode(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log variance of q(z | x), both (n, latent_dim)."""
         mu, log_variance = self.encoder(pictures).chunk(2, dim=1)
+        if self.straight_in is not None:
+            mu = mu + self.straight_in(pictures.flatten(1))
         return mu, log_variance.clamp(LEAST_LOG_VARIANCE, MOST_LOG_VARIANCE)
 
     def decode(self, latents: Tensor) -> Tensor:
         """What p(x | z) is made of: logits or means, (n, channels, size, size)."""
-        return self.decoder(latents)  # type: ignore[no-any-return]
+        decoded: Tensor = self.decoder(latents)
+        if self.straight_out is not None:
+            decoded = decoded + self.straight_out(latents).view_as(decoded)
+        return decoded
+
+    def start_from(self, pictures: Tensor) -> None:
+        """Take a principal component analysis of some pictures in 0 to 1 for the straight ways, where there are any.
+
+        Its components are scaled to a variance of one; the other layers add nothing at first.
+        """
+        if self.straight_in is None or self.straight_out is None:
+            return
+        rows = pictures.flatten(1)
+        mean = rows.mean(0)
+        n = min(self.architecture.latent_dim, *rows.shape)
+        _, singular, components = torch.svd_lowrank(rows - mean, q=min(n + 16, *rows.shape), niter=4)
+        scale = (singular[:n] / len(rows) ** 0.5).clamp_min(1e-6)
+        with torch.no_grad():
+            for layer in (self.straight_in, self.straight_out):
+                layer.weight.zero_()
+            self.straight_in.weight[:n] = components[:, :n].T / scale[:, None]
+            self.straight_in.bias.copy_(-self.straight_in.weight @ mean)
+            self.straight_out.weight[:, :n] = components[:, :n] * scale
+            self.straight_out.bias.copy_(mean)
+            last_in, last_out = _last_with_weights(self.encoder), _last_with_weights(self.decoder)
+            for end in (last_in, last_out):
+                end.weight.zero_()
+                end.bias.zero_()
+            last_in.bias[self.architecture.latent_dim :] = _START_LOG_VARIANCE
 
     def pixels(self, latents: Tensor) -> Tensor:
         """The mean picture of latent vectors, in 0 to 1: (n, channels, size, size)."""
@@ -130,6 +170,10 @@ class ImageNetwork(nn.Module):
         log_deviation = self.log_deviation.clamp(-5.0, 5.0)
         squared = (decoded - pictures).square() * torch.exp(-2.0 * log_deviation)
         return -0.5 * (squared + LOG_2_PI + 2.0 * log_deviation).flatten(1).sum(1)
+
+
+def _last_with_weights(layers: nn.Module) -> Any:
+    return [one for one in layers.children() if hasattr(one, "weight")][-1]
 
 
 def _convolutional(made: ImageArchitecture) -> tuple[nn.Module, nn.Module]:

@@ -28,6 +28,7 @@ from embedstore.vae.training import LEAST_ITEMS, Trained, TrainingSettings, boun
 
 _LOOKED_AT = 200
 _AT_ONCE = 128
+_STARTED_FROM_BYTES = 64 << 20
 _ACTIVE_VARIANCE = 0.01
 
 
@@ -98,9 +99,10 @@ def train_image(
     grey = looks_grey(list(islice(given, _LOOKED_AT))) if mode is None else mode == "grey"
     preparation = ImagePreparation(size, mode or ("grey" if grey else "colour"), fit, background)
     preparation.check()
+    chosen_likelihood = likelihood or ("bernoulli" if preparation.channels == 1 else "gaussian")
     made = replace(
         architecture or ImageArchitecture(), size=size, channels=preparation.channels, latent_dim=latent_dim,
-        likelihood=likelihood or ("bernoulli" if preparation.channels == 1 else "gaussian"),
+        likelihood=chosen_likelihood, straight=chosen_likelihood == "gaussian",
     )  # fmt: skip
     made.check()
     with storage_errors(target), training_folder(target) as work:
@@ -122,6 +124,10 @@ def _trained(
 
     torch.manual_seed(settings.seed)
     network = ImageNetwork(made).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    learned, held_out = split(len(feed), settings)
+    if made.straight:
+        n_looked_at = max(made.latent_dim + 1, _STARTED_FROM_BYTES // (4 * int(np.prod(feed.shape))))
+        network.start_from(feed.batch(learned[:: max(1, len(learned) // n_looked_at)]))
     described = {name: getattr(settings, name) for name in settings.__slots__}
     identity = {
         "architecture": made.to_json(), "preparation": preparation.to_json(), "settings": described,
@@ -130,7 +136,6 @@ def _trained(
     trained = train(
         network, feed, settings, folder=work, identity=identity, device=torch_device(device), progress=progress
     )
-    learned, held_out = split(len(feed), settings)
     report = _measured(network, preparation, feed, held_out, trained, target, written)
     about = {
         "pictures": written.n, "refused": len(written.refused), "pixels": written.digest, "settings": described,

@@ -337,3 +337,24 @@ def test_a_model_that_was_replaced_behind_an_open_encoder_is_not_used(tmp_path, 
     trained_on_squares(tmp_path / "model", epochs=1)
     with pytest.raises(EncoderUnavailable, match="was replaced since it was opened"):
         encoder.encode_query(squares(1)[0][0])
+
+
+def test_a_network_of_colour_starts_as_a_principal_component_analysis(tmp_path):
+    from sklearn.decomposition import PCA
+
+    drawn = torch.Generator().manual_seed(0)
+    pictures = torch.rand(200, 3, 16, 16, generator=drawn) * torch.rand(200, 1, 1, 1, generator=drawn)
+    network = ImageNetwork(ImageArchitecture(size=16, latent_dim=4, width=4, hidden=8, straight=True))
+    network.start_from(pictures)
+    rows = pictures.flatten(1).numpy()
+    theirs = PCA(4).fit(rows)
+    with torch.inference_mode():
+        means, _ = network.encode(pictures)
+        back = network.decode(means).flatten(1).numpy()
+    expected = np.square(theirs.inverse_transform(theirs.transform(rows)) - rows).mean()
+    assert np.square(back - rows).mean() == pytest.approx(expected, rel=0.01)
+    np.testing.assert_allclose(means.std(0), 1.0, atol=0.02)
+    coloured = np.repeat(squares(60)[0][..., None], 3, axis=3)
+    train_image(coloured, tmp_path / "model", size=16, mode="colour", latent_dim=3, architecture=SMALL,
+                settings=TrainingSettings(epochs=1, batch=16))  # fmt: skip
+    assert load_image_model(tmp_path / "model").architecture.straight
