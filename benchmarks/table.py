@@ -22,7 +22,7 @@ TITLES = {
     "ingest_text": "Ingest of scientific abstracts with minilm",
     "scifact": "SciFact (BEIR): 5,183 abstracts, 809 queries, through the command line",
     "image_vae": "Image autoencoders on MNIST, trained on 50,000 digits, measured on 10,000 others; 20 dimensions",
-    "image_anomaly": "One digit of MNIST left out of training: area under the curve of its scores, mean of ten digits",
+    "image_anomaly": "One digit of MNIST against the nine others: area under the curve of scores, mean of ten digits",
     "emoji": "Emoji in colour with alpha at 64 x 64, 64 dimensions, a tenth held out",
     "image_encoding": "Encoding of pictures beside the bare PyTorch model in its best batch",
     "tables": "16 numbers a row: accuracy of predicting a column that was left out, beside PCA and TruncatedSVD",

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from embedstore.vae.image_model import ImageModel
     from embedstore.vae.preparation import Pixels
 
-_AT_ONCE = 128
+_AT_ONCE, _MOST_AT_ONCE, _NUMBERS_AT_ONCE = 32, 512, 1_600_000
 
 
 class ImageEncoder:
@@ -79,8 +79,9 @@ class ImageEncoder:
     def encode(self, items: Sequence[Any]) -> Encoded:
         """Encode pictures, or what ``prepare`` gave of them; none give vectors of shape (0, dim)."""
         vectors: FloatMatrix = np.empty((len(items), self._spec.dim), np.float32)
-        for start in range(0, len(items), _AT_ONCE):
-            pixels = np.stack([self._pixels(item) for item in items[start : start + _AT_ONCE]])
+        at_once = self._at_once()
+        for start in range(0, len(items), at_once):
+            pixels = np.stack([self._pixels(item) for item in items[start : start + at_once]])
             vectors[start : start + len(pixels)] = self.model.encode(pixels)[0]
         return Encoded(vectors)
 
@@ -93,9 +94,9 @@ class ImageEncoder:
         """The mean pictures of vectors, float32 (n, dim)."""
         if vectors.ndim != 2 or vectors.shape[1] != self._spec.dim:
             raise InvalidInput(f"vectors of {self._spec.dim} numbers are decoded; these have shape {vectors.shape}")
-        images = []
-        for start in range(0, len(vectors), _AT_ONCE):
-            decoded = self.model.decode(vectors[start : start + _AT_ONCE])
+        images, at_once = [], self._at_once()
+        for start in range(0, len(vectors), at_once):
+            decoded = self.model.decode(vectors[start : start + at_once])
             images += [self._preparation.image_of(pixels) for pixels in decoded]
         return images
 
@@ -104,9 +105,9 @@ class ImageEncoder:
         from embedstore.vae.scoring import AnomalyScore
 
         by = choose(AnomalyScore, method, "method")
-        parts = []
-        for start in range(0, len(items), _AT_ONCE):
-            chunk = items[start : start + _AT_ONCE]
+        parts, at_once = [], self._at_once()
+        for start in range(0, len(items), at_once):
+            chunk = items[start : start + at_once]
             parts.append(self.model.anomaly_scores(np.stack([self._pixels(item) for item in chunk]), by))
         return np.concatenate(parts) if parts else np.empty(0)
 
@@ -131,6 +132,11 @@ class ImageEncoder:
         """Let go of the memory that the model holds; the next call loads it again."""
         with self._lock:
             self._model = None
+
+    def _at_once(self) -> int:
+        """How many pictures the network takes at once: more of small ones."""
+        numbers = self._preparation.channels * self._preparation.size**2
+        return max(_AT_ONCE, min(_MOST_AT_ONCE, _NUMBERS_AT_ONCE // numbers))
 
     def _pixels(self, item: Any) -> Pixels:
         shape = (self._preparation.channels, self._preparation.size, self._preparation.size)

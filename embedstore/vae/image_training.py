@@ -111,7 +111,8 @@ def train_image(
         _refuse_useless(written)
         feed = PixelFeed(work / "pixels", (made.channels, size, size))
         try:
-            return _trained(feed, written, made, preparation, chosen, target, work, device, progress)
+            report = _trained(feed, written, made, preparation, chosen, target, work, device, progress)
+            return replace(report, folder=Path(out))
         finally:
             feed.close()
 

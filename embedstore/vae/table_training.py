@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
@@ -139,7 +139,8 @@ def train_table(
         n_rows, digest = _write_features(work / "features", given(), schema)
         feed = FeatureFeed(work / "features", schema.width)
         try:
-            return _trained(feed, schema, n_rows, digest, made, chosen, target, work, device, progress)
+            report = _trained(feed, schema, n_rows, digest, made, chosen, target, work, device, progress)
+            return replace(report, folder=Path(out))
         finally:
             feed.close()
 

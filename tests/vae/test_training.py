@@ -277,9 +277,9 @@ def test_memory_is_flat_in_the_number_of_pictures(tmp_path):
             [sys.executable, "-c", script, str(n), tmp_path / str(n)], capture_output=True, text=True, check=True,
             env={**os.environ, "PYTHONPATH": str(TESTS.parent)},
         ).stdout)
-        for n in (6000, 15_000)
+        for n in (6000, 24_000)
     ]  # fmt: skip
-    assert peaks[1] - peaks[0] < 12_000, peaks  # kB; the pictures themselves are 36,900 kB more
+    assert peaks[1] - peaks[0] < 20_000, peaks  # kB; the pictures themselves are 73,700 kB more
 
 
 def test_a_table_is_learned_and_decodes_to_rows_of_the_same_kinds(people_model):
