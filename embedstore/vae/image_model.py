@@ -71,7 +71,7 @@ class ImageModel:
 
     def tensor(self, pixels: Pixels) -> torch.Tensor:
         """Pixels as the network takes them: float32 in 0 to 1."""
-        moved = torch.from_numpy(np.require(pixels, requirements="CW")).to(self.device).float().div_(255.0)
+        moved = torch.from_numpy(np.require(pixels, requirements=["C", "W"])).to(self.device).float().div_(255.0)
         return moved.to(memory_format=torch.channels_last)
 
 
