@@ -12,15 +12,14 @@ import numpy as np
 
 from embedstore.errors import InvalidInput, RecordNotFound
 from embedstore.filters.parse import Where
-from embedstore.model import Metric, Modality, Record
+from embedstore.model import Metric, Record
 from embedstore.reading import checked_where, space_row, stream_records, vectors_of
 from embedstore.storage import catalog
 from embedstore.storage.catalog import SpaceRow
-from embedstore.storing import commit_metadata
+from embedstore.storing import commit_metadata, modalities_read, prepared_content
 
 if TYPE_CHECKING:
     from embedstore.collection import Collection
-    from embedstore.vae.diagnostics import Diagnosis
 
 METHODS = ("reconstruction", "elbo", "knn")
 _PAGE = 1000
@@ -80,35 +79,6 @@ def find_anomalies(
     return AnomalyReport(method, threshold, len(keys), int(strange.sum()), found, unreadable)
 
 
-def diagnose_space(
-    collection: Collection, *, space: str | None, label: str | None, where: Where | None, sample: int, seed: int
-) -> Diagnosis:
-    """See ``Collection.diagnose``."""
-    with collection.store.reading() as transaction:
-        row = space_row(transaction, catalog.require_collection(transaction, collection.name), space)
-    encoder: Any = collection.store.encoder_of(row)
-    if not hasattr(encoder, "diagnose"):
-        raise InvalidInput(f"the encoder of {row.name!r}, {encoder.spec.name!r}, is no trained autoencoder")
-    from embedstore.storing import modalities_read
-
-    read = modalities_read(row)
-    items, labels = [], []
-    for record in collection.sample(sample, where=where, seed=seed):
-        if record.content is None or record.modality not in read:
-            continue
-        value = None if label is None else record.metadata.get(label)
-        if label is not None and value is None:
-            continue
-        items.append(encoder.prepare(_content(record)))
-        labels.append(value)
-    if label is not None and not items:
-        raise InvalidInput(f"no record has the field {label!r}")
-    if not items:
-        raise InvalidInput("there is no record to look through; the space, or the filter, leaves none")
-    diagnosis: Diagnosis = encoder.diagnose(items, None if label is None else labels)
-    return diagnosis
-
-
 def _check(method: str, top: int, quantile: float, neighbour: int) -> None:
     if method not in METHODS:
         raise InvalidInput(f"method is {method!r}; it must be one of {', '.join(METHODS)}")
@@ -136,7 +106,7 @@ def _by_model(
         items = []
         for record in page:
             try:
-                items.append(encoder.prepare(_content(record)))
+                items.append(prepared_content(encoder, record.modality, record.content, record.uri))
                 keys.append(record.key)
             except InvalidInput as error:
                 unreadable.append(f"{record.key}: {error}")
@@ -147,21 +117,10 @@ def _by_model(
 
 
 def _pages(collection: Collection, row: SpaceRow, where: Where | None) -> Iterator[list[Record]]:
-    from embedstore.storing import modalities_read
-
     read = modalities_read(row)
     records = (one for one in collection.records(where) if one.content is not None and one.modality in read)
     while page := list(islice(records, _PAGE)):
         yield page
-
-
-def _content(record: Record) -> Any:
-    """What a record holds, as an encoder's ``prepare`` takes it."""
-    if record.modality is Modality.ROW:
-        return record.row
-    from embedstore.pictures import picture_of_record
-
-    return picture_of_record(record.content, record.uri)
 
 
 def _by_neighbours(

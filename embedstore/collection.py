@@ -502,7 +502,7 @@ class Collection:
 
         label: a metadata field by which reconstruction is told, and which is predicted from the vectors.
         """
-        from embedstore.anomaly import diagnose_space
+        from embedstore.diagnosing import diagnose_space
 
         return diagnose_space(self, space=space, label=label, where=where, sample=sample, seed=seed)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from embedstore.errors import InvalidInput, SpaceNotFound
+from embedstore.errors import EncoderUnavailable, InvalidInput, InvalidRecord, SpaceNotFound
 from embedstore.indexing.faiss_index import require_served
 from embedstore.indexing.recipes import find_recipe
 from embedstore.model import Metric, WriteReport
@@ -95,7 +95,8 @@ def reencode(collection: Collection, encoder: str, space: str | None, *, keep: b
             )
         # Again: what was interrupted, or written by others just before they knew of the space.
         report += fill_spaces(collection)
-    except InvalidInput:  # a record that this encoder cannot encode: no write would succeed while the space is there
+    except (InvalidRecord, EncoderUnavailable):
+        # A record that this encoder cannot encode, or no encoder: no write would succeed while the space is there.
         if following in [one.name for one in collection.spaces()]:
             drop_space(collection, following)
         raise

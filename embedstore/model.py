@@ -269,8 +269,9 @@ def _shown(record: Record) -> str:
 class WriteReport:
     """What a write did, in numbers of records, and what it refused.
 
-    ``encoded`` counts the texts that met the encoder, ``truncated`` those longer than it reads;
-    ``errors`` holds a line for each failed record (the first hundred).
+    ``encoded`` counts the contents that met the encoder, ``truncated`` the texts longer than it reads, ``unknown`` the
+    values of rows that were of no category it had seen (which ``to_dict`` leaves out); ``errors`` holds a line for each
+    failed record (the first hundred).
     """
 
     added: int = 0
@@ -280,10 +281,11 @@ class WriteReport:
     deleted: int = 0
     encoded: int = 0
     truncated: int = 0
+    unknown: int = 0
     errors: list[str] = field(default_factory=list)
 
     def __iadd__(self, other: WriteReport) -> WriteReport:
-        for name in ("added", "updated", "unchanged", "failed", "deleted", "encoded", "truncated"):
+        for name in ("added", "updated", "unchanged", "failed", "deleted", "encoded", "truncated", "unknown"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.errors = (self.errors + other.errors)[:100]
         return self
@@ -295,6 +297,8 @@ class WriteReport:
             parts.append(f"{self.deleted:,} deleted")
         if self.truncated:
             parts.append(f"{self.truncated:,} longer than the encoder reads (truncated)")
+        if self.unknown:
+            parts.append(f"{self.unknown:,} values of unknown categories")
         return ", ".join(parts)
 
     def to_dict(self) -> dict[str, Any]:

@@ -26,9 +26,12 @@ def check_collection_name(name: str) -> None:
         )
 
 
-def check_path(path: str | os.PathLike[str]) -> None:
-    """InvalidInput for a path that no file system takes: with a NUL, or a part of over 255 bytes."""
-    text = os.fspath(path)
+def check_path(path: str | os.PathLike[str], *, room: int = 0) -> None:
+    """InvalidInput for a path that no file system takes: with a NUL, or a part of over 255 bytes.
+
+    room: bytes that are still to be put behind it.
+    """
+    text = f"{os.fspath(path)}{'x' * room}"
     if "\0" in text:
         raise InvalidInput(f"the path {ascii(text[:60])} holds a NUL, which no path may")
     if any(len(os.fsencode(part)) > MAX_PART_BYTES for part in text.split(os.sep)):

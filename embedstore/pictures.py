@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import ctypes
 import datetime
 import functools
 import hashlib
@@ -252,6 +251,8 @@ def _silence_tiff() -> None:
 
     Pillow's own log of such files is kept quiet while this module reads them.
     """
+    import ctypes
+
     from PIL import Image, features
 
     logging.getLogger("PIL.TiffImagePlugin").addFilter(lambda record: not _reading.get())

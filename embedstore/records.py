@@ -7,7 +7,6 @@ have their own meaning; every other field is metadata. What cannot be stored is 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Protocol
@@ -25,6 +24,7 @@ _FEW_PICTURES = 8
 
 
 _TEXT, _IMAGE = Modality.TEXT, Modality.IMAGE
+_OWN_FIELDS = frozenset({"uri", "vector", "vectors", "metadata"})
 _TEXT_ALONE = frozenset({Modality.TEXT})
 
 
@@ -207,7 +207,7 @@ class Preparer:
             return _IMAGE, *self._take_picture(ahead.get(row, picture), fields, row)
         if cells is not None:
             content, prepared = self._take_row(cells, row)
-            _add_metadata(fields, cells)  # so that it can be filtered by
+            fields["metadata"] = _with_cells(fields, cells)  # so that it can be filtered by
             return Modality.ROW, content, prepared
         return _TEXT, text, None
 
@@ -216,6 +216,8 @@ class Preparer:
         given = [(row, one["image"]) for row, one in records if isinstance(one, Mapping) and "image" in one]
         if len(given) < _FEW_PICTURES:
             return {}
+        from concurrent.futures import ThreadPoolExecutor
+
         with ThreadPoolExecutor() as pool:
             return dict(zip([row for row, _ in given], pool.map(self._picture, [one for _, one in given]), strict=True))
 
@@ -275,16 +277,14 @@ class Preparer:
         return vectors
 
 
-def _add_metadata(fields: dict[str, Any], cells: Mapping[str, Any]) -> None:
-    """Make a row's cells metadata of its record, where no other value has that name."""
+def _with_cells(fields: Mapping[str, Any], cells: Mapping[str, Any]) -> Any:
+    """The metadata of a row's record: what was given inside ``metadata``, and the cells that no other value shadows."""
     nested = fields.get("metadata")
-    given = dict(nested) if isinstance(nested, Mapping) else None
-    into = fields if given is None else given
-    for name, value in cells.items():
-        if value is not None and name not in fields:
-            into.setdefault(name, value)
-    if given is not None:
-        fields["metadata"] = given
+    if nested is not None and not isinstance(nested, Mapping):
+        return nested  # refused with all other metadata
+    beside = fields.keys() - _OWN_FIELDS
+    shown_cells = {name: value for name, value in cells.items() if value is not None and name not in beside}
+    return shown_cells | dict(nested or {})
 
 
 def row_hash(

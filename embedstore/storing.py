@@ -74,12 +74,13 @@ class Layout:
 
 @dataclass(slots=True)
 class Encoded:
-    """What was computed for one batch: vectors by space and place, and how many texts were cut short."""
+    """What was computed for one batch: vectors by space and place, and what encoders said of it in numbers."""
 
     vectors: dict[str, dict[int, np.ndarray]] = field(default_factory=dict)
     fingerprints: dict[str, tuple[int, str]] = field(default_factory=dict)
     n_encoded: int = 0
     n_truncated: int = 0
+    n_unknown: int = 0
 
     def drop_others(self, spaces: Mapping[str, SpaceRow]) -> None:
         """Forget vectors of spaces that were made anew meanwhile, perhaps by another encoder; raises Raced."""
@@ -153,26 +154,32 @@ def encode_batch(
             made[position] = result.vectors[line_of[batch.content_hashes[position]]]
         encoded.n_encoded += len(items)
         encoded.n_truncated += result.n_truncated
+        encoded.n_unknown += result.n_unknown
     return encoded
 
 
 def _item(batch: Batch, position: int, encoder: Any, *, prepared: bool) -> Any:
     """A record's content as its encoder takes it; InvalidRecord where a picture's file has changed or is gone."""
-    modality, content = batch.modalities[position], batch.contents[position]
-    if modality is Modality.TEXT:
-        return content
+    modality = batch.modalities[position]
     if prepared and position in batch.prepared:
         return batch.prepared[position]
     try:
-        if modality is Modality.ROW:
-            return encoder.prepare(orjson.loads(content or "{}"))
-        from embedstore.pictures import picture_of_record
-
-        return encoder.prepare(picture_of_record(content, batch.uris[position]))
+        return prepared_content(encoder, modality, batch.contents[position], batch.uris[position])
     except InvalidInput as error:
         raise InvalidRecord(
             f"{shown(batch.keys[position])}: {error}", row=batch.row_numbers[position], field=modality.value
         ) from None
+
+
+def prepared_content(encoder: Any, modality: Modality, content: str | None, uri: str | None) -> Any:
+    """A record's content as its encoder takes it; InvalidInput where a picture's file has changed or is gone."""
+    if modality is Modality.TEXT:
+        return content
+    if modality is Modality.ROW:
+        return encoder.prepare(orjson.loads(content or "{}"))
+    from embedstore.pictures import picture_of_record
+
+    return encoder.prepare(picture_of_record(content, uri))
 
 
 def _needed(
@@ -232,7 +239,7 @@ def commit_batch(
                 writer.finish()
                 if also is not None:
                     also(transaction)
-            report.encoded, report.truncated = encoded.n_encoded, encoded.n_truncated
+            _count(report, encoded)
             return report
         except Raced:
             encoded = encode_batch(database, collection, batch, encoder_of, encoded)
@@ -261,8 +268,12 @@ def commit_missing_vectors(database: Database, collection: str, batch: Batch, en
         kept.drop_others(writer.spaces)
         report = writer.upsert(unchanged, _vectors_by_space(unchanged, writer.spaces, kept))
         writer.finish()
-    report.encoded, report.truncated = encoded.n_encoded, encoded.n_truncated
+    _count(report, encoded)
     return report
+
+
+def _count(report: WriteReport, encoded: Encoded) -> None:
+    report.encoded, report.truncated, report.unknown = encoded.n_encoded, encoded.n_truncated, encoded.n_unknown
 
 
 def commit_metadata(

@@ -314,14 +314,11 @@ def test_a_collection_of_texts_gets_a_second_space_of_what_it_can_read_alone(sto
     assert set(mixed.search(squares(2)[0][1], space="vae").keys) == {"picture", "other"}
 
 
-def test_pictures_are_trained_on_ingested_and_searched_from_the_command_line(tmp_path):
+def test_pictures_are_trained_on_ingested_and_searched_from_the_command_line(run_cli, tmp_path):
     folder_of_pictures(tmp_path / "pictures")
 
     def run(*arguments, code=0):
-        done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-m", "embedstore", *arguments], cwd=tmp_path, capture_output=True,
-            text=True, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )  # fmt: skip
+        done = run_cli(*arguments)
         assert done.returncode == code, done.stderr
         return done
 
@@ -367,3 +364,12 @@ def test_decoding_in_threads_leaves_the_filters_of_warnings_alone():
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda _: picture_of(body, None).decode(), range(200)))
     assert warnings.filters == before
+
+
+def test_a_text_stays_the_content_where_another_space_reads_pictures_too(store, tmp_path, square_model):
+    (tmp_path / "notes.csv").write_text("key,text,file\na,abc,notes.txt\n")
+    notes = store.collection("notes", encoder="letters")
+    notes.add([{"key": "first", "text": "a"}])
+    notes.add_space("vae", encoder=str(square_model))
+    assert notes.ingest(tmp_path / "notes.csv").added == 1
+    assert notes.get("a").content == "abc" and notes.get("a").metadata == {"file": "notes.txt"}

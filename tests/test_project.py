@@ -28,7 +28,7 @@ LAYERS = [
     ["vector"],
     ["space"],
     ["tables"],
-    ["anomaly", "asking", "exporting", "ingesting", "maintenance", "making_spaces", "plots", "building"],
+    ["anomaly", "asking", "diagnosing", "exporting", "ingesting", "maintenance", "making_spaces", "plots", "building"],
     ["collection"],
     ["store"],
     ["cli"],

@@ -73,6 +73,10 @@ def ingest_command(state: State, /, collection: str, sources: tuple[str, ...], *
                 f"{report.truncated:,} text(s) longer than the encoder reads: only their beginning was encoded"
                 " (--chunk N cuts them into pieces)"
             )
+        if report.unknown:
+            state.note(
+                f"{report.unknown:,} value(s) are of categories that the model had not seen, and count as any other"
+            )
         print_mapping({"collection": collection, **report.to_dict(), "records": len(target)}, state.format_)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ import numpy as np
 
 from embedstore.devices import Device
 from embedstore.encoders.cache import known_sha256
+from embedstore.encoders.on_demand import OnDemand
 from embedstore.encoders.protocol import Encoded
 from embedstore.encoders.spec import CLIP, EncoderSpec
 from embedstore.errors import EncoderUnavailable, InvalidInput
@@ -30,14 +30,19 @@ _MOST_SIDE = 1024
 
 def is_cross_modal(folder: Path) -> bool:
     """Whether a folder holds a model of texts and pictures, by the ``config.json`` of its transformer."""
+    return _config(folder) is not None
+
+
+def _config(folder: Path) -> dict[str, Any] | None:
+    """What the transformer of such a model says of itself; None where a folder holds none."""
     for place in (folder, folder / "0_CLIPModel", folder / "0_Transformer"):
         try:
             config = json.loads((place / "config.json").read_bytes())
         except (OSError, ValueError):
             continue
         if isinstance(config, dict) and config.get("model_type") in MODEL_TYPES:
-            return True
-    return False
+            return config
+    return None
 
 
 class CrossModalEncoder:
@@ -57,14 +62,13 @@ class CrossModalEncoder:
         lines = [f"{known_sha256(folder / file)}  {file.as_posix()}\n" for file in files]
         settings = [
             f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(folder).as_posix()}\n"
-            for path in sorted(folder.rglob("*.json")) if path.name != "README.md"
+            for path in sorted(folder.rglob("*.json"))
         ]  # fmt: skip
         self._spec = EncoderSpec(
             name=name, family=CLIP, dim=_dim(folder), weights=hashlib.sha256("".join(lines).encode()).hexdigest(),
             pipeline=hashlib.sha256("".join(settings).encode()).hexdigest(), location=str(folder),
         )  # fmt: skip
-        self._lock = threading.Lock()
-        self._loaded: Any = None
+        self._held: OnDemand[Any] = OnDemand(self._load)
 
     @property
     def spec(self) -> EncoderSpec:
@@ -91,7 +95,7 @@ class CrossModalEncoder:
         for places in (texts, others):
             for start in range(0, len(places), _AT_ONCE):
                 chunk = places[start : start + _AT_ONCE]
-                vectors[chunk] = self._model().encode(
+                vectors[chunk] = self._held.get().encode(
                     [items[place] for place in chunk], convert_to_numpy=True, show_progress_bar=False
                 )
         return Encoded(vectors)
@@ -103,41 +107,33 @@ class CrossModalEncoder:
 
     def count_tokens(self, text: str) -> int:
         """How many tokens a text has."""
-        tokenizer = self._model().tokenizer
+        tokenizer = self._held.get().tokenizer
         return len(getattr(tokenizer, "tokenizer", tokenizer)(text)["input_ids"])
 
     def close(self) -> None:
         """Let go of the memory that the model holds; the next call loads it again."""
-        with self._lock:
-            self._loaded = None
+        self._held.close()
 
-    def _model(self) -> Any:
-        with self._lock:
-            if self._loaded is None:
-                from sentence_transformers import SentenceTransformer
+    def _load(self) -> Any:
+        from sentence_transformers import SentenceTransformer
 
-                from embedstore.vae.devices import torch_device
+        from embedstore.vae.devices import torch_device
 
-                try:
-                    self._loaded = SentenceTransformer(
-                        str(self._folder), device=torch_device(self._device), trust_remote_code=False,
-                        local_files_only=True, model_kwargs={"use_safetensors": True},
-                    )  # fmt: skip
-                except (OSError, ValueError, RuntimeError, ImportError) as error:
-                    first = " ".join(str(error).split())[:200]
-                    raise EncoderUnavailable(f"the model in {self._folder} cannot be loaded: {first}") from None
-            return self._loaded
+        try:
+            return SentenceTransformer(
+                str(self._folder), device=torch_device(self._device), trust_remote_code=False, local_files_only=True,
+                model_kwargs={"use_safetensors": True},
+            )  # fmt: skip
+        except (OSError, ValueError, RuntimeError, ImportError) as error:
+            first = " ".join(str(error).split())[:200]
+            raise EncoderUnavailable(f"the model in {self._folder} cannot be loaded: {first}") from None
 
 
 def _dim(folder: Path) -> int:
     """Numbers in a vector: what the model's projection gives."""
-    for place in (folder, folder / "0_CLIPModel", folder / "0_Transformer"):
-        try:
-            config = json.loads((place / "config.json").read_bytes())
-        except (OSError, ValueError):
-            continue
-        text = config.get("text_config") or {}
-        for found in (config.get("projection_dim"), text.get("projection_size"), text.get("hidden_size")):
-            if isinstance(found, int) and found > 0:
-                return found
+    config = _config(folder) or {}
+    text = config.get("text_config") or {}
+    for found in (config.get("projection_dim"), text.get("projection_size"), text.get("hidden_size")):
+        if isinstance(found, int) and found > 0:
+            return found
     raise InvalidInput(f"{folder} does not say how many numbers its vectors have")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 
 from embedstore.devices import Device
 from embedstore.encoders.cache import known_sha256
+from embedstore.encoders.on_demand import OnDemand
 from embedstore.encoders.protocol import Encoded
 from embedstore.encoders.spec import DIFFUSERS, TINY_AUTOENCODER, EncoderSpec
 from embedstore.errors import EncoderUnavailable, InvalidInput
@@ -122,8 +122,7 @@ class LatentMapEncoder:
             weights=hashlib.sha256("".join(lines).encode()).hexdigest(),
             pipeline=hashlib.sha256(settings.encode()).hexdigest(), location=str(found.folder),
         )  # fmt: skip
-        self._lock = threading.Lock()
-        self._loaded: tuple[_Maps, Any] | None = None
+        self._held: OnDemand[tuple[_Maps, str]] = OnDemand(self._load)
 
     @property
     def spec(self) -> EncoderSpec:
@@ -141,7 +140,7 @@ class LatentMapEncoder:
         import torch
 
         vectors: FloatMatrix = np.empty((len(items), self._spec.dim), np.float32)
-        maps, device = self._model()
+        maps, device = self._held.get()
         for start in range(0, len(items), _AT_ONCE):
             pixels = np.stack([self._pixels(item) for item in items[start : start + _AT_ONCE]])
             with torch.inference_mode():
@@ -168,7 +167,7 @@ class LatentMapEncoder:
             )
         if vectors.ndim != 2 or vectors.shape[1] != self._spec.dim:
             raise InvalidInput(f"vectors of {self._spec.dim} numbers are decoded; these have shape {vectors.shape}")
-        maps, device = self._model()
+        maps, device = self._held.get()
         places = self._size // self._found.downscale
         images = []
         for line in vectors:
@@ -185,8 +184,7 @@ class LatentMapEncoder:
 
     def close(self) -> None:
         """Let go of the memory that the model holds; the next call loads it again."""
-        with self._lock:
-            self._loaded = None
+        self._held.close()
 
     def _pixels(self, item: Any) -> Pixels:
         whole = (3, self._size, self._size)
@@ -194,15 +192,12 @@ class LatentMapEncoder:
             return item
         return self.prepare(item if isinstance(item, Picture) else read_picture(item))
 
-    def _model(self) -> tuple[_Maps, Any]:
-        with self._lock:
-            if self._loaded is None:
-                from embedstore.vae.devices import torch_device
+    def _load(self) -> tuple[_Maps, str]:
+        from embedstore.vae.devices import torch_device
 
-                device = torch_device(self._device)
-                load = _load_taesd if self._found.kind == TAESD else _load_diffusers
-                self._loaded = load(self._found, device), device
-            return self._loaded
+        device = torch_device(self._device)
+        load = _load_taesd if self._found.kind == TAESD else _load_diffusers
+        return load(self._found, device), device
 
 
 def _sides(found: LatentMapFolder, options: Mapping[str, str]) -> tuple[int, int | None]:

@@ -16,10 +16,12 @@ class Encoded:
 
     vectors: float32, shape (n, dim), C-contiguous, in the order of the texts.
     n_truncated: how many of the texts were longer than the encoder reads.
+    n_unknown: how many values of rows were of no category that the encoder had seen.
     """
 
     vectors: FloatMatrix
     n_truncated: int = 0
+    n_unknown: int = 0
 
 
 class Items(Protocol):

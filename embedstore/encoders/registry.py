@@ -174,13 +174,13 @@ def _load(request: _Request, pinned: EncoderSpec | None, allow_network: bool, de
 def _own(name: str, folder: Path, device: Device) -> Encoder:
     """The encoder of a model that embedstore trained."""
     if model_format(folder) == _IMAGE:
-        from embedstore.encoders.image import ImageEncoder
+        from embedstore.encoders.image import image_encoder
 
-        return ImageEncoder(name, folder, device)
+        return image_encoder(name, folder, device)
     if model_format(folder) == _TABLE:
-        from embedstore.encoders.table import TableEncoder
+        from embedstore.encoders.table import table_encoder
 
-        return TableEncoder(name, folder, device)
+        return table_encoder(name, folder, device)
     raise EncoderUnavailable(f"{folder} holds no model that this release can read; train it again")
 
 

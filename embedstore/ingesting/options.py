@@ -77,7 +77,7 @@ class FieldMap:
     """Which fields of an input's rows make up a record. ``key`` None: the source's name and row number do.
 
     ``metadata`` None: every field that is not ``used`` for something else. ``row``: the fields that are not used are
-    the content itself, and metadata too.
+    the content itself, which is metadata too.
     """
 
     key: str | None
@@ -106,11 +106,9 @@ class FieldMap:
         if self.image is not None:
             made["image"] = fields.get(self.image)
         if self.row:
-            apart = frozenset(self.metadata or ())
-            made["row"] = {name: value for name, value in fields.items() if name not in self.used | apart}
-            made["metadata"] = {
-                name: value for name, value in fields.items() if value is not None and name not in self.used
-            }
+            apart = self.metadata or ()
+            made["row"] = {name: value for name, value in fields.items() if name not in self.used | {*apart}}
+            made["metadata"] = {name: fields[name] for name in apart if fields.get(name) is not None}
             return made
         if self.metadata is not None:
             made["metadata"] = {name: fields[name] for name in self.metadata if fields.get(name) is not None}
@@ -149,6 +147,8 @@ def choose_fields(
         used = frozenset({key})
         return FieldMap(key, (), None, None if options.metadata is None else tuple(options.metadata), used, row=True)
     text = _text_fields(options.text, columns)
+    if image is not None and text and not options.image and Modality.TEXT in read:
+        image = None  # of an encoder that reads both; a field of pictures is then asked for by name
     if image is not None and options.text is None:
         text = []  # a record has one content
     if Modality.IMAGE in read and image is None and (Modality.TEXT not in read or not text):

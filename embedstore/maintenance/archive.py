@@ -58,7 +58,7 @@ def backup(database: Database, target: Path, *, overwrite: bool = False) -> Back
         raise InvalidInput(
             f"{database.address} is backed up with PostgreSQL's own tools: pg_dump --format=custom --file=FILE DATABASE"
         )
-    check_path(f"{target}.{'x' * SCRATCH_CHARACTERS}")
+    check_path(target, room=SCRATCH_CHARACTERS)
     if target.resolve().is_relative_to(database.folder.resolve()):
         raise InvalidInput(f"{target} lies in the store itself; give a file outside of {database.folder}")
     if target.exists() and not overwrite:

@@ -67,22 +67,7 @@ def _prune_logs(transaction: Transaction, seen: CollectionRow, floor: int) -> in
     if row is None or row.collection_id != seen.collection_id:
         return 0  # deleted meanwhile
     catalog.forget(transaction)
-    mine = {"collection": row.collection_id, "floor": floor}
-    n_rows = transaction.run(
-        "DELETE FROM changed_records WHERE collection_id = :collection AND change <= :floor", mine
-    )
-    n_rows += transaction.run(
-        "DELETE FROM dead_vectors WHERE change <= :floor"
-        " AND space_id IN (SELECT space_id FROM spaces WHERE collection_id = :collection)",
-        mine,
-    )
-    n_rows += transaction.run(
-        "DELETE FROM commits WHERE commit_key >= :low AND commit_key < :high",
-        {"low": catalog.commit_key(row.collection_id, 0), "high": catalog.commit_key(row.collection_id, floor)},
-    )
-    if row.log_floor < floor:
-        transaction.run("UPDATE collections SET log_floor = :floor WHERE collection_id = :collection", mine)
-    return n_rows
+    return catalog.forget_logs(transaction, row.collection_id, floor)
 
 
 def _sweep(database: Database, caches: Path) -> int:

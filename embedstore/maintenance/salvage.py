@@ -51,7 +51,7 @@ def repair(source: Path, target: Path) -> RepairReport:
     its own. Close other processes that write to the source first. Raises InvalidInput where ``target`` exists.
     """
     check_path(source)
-    check_path(f"{target}.{'x' * SCRATCH_CHARACTERS}")
+    check_path(target, room=SCRATCH_CHARACTERS)
     if not (source / DATABASE_NAME).is_file():
         raise StoreNotFound(f"there is no store at {source}; repair reads a store's folder with its {DATABASE_NAME}")
     if target.exists():

@@ -259,6 +259,27 @@ def insert_commit(
     )  # fmt: skip
 
 
+def forget_logs(transaction: Transaction, collection_id: int, floor: int) -> int:
+    """Remove what is logged up to a change; that commit itself stays, to know caches by. The number of rows removed."""
+    mine = {"collection": collection_id, "floor": floor}
+    n_rows = transaction.run(
+        "DELETE FROM changed_records WHERE collection_id = :collection AND change <= :floor", mine
+    )
+    n_rows += transaction.run(
+        "DELETE FROM dead_vectors WHERE change <= :floor"
+        " AND space_id IN (SELECT space_id FROM spaces WHERE collection_id = :collection)",
+        mine,
+    )
+    n_rows += transaction.run(
+        "DELETE FROM commits WHERE commit_key >= :low AND commit_key < :high",
+        {"low": commit_key(collection_id, 0), "high": commit_key(collection_id, floor)},
+    )
+    transaction.run(
+        "UPDATE collections SET log_floor = :floor WHERE collection_id = :collection AND log_floor < :floor", mine
+    )
+    return n_rows
+
+
 def field_kinds(transaction: Transaction, collection_id: int) -> FieldKinds:
     """Every metadata path that the collection's records have had, with the kinds of values seen there."""
     memory = transaction.memory

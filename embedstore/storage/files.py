@@ -13,7 +13,7 @@ from pathlib import Path
 
 from embedstore.errors import EmbedstoreError, StorageFailed, StorageFull
 
-SCRATCH_CHARACTERS = 40
+SCRATCH_CHARACTERS = 41
 """How much longer the name of a scratch folder is than what it is for, at most."""
 
 

@@ -306,6 +306,12 @@ class SQLiteDatabase:
                 self._writer.close()
             self._writer = None
 
+    def _drop_anchor(self) -> None:
+        """Close the connection that keeps the writing one from being the last; after that one."""
+        if self._anchor is not None:
+            self._anchor.close()
+            self._anchor = None
+
     def take_reader(self) -> Connection:
         """A connection for one snapshot, which nobody else has until ``keep_reader``."""
         self._refuse_replaced()
@@ -348,9 +354,7 @@ class SQLiteDatabase:
     def before_fork(self) -> None:
         """Close what nobody uses now, so that nothing of it is left in SQLite's memory for a child to trip over."""
         self.drop_writer()
-        if self._anchor is not None:
-            self._anchor.close()
-            self._anchor = None
+        self._drop_anchor()
         self._close_readers()
 
     def forget_parent(self) -> None:
@@ -483,9 +487,7 @@ class SQLiteDatabase:
                 self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
                 reach("close.checkpointed")
         self.drop_writer()
-        if self._anchor is not None:
-            self._anchor.close()
-            self._anchor = None
+        self._drop_anchor()
         if self._head_descriptor is not None:
             os.close(self._head_descriptor)
             self._head_descriptor = None

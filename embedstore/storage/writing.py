@@ -373,30 +373,14 @@ class CollectionWriter:
         spaces. Nothing else may have been changed in this transaction before.
         """
         space = self._spaces.pop(space_name)
-        self._forget_logs()
+        floor = self._collection.last_change
+        catalog.forget_logs(self._tx, self._collection.collection_id, floor)
+        self._collection = self._collection._replace(log_floor=floor)
         of_space = {"space": space.space_id}
         for table in ("vectors", "dead_vectors", "tunings", "spaces"):
             self._tx.run(f"DELETE FROM {table} WHERE space_id = :space", of_space)
         self._touched = True
         return space
-
-    def _forget_logs(self) -> None:
-        """Remove what is logged up to the newest commit; that commit itself stays, to know caches by."""
-        floor, collection_id = self._collection.last_change, self._collection.collection_id
-        mine = {"collection": collection_id}
-        self._tx.run("DELETE FROM changed_records WHERE collection_id = :collection", mine)
-        self._tx.run(
-            "DELETE FROM dead_vectors"
-            " WHERE space_id IN (SELECT space_id FROM spaces WHERE collection_id = :collection)", mine,
-        )
-        self._tx.run(
-            "DELETE FROM commits WHERE commit_key >= :low AND commit_key < :high",
-            {"low": catalog.commit_key(collection_id, 0), "high": catalog.commit_key(collection_id, floor)},
-        )
-        self._tx.run(
-            "UPDATE collections SET log_floor = :floor WHERE collection_id = :collection", {**mine, "floor": floor}
-        )
-        self._collection = self._collection._replace(log_floor=floor)
 
     def rename_space(self, old: str, new: str) -> None:
         """Give a space another name, which no space has."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from embedstore.errors import InvalidInput
+from embedstore.vae.described import made_from
 from embedstore.vae.objective import LEAST_LOG_VARIANCE, LOG_2_PI, MOST_LOG_VARIANCE
 
 ARCHITECTURES = ("conv", "mlp")
@@ -69,12 +70,7 @@ class ImageArchitecture:
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> ImageArchitecture:
         """Read what ``to_json`` gave; InvalidInput for anything else."""
-        try:
-            made = cls(**fields)
-            made.check()
-        except TypeError as error:
-            raise InvalidInput(f"the description of an image network cannot be read: {error}") from None
-        return made
+        return made_from(cls, fields, "an image network")
 
 
 def grid_of(size: int) -> tuple[int, int]:

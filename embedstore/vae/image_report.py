@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from embedstore.vae.image_model import ImageModel
-from embedstore.vae.pixels import PixelFeed
+from embedstore.vae.item_feed import ItemFeed
 from embedstore.vae.preparation import Pixels
 from embedstore.vae.training import Epoch
 from embedstore.version import __version__
@@ -59,7 +59,7 @@ It knows what it was trained on and nothing else: pictures of another kind are m
 
 
 def html_report(
-    model: ImageModel, report: TrainingReport, feed: PixelFeed, learned: np.ndarray, held_out: np.ndarray
+    model: ImageModel, report: TrainingReport, feed: ItemFeed, learned: np.ndarray, held_out: np.ndarray
 ) -> str:
     """One self-contained page: curves, reconstructions, samples of the prior, a traversal of each dimension."""
     parts = [
@@ -121,8 +121,8 @@ def curves(epochs: Sequence[Epoch]) -> str:
     )
 
 
-def _reconstructions(model: ImageModel, feed: PixelFeed, places: np.ndarray) -> list[Pixels]:
-    pixels = feed.pixels(places)
+def _reconstructions(model: ImageModel, feed: ItemFeed, places: np.ndarray) -> list[Pixels]:
+    pixels = feed.items(places)
     return [pixels, model.decode(model.encode(pixels)[0])]
 
 
@@ -132,8 +132,8 @@ def _samples(model: ImageModel) -> list[Pixels]:
     return [decoded[row * _SHOWN : (row + 1) * _SHOWN] for row in range(3)]
 
 
-def _traversals(model: ImageModel, feed: PixelFeed, held_out: np.ndarray) -> list[Pixels]:
-    means, log_variances = model.encode(feed.pixels(held_out[:256]))
+def _traversals(model: ImageModel, feed: ItemFeed, held_out: np.ndarray) -> list[Pixels]:
+    means, log_variances = model.encode(feed.items(held_out[:256]))
     kl = 0.5 * (means**2 + np.exp(log_variances) - 1 - log_variances).mean(axis=0)
     rows = []
     for dimension in np.argsort(-kl)[:_MOST_TRAVERSED].tolist():

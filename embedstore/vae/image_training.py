@@ -20,8 +20,9 @@ from embedstore.vae.checkpoint import training_folder
 from embedstore.vae.devices import torch_device
 from embedstore.vae.image_model import ImageModel, load_image_model, save_image_model
 from embedstore.vae.image_network import ImageArchitecture, ImageNetwork
+from embedstore.vae.item_feed import ItemFeed
 from embedstore.vae.model_folder import CARD, REPORT, refuse_existing
-from embedstore.vae.pixels import PixelFeed, Written, looks_grey, write_pixels
+from embedstore.vae.pixels import Written, looks_grey, write_pixels
 from embedstore.vae.preparation import ImagePreparation
 from embedstore.vae.scoring import AnomalyScore, calibration
 from embedstore.vae.training import LEAST_ITEMS, Trained, TrainingSettings, bound_of, split, train
@@ -91,7 +92,7 @@ def train_image(
     Raises InvalidInput for too few pictures or such as are all the same, TrainingFailed where it comes to nothing.
     """
     target = Path(os.path.abspath(out))
-    check_path(f"{target}.{'x' * SCRATCH_CHARACTERS}")
+    check_path(target, room=SCRATCH_CHARACTERS)
     refuse_existing(target)
     chosen = settings or TrainingSettings()
     chosen.check()
@@ -109,7 +110,7 @@ def train_image(
         progress(f"preparing {len(given):,} pictures")
         written = write_pixels(work / "pixels", given, preparation)
         _refuse_useless(written)
-        feed = PixelFeed(work / "pixels", (made.channels, size, size))
+        feed = ItemFeed(work / "pixels", (made.channels, size, size), np.uint8, scale=1 / 255)
         try:
             report = _trained(feed, written, made, preparation, chosen, target, work, device, progress)
             return replace(report, folder=Path(out))
@@ -118,7 +119,7 @@ def train_image(
 
 
 def _trained(
-    feed: PixelFeed, written: Written, made: ImageArchitecture, preparation: ImagePreparation,
+    feed: ItemFeed, written: Written, made: ImageArchitecture, preparation: ImagePreparation,
     settings: TrainingSettings, target: Path, work: Path, device: str, progress: Callable[[str], None],
 ) -> TrainingReport:  # fmt: skip
     from embedstore.vae.image_report import card, html_report
@@ -150,23 +151,23 @@ def _trained(
     return report
 
 
-def _calibrated(model: ImageModel, feed: PixelFeed, held_out: np.ndarray) -> dict[str, list[float]]:
+def _calibrated(model: ImageModel, feed: ItemFeed, held_out: np.ndarray) -> dict[str, list[float]]:
     """The quantiles of the anomaly scores of what was held out."""
     places = [held_out[start : start + _AT_ONCE] for start in range(0, len(held_out), _AT_ONCE)]
     return calibration({
-        by: np.concatenate([model.anomaly_scores(feed.pixels(chunk), by) for chunk in places]) for by in AnomalyScore
+        by: np.concatenate([model.anomaly_scores(feed.items(chunk), by) for chunk in places]) for by in AnomalyScore
     })
 
 
 def _measured(
-    network: ImageNetwork, preparation: ImagePreparation, feed: PixelFeed, held_out: np.ndarray, trained: Trained,
+    network: ImageNetwork, preparation: ImagePreparation, feed: ItemFeed, held_out: np.ndarray, trained: Trained,
     target: Path, written: Written,
 ) -> TrainingReport:  # fmt: skip
     reconstruction, kl = bound_of(network, feed, held_out)
     model = ImageModel(network, preparation, {})
     squared, means = 0.0, []
     for start in range(0, len(held_out), _AT_ONCE):
-        pixels = feed.pixels(held_out[start : start + _AT_ONCE])
+        pixels = feed.items(held_out[start : start + _AT_ONCE])
         mu, _ = model.encode(pixels)
         squared += float(np.square(model.decode_exactly(mu) - pixels / np.float32(255)).mean(axis=(1, 2, 3)).sum())
         means.append(mu)

@@ -1,18 +1,15 @@
-"""The prepared pixels of a training's pictures, on disk, so that memory is flat in their number."""
+"""Prepares the pictures of a training into a file of pixels, and says what became of them."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from embedstore.errors import InvalidInput
 from embedstore.pictures import Picture, read_picture
@@ -20,38 +17,6 @@ from embedstore.storage.files import write_all
 from embedstore.vae.preparation import ImagePreparation, Pixels
 
 _AT_ONCE = 64
-
-
-class PixelFeed:
-    """Prepared pictures in a file, uint8 (n, channels, size, size), read a batch at a time."""
-
-    def __init__(self, path: Path, shape: tuple[int, int, int]) -> None:
-        """shape: channels, size, size."""
-        self.shape = shape
-        self._n_bytes = int(np.prod(shape))
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        self._n = os.fstat(self._descriptor).st_size // self._n_bytes
-
-    def __len__(self) -> int:
-        return self._n
-
-    def pixels(self, places: np.ndarray) -> Pixels:
-        """The pictures at these places, uint8 (n, channels, size, size)."""
-        block = bytearray(len(places) * self._n_bytes)
-        view = memoryview(block)
-        for line, place in enumerate(places.tolist()):
-            into = view[line * self._n_bytes : (line + 1) * self._n_bytes]
-            if os.preadv(self._descriptor, [into], place * self._n_bytes) != self._n_bytes:
-                raise InvalidInput("the file of prepared pictures was cut off while it was read; train again")
-        return np.frombuffer(block, np.uint8).reshape(len(places), *self.shape)
-
-    def batch(self, places: np.ndarray) -> Tensor:
-        """The pictures as float32 in 0 to 1."""
-        return torch.from_numpy(self.pixels(places)).float().div_(255.0)
-
-    def close(self) -> None:
-        """Close the file."""
-        os.close(self._descriptor)
 
 
 class Written:
@@ -80,10 +45,15 @@ class Written:
 
 def write_pixels(path: Path, pictures: Iterable[Any], preparation: ImagePreparation) -> Written:
     """Prepare pictures, whatever ``read_picture`` takes, into a file; those that are broken are left out and noted."""
+    from embedstore.encoders.ahead import one_ahead
+    from embedstore.encoders.threads import usable_cores
+
     written = Written()
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
-        for made in in_threads(lambda given: _prepared(given, preparation), pictures):
+        # Decoders let go of the interpreter, so that all cores decode.
+        windows = one_ahead(_windows(pictures), lambda given: _prepared(given, preparation), usable_cores())
+        for made in chain.from_iterable(windows):
             if isinstance(made, str):
                 written.refused.append(made)
             else:
@@ -102,18 +72,10 @@ def _prepared(given: Any, preparation: ImagePreparation) -> Pixels | str:
         return str(error)
 
 
-def in_threads(work: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
-    """``work`` of each item, in order; decoders let go of the interpreter, so that all cores decode."""
-    from embedstore.encoders.threads import usable_cores
-
-    waiting = iter(items)
-    with ThreadPoolExecutor(max_workers=usable_cores()) as pool:
-        ahead: list[Any] = []
-        while chunk := list(islice(waiting, _AT_ONCE)):
-            following = [pool.submit(work, item) for item in chunk]
-            yield from (one.result() for one in ahead)
-            ahead = following
-        yield from (one.result() for one in ahead)
+def _windows(pictures: Iterable[Any]) -> Iterator[list[Any]]:
+    waiting = iter(pictures)
+    while window := list(islice(waiting, _AT_ONCE)):
+        yield window
 
 
 def looks_grey(pictures: Sequence[Any]) -> bool:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from embedstore.errors import InvalidInput
 from embedstore.pictures import Picture, plain
+from embedstore.vae.described import made_from
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -44,7 +45,7 @@ class ImagePreparation:
             raise InvalidInput(f"mode is {self.mode!r}; it must be grey or colour")
         if self.fit not in FITS:
             raise InvalidInput(f"fit is {self.fit!r}; it must be one of {', '.join(FITS)}")
-        if len(self.background) != 3 or any(
+        if not isinstance(self.background, tuple) or len(self.background) != 3 or any(
             not isinstance(one, int) or not 0 <= one <= _MOST_CHANNEL for one in self.background
         ):
             raise InvalidInput(f"background is {self.background!r}; give red, green and blue from 0 to 255")
@@ -101,9 +102,8 @@ class ImagePreparation:
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> ImagePreparation:
         """Read what ``to_json`` gave; InvalidInput for anything else."""
-        try:
-            made = cls(**{**fields, "background": tuple(fields["background"])})
-            made.check()
-        except (TypeError, KeyError) as error:
-            raise InvalidInput(f"the preparation of pictures cannot be read: {error}") from None
-        return made
+        background = fields.get("background")
+        return made_from(
+            cls, {**fields, "background": tuple(background) if isinstance(background, list) else background},
+            "the preparation of pictures",
+        )  # fmt: skip

@@ -288,7 +288,8 @@ class TableSchema:
         extra = [str(name) for name in row if name not in known]
         if extra or (missing and not partial):
             parts = [f"lacks {', '.join(map(repr, missing))}"] if missing and not partial else []
-            parts += [f"has {', '.join(map(repr, extra))} too"] if extra else []
+            if extra:
+                parts.append(f"has {', '.join(map(repr, extra))} too (name them as metadata, or leave them out)")
             raise InvalidInput(
                 f"the row {' and '.join(parts)}; the model was trained on the columns {', '.join(self.names)}"
             )

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from embedstore.errors import InvalidInput
 from embedstore.model import FloatMatrix
+from embedstore.vae.described import made_from
 from embedstore.vae.objective import LEAST_LOG_VARIANCE, LOG_2_PI, MOST_LOG_VARIANCE
 from embedstore.vae.table_columns import Column
 
@@ -41,12 +42,7 @@ class TableArchitecture:
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> TableArchitecture:
         """Read what ``to_json`` gave; InvalidInput for anything else."""
-        try:
-            made = cls(**fields)
-            made.check()
-        except TypeError as error:
-            raise InvalidInput(f"the description of a table network cannot be read: {error}") from None
-        return made
+        return made_from(cls, fields, "a table network")
 
 
 class TableNetwork(nn.Module):

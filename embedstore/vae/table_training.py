@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from embedstore.errors import InvalidInput
 from embedstore.model import FloatMatrix
@@ -21,6 +20,7 @@ from embedstore.names import check_path
 from embedstore.storage.files import SCRATCH_CHARACTERS, storage_errors, write_all
 from embedstore.vae.checkpoint import training_folder
 from embedstore.vae.devices import torch_device
+from embedstore.vae.item_feed import ItemFeed
 from embedstore.vae.model_folder import CARD, REPORT, refuse_existing
 from embedstore.vae.scoring import AnomalyScore, calibration
 from embedstore.vae.table_columns import ColumnKind, TableSchema
@@ -39,37 +39,6 @@ TABLE_SETTINGS = TrainingSettings(
 _LOOKED_AT = 50_000
 _AT_ONCE = 2000
 _STARTED_FROM = 20_000
-
-
-class FeatureFeed:
-    """The features of a training's rows in a file, float32 (n, width), read a batch at a time."""
-
-    def __init__(self, path: Path, width: int) -> None:
-        self._n_bytes = 4 * width
-        self._width = width
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        self._n = os.fstat(self._descriptor).st_size // self._n_bytes
-
-    def __len__(self) -> int:
-        return self._n
-
-    def features(self, places: np.ndarray) -> FloatMatrix:
-        """The features of the rows at these places, float32 (n, width)."""
-        block = bytearray(len(places) * self._n_bytes)
-        view = memoryview(block)
-        for line, place in enumerate(places.tolist()):
-            into = view[line * self._n_bytes : (line + 1) * self._n_bytes]
-            if os.preadv(self._descriptor, [into], place * self._n_bytes) != self._n_bytes:
-                raise InvalidInput("the file of prepared rows was cut off while it was read; train again")
-        return np.frombuffer(block, np.float32).reshape(len(places), self._width)
-
-    def batch(self, places: np.ndarray) -> Tensor:
-        """The features as a tensor."""
-        return torch.from_numpy(self.features(places))
-
-    def close(self) -> None:
-        """Close the file."""
-        os.close(self._descriptor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +95,7 @@ def train_table(
     finite; TrainingFailed where it comes to nothing.
     """
     target = Path(os.path.abspath(out))
-    check_path(f"{target}.{'x' * SCRATCH_CHARACTERS}")
+    check_path(target, room=SCRATCH_CHARACTERS)
     refuse_existing(target)
     chosen = settings or TABLE_SETTINGS
     chosen.check()
@@ -137,7 +106,7 @@ def train_table(
     schema = TableSchema.fit(_sampled(given(), chosen.seed), chosen.seed)
     with storage_errors(target), training_folder(target) as work:
         n_rows, digest = _write_features(work / "features", given(), schema)
-        feed = FeatureFeed(work / "features", schema.width)
+        feed = ItemFeed(work / "features", (schema.width,), np.float32)
         try:
             report = _trained(feed, schema, n_rows, digest, made, chosen, target, work, device, progress)
             return replace(report, folder=Path(out))
@@ -194,7 +163,7 @@ def _chunks(rows: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any
 
 
 def _trained(
-    feed: FeatureFeed, schema: TableSchema, n_rows: int, digest: str, made: TableArchitecture,
+    feed: ItemFeed, schema: TableSchema, n_rows: int, digest: str, made: TableArchitecture,
     settings: TrainingSettings, target: Path, work: Path, device: str, progress: Callable[[str], None],
 ) -> TableReport:  # fmt: skip
     from embedstore.vae.table_report import card, html_report
@@ -202,7 +171,7 @@ def _trained(
     torch.manual_seed(settings.seed)
     network = TableNetwork(made, schema.columns)
     learned, held_out = split(len(feed), settings)
-    network.start_from(feed.features(learned[:: max(1, len(learned) // _STARTED_FROM)]))
+    network.start_from(feed.items(learned[:: max(1, len(learned) // _STARTED_FROM)]))
     described = {name: getattr(settings, name) for name in settings.__slots__}
     identity = {"architecture": made.to_json(), "settings": described, "features": digest}
     trained = train(
@@ -213,7 +182,7 @@ def _trained(
         "rows": n_rows, "features": digest, "settings": described,
         "held_out": {name: value for name, value in report.to_dict().items() if name not in ("model", "rows")},
         "anomaly": calibration({
-            by: TableModel(network, schema, {}).anomaly_scores(feed.features(held_out[:5000]), by)
+            by: TableModel(network, schema, {}).anomaly_scores(feed.items(held_out[:5000]), by)
             for by in AnomalyScore
         }),
     }  # fmt: skip
@@ -224,10 +193,10 @@ def _trained(
 
 
 def _measured(
-    model: TableModel, feed: FeatureFeed, held_out: np.ndarray, trained: Trained, target: Path, n_rows: int
+    model: TableModel, feed: ItemFeed, held_out: np.ndarray, trained: Trained, target: Path, n_rows: int
 ) -> TableReport:
     missed, kl = bound_of(model.network, feed, held_out)
-    features = feed.features(held_out[:_AT_ONCE])
+    features = feed.items(held_out[:_AT_ONCE])
     means, _ = model.encode(features)
     with torch.inference_mode():
         decoded = model.network.decode(torch.from_numpy(means)).numpy()

@@ -10,8 +10,6 @@ import torch
 from torch import Tensor, nn
 
 WIDTH = 64
-SCALE = 8
-"""Pixels a side of one place of the latent map."""
 _GROUPS = 4
 _CLAMP = 3.0
 
@@ -48,10 +46,9 @@ def _conv(before: int, after: int, *, stride: int = 1, bias: bool = True) -> nn.
 
 def taesd_encoder(latent_channels: int, *, middle: bool) -> nn.Sequential:
     """Pictures in 0 to 1, (n, 3, h, w), to latent maps (n, latent_channels, h / 8, w / 8)."""
-    down = _conv(WIDTH, WIDTH, stride=2, bias=False)
     return nn.Sequential(
         _conv(3, WIDTH), _Block(),
-        down, *(_Block() for _ in range(3)),
+        _conv(WIDTH, WIDTH, stride=2, bias=False), *(_Block() for _ in range(3)),
         _conv(WIDTH, WIDTH, stride=2, bias=False), *(_Block() for _ in range(3)),
         _conv(WIDTH, WIDTH, stride=2, bias=False), *(_Block(pooled=middle) for _ in range(3)),
         _conv(WIDTH, latent_channels),

@@ -40,22 +40,6 @@ class Feed(Protocol):
         ...
 
 
-class Network(Protocol):
-    """What can be trained; it is a ``torch.nn.Module`` as well."""
-
-    def encode(self, items: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log variance of q(z | x)."""
-        ...
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """What p(x | z) is made of."""
-        ...
-
-    def log_likelihood(self, decoded: Tensor, items: Tensor) -> Tensor:
-        """Log p(x | z) in nats: (n,)."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class TrainingSettings:
     """How a network is trained.
@@ -160,6 +144,9 @@ def train(
 ) -> Trained:  # fmt: skip
     """Train a network; afterwards it has the weights of the epoch with the best validation, on the CPU.
 
+    network: a ``torch.nn.Module`` with ``encode`` (items to mean and log variance of q(z | x)), ``decode`` (latents to
+    what p(x | z) is made of) and ``log_likelihood`` (of that and items, nats (n,)); ``hidden`` where
+    the settings ask for it.
     folder: where a checkpoint is written after every epoch; identity: what makes this training the same as one that
     was interrupted there, which then goes on. Raises TrainingFailed, with nothing but earlier checkpoints left, where
     the loss is no number any more.

@@ -1,11 +1,8 @@
 """Rows of a table: their columns are fixed once, what does not match is refused, and each kind is given back."""
 
 import datetime
+import json
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,8 +15,6 @@ from embedstore.vae.table_columns import ColumnKind, TableSchema, numbers_of, ye
 from embedstore.vae.table_network import TableArchitecture, TableNetwork
 from embedstore.vae.table_training import TABLE_SETTINGS, train_table
 from vae.made import people
-
-ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def table(**columns):
@@ -98,6 +93,28 @@ def test_a_row_that_does_not_match_is_refused_with_names(change, said):
     row = {name: value for name, value in {**people(1)[0], **change}.items() if value is not ...}
     with pytest.raises(InvalidInput, match=said):
         schema.check(row)
+
+
+def test_unknown_categories_are_counted_and_told_when_rows_come_in(store, run_cli, people_model):
+    rows = [{**row, "city": "Lima" if i < 3 else row["city"]} for i, row in enumerate(people(10))]
+    folk = store.collection("folk", encoder=str(people_model))
+    report = folk.add([{"key": str(i), "row": row} for i, row in enumerate(rows)])
+    assert report.unknown == 3 and "3 values of unknown categories" in str(report)
+    assert folk.count("city = 'Lima'") == 3 and folk.get("0").row["city"] == "Lima"
+    lines = "".join(json.dumps({"key": f"n{i}", **row}) + "\n" for i, row in enumerate(rows))
+    done = run_cli("ingest", "folk", "-", stdin=lines)
+    assert "3 value(s) are of categories that the model had not seen, and count as any other" in done.stderr
+
+
+def test_columns_named_as_a_records_own_fields_are_columns_all_the_same(store, tmp_path):
+    columns = {"uri": "abc", "vector": "left", "metadata": "plain", "text": "words", "key": 3.0, "n": 1.0}
+    rows = [{**columns, "n": float(i % 5), "vector": "right" if i % 2 else "left"} for i in range(30)]
+    train_table(rows, tmp_path / "model", architecture=TableArchitecture(2, 8, 1))
+    odd = store.collection("odd", encoder=str(tmp_path / "model"))
+    odd.add([{"key": "a", "row": rows[1], "uri": "file:a", "n": 9}])
+    record = odd.get("a")
+    assert record.row == rows[1] and record.uri == "file:a"
+    assert record.metadata == {**rows[1], "n": 9} and odd.count("vector = 'right'") == 1
 
 
 def test_a_row_that_is_known_in_part_is_one_with_missing_values():
@@ -225,16 +242,13 @@ def test_a_frame_and_a_file_are_ingested_as_rows(store, tmp_path, people_model):
     assert folk.get("p3").metadata["note"] == "x" and folk.get("p3").row == people(30)[3]
 
 
-def test_tables_are_trained_on_and_searched_from_the_command_line(tmp_path):
+def test_tables_are_trained_on_and_searched_from_the_command_line(run_cli, tmp_path):
     lines = ["key,sex,height,weight"]
     lines += [f"{i},{row['sex']},{row['height']},{row['weight']}" for i, row in enumerate(people(120))]
     (tmp_path / "people.csv").write_text("\n".join(lines) + "\n")
 
     def run(*arguments, code=0):
-        done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-m", "embedstore", *arguments], cwd=tmp_path, capture_output=True,
-            text=True, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )  # fmt: skip
+        done = run_cli(*arguments)
         assert done.returncode == code, done.stderr
         return done
 

@@ -1,0 +1,42 @@
+"""Tells what a space is like, seen through a sample of a collection's records."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from embedstore.errors import InvalidInput
+from embedstore.filters.parse import Where
+from embedstore.reading import space_row
+from embedstore.storage import catalog
+from embedstore.storing import modalities_read, prepared_content
+
+if TYPE_CHECKING:
+    from embedstore.collection import Collection
+    from embedstore.vae.diagnostics import Diagnosis
+
+
+def diagnose_space(
+    collection: Collection, *, space: str | None, label: str | None, where: Where | None, sample: int, seed: int
+) -> Diagnosis:
+    """See ``Collection.diagnose``."""
+    with collection.store.reading() as transaction:
+        row = space_row(transaction, catalog.require_collection(transaction, collection.name), space)
+    encoder: Any = collection.store.encoder_of(row)
+    if not hasattr(encoder, "diagnose"):
+        raise InvalidInput(f"the encoder of {row.name!r}, {encoder.spec.name!r}, is no trained autoencoder")
+    read = modalities_read(row)
+    items, labels = [], []
+    for record in collection.sample(sample, where=where, seed=seed):
+        if record.content is None or record.modality not in read:
+            continue
+        value = None if label is None else record.metadata.get(label)
+        if label is not None and value is None:
+            continue
+        items.append(prepared_content(encoder, record.modality, record.content, record.uri))
+        labels.append(value)
+    if label is not None and not items:
+        raise InvalidInput(f"no record has the field {label!r}")
+    if not items:
+        raise InvalidInput("there is no record to look through; the space, or the filter, leaves none")
+    diagnosis: Diagnosis = encoder.diagnose(items, None if label is None else labels)
+    return diagnosis
