@@ -93,8 +93,7 @@ def pca(pictures: np.ndarray, labels: np.ndarray) -> dict:
 def main() -> None:
     """Measure and keep the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--epochs", type=int, default=15, help="of the convolutional network")
-    parser.add_argument("--width", type=int, default=16)
+    parser.add_argument("--epochs", type=int, default=TrainingSettings().epochs, help="of the convolutional network")
     options = parser.parse_args()
     pictures, labels = digits()
     with tempfile.TemporaryDirectory() as folder:
@@ -102,8 +101,7 @@ def main() -> None:
         plain = ImageArchitecture(kind="mlp", hidden=400)
         figures = {
             "default convolutional": measured(
-                pictures, labels, "conv", TrainingSettings(epochs=options.epochs),
-                ImageArchitecture(width=options.width), scratch,
+                pictures, labels, "conv", TrainingSettings(epochs=options.epochs), None, scratch
             ),
             "784-400-20, 10 epochs": measured(
                 pictures, labels, "mlp", TrainingSettings(epochs=10, free_nats=0.0), plain, scratch

@@ -15,14 +15,13 @@ from embedstore.checks import check_key, check_text, check_uri, check_vector, sh
 from embedstore.errors import DuplicateKey, InvalidInput, InvalidRecord
 from embedstore.metadata import FieldKinds, merge_metadata, metadata_json
 from embedstore.model import FloatVector, Modality, choose
+from embedstore.side_by_side import side_by_side
 
 if TYPE_CHECKING:
     from embedstore.pictures import Picture
 
 HASH_BYTES = 16
 _FEW_PICTURES = 8
-
-
 _TEXT, _IMAGE = Modality.TEXT, Modality.IMAGE
 _OWN_FIELDS = frozenset({"uri", "vector", "vectors", "metadata"})
 _TEXT_ALONE = frozenset({Modality.TEXT})
@@ -212,14 +211,12 @@ class Preparer:
         return _TEXT, text, None
 
     def _prepared_ahead(self, records: Sequence[tuple[int, Mapping[str, Any]]]) -> dict[int, Any]:
-        """By row, the pictures of many records, decoded and prepared by all cores, or why they cannot be."""
+        """By row, the pictures of many records, decoded and prepared or why they cannot be."""
         given = [(row, one["image"]) for row, one in records if isinstance(one, Mapping) and "image" in one]
         if len(given) < _FEW_PICTURES:
             return {}
-        from concurrent.futures import ThreadPoolExecutor
-
-        with ThreadPoolExecutor() as pool:
-            return dict(zip([row for row, _ in given], pool.map(self._picture, [one for _, one in given]), strict=True))
+        made = side_by_side([one for _, one in given], self._picture)
+        return dict(zip([row for row, _ in given], made, strict=True))
 
     def _picture(self, given: Any) -> tuple[Picture, Any] | InvalidInput:
         """A picture with what the encoder takes of it, or why it is refused."""

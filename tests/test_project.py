@@ -11,7 +11,7 @@ from shared import ROOT
 
 LAYERS = [
     ["version", "errors"],
-    ["failpoints", "forking", "interruption"],
+    ["failpoints", "forking", "interruption", "png", "side_by_side"],
     ["names", "devices", "optional", "shipped"],
     ["model"],
     ["pictures", "checks"],

@@ -46,7 +46,7 @@ def _shared(command: Any) -> Any:
               help="How a picture that is no square becomes one.")
 @click.option("--background", default="255,255,255", show_default=True, metavar="R,G,B",
               help="What shows through alpha, and fills up.")
-@click.option("--width", type=int, default=32, show_default=True, help="Channels of the first convolution.")
+@click.option("--width", type=int, help="Channels of the first convolution; else 16 for grey pictures, 32 for colour.")
 @pass_state
 def image_command(state: State, /, folder: Path, out: Path, latent_dim: int | None, **options: Any) -> None:
     """Train a variational autoencoder on the pictures in FOLDER and below.
@@ -62,9 +62,11 @@ def image_command(state: State, /, folder: Path, out: Path, latent_dim: int | No
     from embedstore.vae.image_network import ImageArchitecture
     from embedstore.vae.image_training import train_image
 
+    width = options["width"]
     report = train_image(
         folder, out, size=options["size"], mode=options["mode"], fit=options["fit"],
-        background=_colour(options["background"]), architecture=ImageArchitecture(width=options["width"]),
+        background=_colour(options["background"]),
+        architecture=None if width is None else ImageArchitecture(width=width),
         latent_dim=32 if latent_dim is None else latent_dim, settings=_settings(options, None),
         device=state.device, progress=_progress(state),
     )  # fmt: skip

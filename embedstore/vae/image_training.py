@@ -31,6 +31,7 @@ _LOOKED_AT = 200
 _AT_ONCE = 128
 _STARTED_FROM_BYTES = 64 << 20
 _ACTIVE_VARIANCE = 0.01
+_WIDTHS = {1: 16, 3: 32}
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,8 @@ def train_image(
     whatever can be iterated over twice and gives paths, bytes, arrays or Pillow images. Broken ones are left out, and
     listed in the report. mode: 'grey' or 'colour'; None: what the first 200 are. likelihood: 'bernoulli' or
     'gaussian'; None: the first for grey. architecture: widths and kind of the network; its size, channels, latent_dim
-    and likelihood are those given here. device: 'cpu', 'cuda', 'cuda:1'; 'auto' takes a GPU where there is one.
+    and likelihood are those given here; None: a convolutional one, of width 16 for grey pictures, 32 for colour.
+    device: 'cpu', 'cuda', 'cuda:1'; 'auto' takes a GPU where there is one.
 
     A training that was interrupted goes on after its last epoch when it is called again in the same way: until it is
     done it lies in a folder beside ``out`` whose name ends in ``.training``.
@@ -102,8 +104,9 @@ def train_image(
     preparation.check()
     chosen_likelihood = likelihood or ("bernoulli" if preparation.channels == 1 else "gaussian")
     made = replace(
-        architecture or ImageArchitecture(), size=size, channels=preparation.channels, latent_dim=latent_dim,
-        likelihood=chosen_likelihood, straight=chosen_likelihood == "gaussian",
+        architecture or ImageArchitecture(width=_WIDTHS[preparation.channels]), size=size,
+        channels=preparation.channels, latent_dim=latent_dim, likelihood=chosen_likelihood,
+        straight=chosen_likelihood == "gaussian",
     )  # fmt: skip
     made.check()
     with storage_errors(target), training_folder(target) as work:

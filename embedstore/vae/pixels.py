@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from embedstore.errors import InvalidInput
 from embedstore.pictures import Picture, read_picture
+from embedstore.side_by_side import side_by_side
 from embedstore.storage.files import write_all
 from embedstore.vae.preparation import ImagePreparation, Pixels
 
@@ -45,21 +46,17 @@ class Written:
 
 def write_pixels(path: Path, pictures: Iterable[Any], preparation: ImagePreparation) -> Written:
     """Prepare pictures, whatever ``read_picture`` takes, into a file; those that are broken are left out and noted."""
-    from embedstore.encoders.ahead import one_ahead
-    from embedstore.encoders.threads import usable_cores
-
     written = Written()
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
-        # Decoders let go of the interpreter, so that all cores decode.
-        windows = one_ahead(_windows(pictures), lambda given: _prepared(given, preparation), usable_cores())
-        for made in chain.from_iterable(windows):
-            if isinstance(made, str):
-                written.refused.append(made)
-            else:
-                body = made.tobytes()
-                write_all(descriptor, body)
-                written.take(body)
+        for window in _windows(pictures):
+            for made in side_by_side(window, lambda given: _prepared(given, preparation)):
+                if isinstance(made, str):
+                    written.refused.append(made)
+                else:
+                    body = made.tobytes()
+                    write_all(descriptor, body)
+                    written.take(body)
     finally:
         os.close(descriptor)
     return written

@@ -61,8 +61,9 @@ class ImagePreparation:
 
     def pixels_of(self, image: Image) -> Pixels:
         """The pixels of a decoded picture."""
-        image = self._composited(plain(image)).convert("L" if self.mode == "grey" else "RGB")
-        image = self._fitted(image)
+        image = self._composited(plain(image))
+        mode = "L" if self.mode == "grey" else "RGB"
+        image = self._fitted(image if image.mode == mode else image.convert(mode))
         pixels = np.asarray(image, np.uint8).reshape(self.size, self.size, self.channels)
         return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
