@@ -20,6 +20,7 @@ from embedstore.space import row_encoder
 from embedstore.storage import catalog
 from embedstore.storage.catalog import CollectionRow, SpaceRow
 from embedstore.storage.database import Transaction
+from embedstore.transforms import DerivedEncoder
 from embedstore.vector import Vector
 
 if TYPE_CHECKING:
@@ -87,6 +88,9 @@ def is_item(query: Any) -> bool:
 
 def encode_item(encoder: Encoder, query: Any) -> FloatVector:
     """The vector of one thing by an encoder that may read texts, pictures or rows; InvalidInput where it cannot."""
+    if isinstance(encoder, DerivedEncoder):
+        made: FloatVector = encoder.transform(encode_item(encoder.parent, query)[None, :])[0]
+        return made
     read = encoder.spec.modalities
     if isinstance(query, str) and Modality.TEXT in read:
         return encoder.encode_query(query)

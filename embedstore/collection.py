@@ -53,8 +53,8 @@ from embedstore.storing import (
 if TYPE_CHECKING:
     import pyarrow
 
-    from embedstore.anomaly import AnomalyReport
     from embedstore.encoders import Encoder
+    from embedstore.latent.anomaly import AnomalyReport
     from embedstore.searching.tuning import TuningReport
     from embedstore.store import Store
     from embedstore.vae.diagnostics import Diagnosis
@@ -182,7 +182,7 @@ class Collection:
         raise InvalidInput(f"other writers kept changing the spaces of {self.name!r}; try again")
 
     def _commit(self, batch: Batch, layout: Layout, *, replace_existing: bool) -> WriteReport:
-        if layout.encoded_spaces:
+        if any(space.encoder for space in layout.spaces.values()):
             refuse_given_vectors(batch, layout.spaces)
         return commit_batch(
             self._store.database, self.name, batch, self._store.encoder_of, replace_existing=replace_existing,
@@ -288,7 +288,7 @@ class Collection:
             catalog.forget(transaction)
             for space in spaces.values():
                 of_space = {"space": space.space_id}
-                for table in ("vectors", "dead_vectors", "tunings"):
+                for table in ("vectors", "dead_vectors", "tunings", "fitted"):
                     transaction.run(f"DELETE FROM {table} WHERE space_id = :space", of_space)
             low, high = id_range(collection.collection_id)
             transaction.run("DELETE FROM commits WHERE commit_key BETWEEN :low AND :high", {"low": low, "high": high})
@@ -449,18 +449,46 @@ class Collection:
         return [Space(self, row) for row in self._space_rows().values()]
 
     def add_space(
-        self, name: str, *, encoder: str = "none", metric: str | None = None, recipe: str = "flat",
+        self,
+        name: str,
+        *,
+        encoder: str = "none",
+        metric: str | None = None,
+        recipe: str = "flat",
         dim: int | None = None,
+        reduce: str | None = None,
+        of: str | None = None,
+        label: str | None = None,
+        where: Where | None = None,
+        sample: int = 10_000,
+        seed: int = 0,
     ) -> Space:
-        """Add a space: with an encoder, every record's text is encoded into it; with 'none', ``upsert`` fills it.
+        """Add a space: of an encoder, by which every record is encoded; made of another space; or for given vectors.
 
-        Vectors computed elsewhere are given as ``vectors={name: array}`` in a record. metric: else that of the encoder,
-        'euclidean' for autoencoders and 'cosine' for all others.
+        Vectors computed elsewhere (encoder 'none') are given as ``vectors={name: array}`` in a record. metric: else
+        that of the encoder, 'euclidean' for autoencoders and 'cosine' for all others; of a space made of another one,
+        that of the other, and 'euclidean' for maps.
+
+        reduce: makes the space of the space ``of`` (else the collection's first one): 'pca', 'whiten' (PCA, every
+        dimension with variance one), 'all-but-the-top', 'random' (a Gaussian projection), 'truncate' (the first
+        numbers, for Matryoshka encoders), 'lda' (what tells the values of the field ``label`` apart), 'erase' (LEACE:
+        no linear model tells them apart any more), or a map: 'umap', 'tsne', 'pacmap'. It is fitted to the records
+        under ``where``, maps to at most ``sample`` of them; all others, and those that come later, are placed by it.
         """
-        from embedstore.making_spaces import add_space
-
         chosen = None if metric is None else choose(Metric, metric, "metric")
-        add_space(self, name, encoder=encoder, metric=chosen, recipe=recipe, dim=dim)
+        if reduce is None:
+            from embedstore.making_spaces import add_space
+
+            if of is not None or label is not None or where is not None:
+                raise InvalidInput("of, label and where say of what a space is made; say how, too: reduce='pca'")
+            add_space(self, name, encoder=encoder, metric=chosen, recipe=recipe, dim=dim)
+        else:
+            from embedstore.latent.reducing import Wanted, add_reduced_space
+
+            if encoder != NO_ENCODER:
+                raise InvalidInput("a space is made by an encoder or of another space (reduce=), not by both")
+            wanted = Wanted(reduce, dim, of, label, where, sample, seed)
+            add_reduced_space(self, name, wanted, metric=chosen, recipe=recipe)
         return self.space(name)
 
     def anomalies(
@@ -482,7 +510,7 @@ class Collection:
         held out when the model was trained, or with 'knn' of the records themselves. store_as: a metadata field that
         takes ``score``, ``share`` and ``strange`` of every record, to be filtered by.
         """
-        from embedstore.anomaly import find_anomalies
+        from embedstore.latent.anomaly import find_anomalies
 
         return find_anomalies(
             self, space=space, method=method, where=where, top=top, quantile=quantile, neighbour=neighbour,
@@ -502,7 +530,7 @@ class Collection:
 
         label: a metadata field by which reconstruction is told, and which is predicted from the vectors.
         """
-        from embedstore.diagnosing import diagnose_space
+        from embedstore.latent.diagnosing import diagnose_space
 
         return diagnose_space(self, space=space, label=label, where=where, sample=sample, seed=seed)
 

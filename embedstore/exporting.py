@@ -18,6 +18,7 @@ import numpy as np
 import orjson
 
 from embedstore.encoders import EncoderSpec
+from embedstore.encoders.spec import DERIVED
 from embedstore.errors import EmbedstoreError, EncoderMismatch, InvalidInput, StorageFailed, StorageFull
 from embedstore.filters import Node
 from embedstore.filters.parse import Where
@@ -30,8 +31,10 @@ from embedstore.storage import catalog
 from embedstore.storage.catalog import CollectionRow, SpaceRow
 from embedstore.storage.database import Transaction
 from embedstore.storage.files import is_full
+from embedstore.storage.fitted import all_fitted, fitted_from_json, fitted_to_json, put_fitted
 from embedstore.storing import VectorChecker, commit_batch
 from embedstore.tables import BATCH_ROWS, scan_batches
+from embedstore.transforms import transform_from
 
 if TYPE_CHECKING:
     import pyarrow
@@ -72,13 +75,14 @@ def export_collection(collection: Collection, path: str, *, where: Where | None,
     return n
 
 
-def _header(row: CollectionRow, spaces: Mapping[str, SpaceRow]) -> dict[str, Any]:
+def _header(transaction: Transaction, row: CollectionRow, spaces: Mapping[str, SpaceRow]) -> dict[str, Any]:
     return {
         "format": _FORMAT, "collection": row.name, "default_space": row.default_space,
         "spaces": [
             {
                 "name": space.name, "dim": space.dim, "metric": space.metric, "encoder": space.encoder,
                 "fingerprint": space.fingerprint, "recipe": space.recipe,
+                "fitted": [fitted_to_json(one) for one in all_fitted(transaction, space.space_id)],
             }
             for space in spaces.values()
         ],
@@ -98,21 +102,22 @@ def _write_parquet(
 
     columns = ["key", "text", "uri", "metadata", "_modality", *(f"vector.{name}" for name in filled)]
     n = 0
+    header = _header(transaction, row, spaces)
     writer: Any = None
     for batch in scan_batches(transaction, row, where, columns):
         if writer is None:
-            writer = pyarrow.parquet.ParquetWriter(file, _schema(batch.schema, row, spaces), compression="zstd")
+            writer = pyarrow.parquet.ParquetWriter(file, _schema(batch.schema, header), compression="zstd")
         writer.write_batch(batch)
         n += batch.num_rows
     if writer is None:
         schema = pyarrow.schema([(name, pyarrow.string()) for name in columns[:5]])
-        writer = pyarrow.parquet.ParquetWriter(file, _schema(schema, row, spaces))
+        writer = pyarrow.parquet.ParquetWriter(file, _schema(schema, header))
     writer.close()
     return n
 
 
-def _schema(schema: pyarrow.Schema, row: CollectionRow, spaces: Mapping[str, SpaceRow]) -> pyarrow.Schema:
-    return schema.with_metadata({_HEADER: json.dumps(_header(row, spaces))})
+def _schema(schema: pyarrow.Schema, header: Mapping[str, Any]) -> pyarrow.Schema:
+    return schema.with_metadata({_HEADER: json.dumps(header)})
 
 
 def _write_json_lines(
@@ -124,7 +129,7 @@ def _write_json_lines(
     filled: Mapping[str, SpaceRow],
 ) -> int:
     options = orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY
-    file.write(orjson.dumps({_HEADER: _header(row, spaces)}, option=options))
+    file.write(orjson.dumps({_HEADER: _header(transaction, row, spaces)}, option=options))
     n = 0
     stream = stream_records(transaction, row, where)
     while chunk := list(islice(stream, BATCH_ROWS)):
@@ -189,11 +194,22 @@ def _checked_header(header: dict[str, Any] | None, path: str) -> tuple[dict[str,
             found = EncoderSpec.from_json(fields["encoder"]).fingerprint if fields["encoder"] else ""
             if found != fields["fingerprint"]:
                 raise InvalidInput("an encoder and its fingerprint do not belong together")
+            _check_fitted(fields, [one["name"] for one in header["spaces"]])
         if header["default_space"] not in [fields["name"] for fields in header["spaces"]]:
             raise InvalidInput("the default space is not among the spaces")
     except (KeyError, TypeError, EmbedstoreError) as error:
         raise InvalidInput(f"{path}: what it says of its spaces cannot be used ({error})") from None
     return header, list(header["spaces"])
+
+
+def _check_fitted(fields: dict[str, Any], names: list[str]) -> None:
+    """InvalidInput where a space's transform or directions are not as they were written, or its parent is not there."""
+    kept = [fitted_from_json(one) for one in fields.get("fitted", [])]
+    spec = EncoderSpec.from_json(fields["encoder"]) if fields["encoder"] else None
+    if spec is not None and spec.family == DERIVED:
+        transforms = [transform_from(one) for one in kept if not one.name]
+        if spec.location not in names or len(transforms) != 1 or transforms[0].dim != fields["dim"]:
+            raise InvalidInput(f"how the space {fields['name']!r} is made of {spec.location!r} is not told")
 
 
 def _check_records(records: Iterator[dict[str, Any]], spaces: list[dict[str, Any]], default_space: str) -> None:
@@ -246,10 +262,12 @@ def _prepare_spaces(collection: Collection, spaces: list[dict[str, Any]], defaul
                 )
             if name not in held:
                 Metric(fields["metric"])
-                catalog.create_space(
+                made = catalog.create_space(
                     transaction, row.collection_id, name, dim=fields["dim"], metric=fields["metric"],
                     encoder=fields["encoder"], fingerprint=fields["fingerprint"], recipe=fields["recipe"],
                 )  # fmt: skip
+                for one in fields.get("fitted", []):
+                    put_fitted(transaction, made.space_id, fitted_from_json(one))
             elif (held[name].fingerprint, held[name].metric) != (fields["fingerprint"], fields["metric"]):
                 raise EncoderMismatch(
                     f"the space {name!r} of {collection.name!r} was made by another encoder or for another metric than"

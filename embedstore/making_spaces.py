@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from embedstore.deriving import fill_derived, named_newly, refuse_where_derived
 from embedstore.errors import EncoderUnavailable, InvalidInput, InvalidRecord, SpaceNotFound
 from embedstore.indexing.faiss_index import require_served
 from embedstore.indexing.recipes import find_recipe
@@ -17,6 +18,7 @@ from embedstore.storage import catalog
 from embedstore.storage.catalog import SpaceRow
 from embedstore.storage.writing import CollectionWriter
 from embedstore.storing import commit_missing_vectors, modalities_read
+from embedstore.transforms import derived_spaces
 
 if TYPE_CHECKING:
     from embedstore.collection import Collection
@@ -58,6 +60,7 @@ def drop_space(collection: Collection, name: str) -> int:
         row = space_row(transaction, owner, name)
         if row.name == owner.default_space:
             raise InvalidInput(f"{name!r} is the default space of {collection.name!r}, which always has one")
+        refuse_where_derived(catalog.spaces_of(transaction, owner.collection_id), row, "drop them first")
         writer = CollectionWriter(transaction, collection.name)
         writer.drop_space(name)
         writer.finish()
@@ -81,6 +84,8 @@ def reencode(collection: Collection, encoder: str, space: str | None, *, keep: b
         spaces = catalog.spaces_of(transaction, owner.collection_id)
     following, old = f"{row.name}.next", f"{row.name}.old"
     _check_reencoding(collection, row, made, keep=keep and old in spaces)
+    if not keep:
+        refuse_where_derived(spaces, row, f"drop them first, or keep the old space as {old!r} (keep=True, --keep)")
     begun = spaces.get(following)
     if begun is not None and begun.fingerprint != made.spec.fingerprint:
         raise InvalidInput(
@@ -106,7 +111,7 @@ def reencode(collection: Collection, encoder: str, space: str | None, *, keep: b
         if here is None or here.space_id != row.space_id or following not in writer.spaces:
             raise InvalidInput(f"another writer changed the spaces of {collection.name!r} meanwhile; try again")
         if keep:
-            writer.rename_space(row.name, old)
+            writer.rename_space(row.name, old, named_newly(writer.spaces, row, old))
         else:
             writer.drop_space(row.name)
         writer.rename_space(following, row.name)
@@ -149,6 +154,8 @@ def fill_spaces(collection: Collection) -> WriteReport:
     while page := list(islice(contents, _PAGE)):
         batch = preparer.prepare(page)
         report += commit_missing_vectors(store.database, collection.name, batch, store.encoder_of)
+    for space in derived_spaces(layout.spaces):
+        report.updated += fill_derived(collection, space.name)
     return report
 
 

@@ -276,6 +276,8 @@ class Store:
     def encoder_of(self, space: SpaceRow) -> Encoder:
         """The encoder that made a space; EncoderMismatch where what is found makes other vectors."""
         from embedstore.encoders import EncoderSpec, load_encoder
+        from embedstore.encoders.spec import DERIVED
+        from embedstore.transforms import DerivedEncoder, parent_of, transform_of
 
         if not space.encoder:
             raise InvalidInput(
@@ -284,14 +286,21 @@ class Store:
             )
         with self._guard:
             held = self._encoders.get(space.fingerprint)
-            if held is None:
-                pinned = EncoderSpec.from_json(space.encoder)
+            pinned = EncoderSpec.from_json(space.encoder)
+            if held is None and pinned.family != DERIVED:
                 held = load_encoder(
                     pinned.name, pinned=pinned, allow_network=self._allow_network, device=self.device
                 )
                 assert held is not None
                 self._encoders[space.fingerprint] = held
-            return held
+            if held is not None:
+                return held
+        with self.reading() as transaction:  # outside of the guard: a fork waits for snapshots
+            parent = parent_of(space, catalog.known_spaces(transaction, space.collection_id))
+            transform = transform_of(transaction, space)
+        derived = DerivedEncoder(pinned, transform, self.encoder_of(parent) if parent.encoder else None)
+        with self._guard:
+            return self._encoders.setdefault(space.fingerprint, derived)
 
     def load_encoder(self, name: str) -> Encoder | None:
         """A new encoder by name; None for 'none'."""

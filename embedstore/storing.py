@@ -27,6 +27,7 @@ from embedstore.storage.writing import (
     find_existing,
     find_vectors,
 )
+from embedstore.transforms import derived_spaces, is_derived, parent_of, transform_of
 
 if TYPE_CHECKING:
     from embedstore.encoders import Encoder
@@ -97,8 +98,8 @@ class Encoded:
 
 
 def encoder_spaces(spaces: Mapping[str, SpaceRow]) -> dict[str, SpaceRow]:
-    """Those spaces whose vectors an encoder makes."""
-    return {name: space for name, space in spaces.items() if space.encoder}
+    """Those spaces whose vectors an encoder makes of records."""
+    return {name: space for name, space in spaces.items() if space.encoder and not is_derived(space)}
 
 
 def read_by_encoders(spaces: Mapping[str, SpaceRow]) -> dict[str, frozenset[Modality]]:
@@ -233,7 +234,7 @@ def commit_batch(
                 spaces = writer.spaces  # as they are under the lock: the dimension, and by whom they were made
                 if encoded.fingerprints:
                     encoded.drop_others(spaces)
-                vectors = _vectors_by_space(batch, spaces, encoded)
+                vectors = _vectors_by_space(transaction, batch, spaces, encoded)
                 by_encoders = read_by_encoders(spaces) if layout is None else layout.encoded_spaces
                 report = writer.upsert(batch, vectors, encoded_spaces=by_encoders, replace_existing=replace_existing)
                 writer.finish()
@@ -266,7 +267,7 @@ def commit_missing_vectors(database: Database, collection: str, batch: Batch, en
         }, encoded.fingerprints)  # fmt: skip
         unchanged = batch.subset(same)
         kept.drop_others(writer.spaces)
-        report = writer.upsert(unchanged, _vectors_by_space(unchanged, writer.spaces, kept))
+        report = writer.upsert(unchanged, _vectors_by_space(transaction, unchanged, writer.spaces, kept))
         writer.finish()
     _count(report, encoded)
     return report
@@ -339,8 +340,10 @@ def _stored_rows(transaction: Transaction, collection: CollectionRow, keys: Sequ
     return found
 
 
-def _vectors_by_space(batch: Batch, spaces: Mapping[str, SpaceRow], encoded: Encoded) -> dict[str, SpaceVectors]:
-    """Given and computed vectors of a batch as one checked matrix a space."""
+def _vectors_by_space(
+    transaction: Transaction, batch: Batch, spaces: Mapping[str, SpaceRow], encoded: Encoded
+) -> dict[str, SpaceVectors]:
+    """Given and computed vectors of a batch as one checked matrix a space, those of derived spaces among them."""
     by_space: dict[str, SpaceVectors] = {}
     for name in batch.vectors:
         if name not in spaces:
@@ -360,7 +363,37 @@ def _vectors_by_space(batch: Batch, spaces: Mapping[str, SpaceRow], encoded: Enc
         if len(present) < len(lines):
             positions = [position for position, line in enumerate(lines) if line is not None]
         by_space[name] = SpaceVectors(positions, _stacked(batch, space, present, positions))
+    for space in derived_spaces(spaces):
+        parent = by_space.get(parent_of(space, spaces).name)
+        if parent is not None:
+            given_too = by_space.get(space.name)  # by an import, which brings what was there
+            by_space[space.name] = _derived(transaction, space, parent, given_too)
     return by_space
+
+
+def _derived(
+    transaction: Transaction, space: SpaceRow, parent: SpaceVectors, given: SpaceVectors | None
+) -> SpaceVectors:
+    """The vectors that those of a parent become, but for the places that bring one."""
+    brought = set() if given is None else set(given.positions)
+    lines = [line for line, position in enumerate(parent.positions) if position not in brought]
+    whole = len(lines) == len(parent.positions)
+    matrix = transform_of(transaction, space).apply(parent.matrix if whole else parent.matrix[lines])
+    usable = usable_lines(space, matrix)
+    positions = [parent.positions[line] for line, right in zip(lines, usable, strict=True) if right]
+    made = SpaceVectors(positions, matrix if usable.all() else matrix[usable])
+    if given is None:
+        return made
+    return SpaceVectors([*given.positions, *made.positions], np.concatenate([given.matrix, made.matrix]))
+
+
+def usable_lines(space: SpaceRow, matrix: FloatMatrix) -> np.ndarray:
+    """Which of the vectors that were made for a space can be compared there: bool (n,).
+
+    One that came to nothing (all zeros where directions are compared) is left out, for the record itself is sound.
+    """
+    finite = np.atleast_1d(np.isfinite(matrix).all(axis=1))
+    return finite & matrix.any(axis=1) if space.metric == _COSINE else finite
 
 
 def _stacked(

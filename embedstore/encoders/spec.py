@@ -23,12 +23,14 @@ TABLE_VAE = "table-vae"
 TINY_AUTOENCODER = "taesd"
 DIFFUSERS = "diffusers"
 CLIP = "sentence-transformers-clip"
+DERIVED = "derived"
+"""Of a space that is made of another one's vectors, whose name is the location."""
 
 _TEXT = frozenset({Modality.TEXT})
 _READ = {
     IMAGE_VAE: frozenset({Modality.IMAGE}), TINY_AUTOENCODER: frozenset({Modality.IMAGE}),
     DIFFUSERS: frozenset({Modality.IMAGE}), TABLE_VAE: frozenset({Modality.ROW}),
-    CLIP: frozenset({Modality.TEXT, Modality.IMAGE}),
+    CLIP: frozenset({Modality.TEXT, Modality.IMAGE}), DERIVED: frozenset(),
 }  # fmt: skip
 
 _NOT_DECIDING = ("name", "location")
@@ -92,7 +94,7 @@ class EncoderSpec:
             parts.append(f"layer {self.layer}")
         if self.weights:
             parts.append(f"weights {self.weights[:8]}…")
-        return f"{self.name} ({', '.join(parts)})"
+        return f"{self.name}{f' of {self.location}' if self.family == DERIVED else ''} ({', '.join(parts)})"
 
     def to_json(self) -> str:
         """The spec as a JSON object that ``from_json`` reads."""

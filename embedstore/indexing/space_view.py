@@ -171,6 +171,21 @@ class SpaceView:
             return self.rescore_batch(queries, rows, k)
         return best_of_candidates(rows, scores, k)
 
+    def blocks(self, rows_at_once: int, selection: Selection | None) -> Iterator[tuple[IntVector, FloatMatrix]]:
+        """All live rows, or those of a selection, in order: their numbers and vectors, of which nothing is copied."""
+        self._check(None if selection is None else selection.rows)
+        if selection is not None:
+            for start in range(0, selection.n, rows_at_once):
+                rows = selection.rows[start : start + rows_at_once]
+                yield rows, self.gather(rows)
+            return
+        first = 0
+        for part in (self.base, self.delta):
+            for start in range(0, part.shape[0], rows_at_once):
+                block = part[start : start + rows_at_once]
+                yield np.arange(first + start, first + start + block.shape[0]), block
+            first += part.shape[0]
+
     def _stretches(self, selection: Selection | None) -> Iterator[tuple[FloatMatrix, IntVector]]:
         """All rows, or those of a selection, as matrices with their rows: whole parts, or copies of limited size."""
         if selection is None:

@@ -31,6 +31,7 @@ from embedstore.storage.apart import copy_apart
 from embedstore.storage.catalog import CollectionRow, SpaceRow
 from embedstore.storage.database import Transaction
 from embedstore.storage.files import SCRATCH_CHARACTERS, make_private, scratch_folder, sync_folder
+from embedstore.storage.fitted import DIRECTION, TRANSFORM, made_fitted, put_fitted, row_hash
 from embedstore.storage.head import HEAD_NAME
 from embedstore.storage.layout import DATABASE_NAME, ID_SHIFT, id_range
 from embedstore.storage.sqlite import SQLiteDatabase
@@ -114,6 +115,7 @@ _FOUND = (
     "CREATE TABLE records (id INTEGER PRIMARY KEY, key TEXT, content TEXT, metadata TEXT, modality TEXT, uri TEXT,"
     " content_hash BLOB, row_hash BLOB)",
     "CREATE TABLE vectors (id INTEGER PRIMARY KEY, record INTEGER, row_hash BLOB, vec BLOB)",
+    "CREATE TABLE fitted (space INTEGER, name TEXT, kind TEXT, description TEXT, body BLOB, PRIMARY KEY (space, name))",
     "CREATE INDEX by_record ON vectors (record)",
     "CREATE INDEX by_key ON records (key)",
 )
@@ -182,13 +184,17 @@ def _sort_in(found: sqlite3.Connection, rowid: int, cells: tuple[Any, ...], repo
         if isinstance(cells[2], int):
             row_of = (rowid, cells[2], cells[3], cells[4])
             found.execute("INSERT OR REPLACE INTO vectors VALUES (?, ?, ?, ?)", row_of)
+    elif len(cells) == _N_FITTED and isinstance(cells[0], int) and cells[2] in (TRANSFORM, DIRECTION):
+        with suppress(DamagedRow):
+            made_fitted(cells)
+            found.execute("INSERT OR REPLACE INTO fitted VALUES (?, ?, ?, ?, ?)", cells[:5])
     else:
         with suppress(DamagedRow, TypeError, ValueError):
             _sort_in_catalog(found, rowid, cells)
 
 
 # The numbers of cells by which rows are told apart, together with what is in them.
-_N_RECORD, _N_VECTOR, _N_COMMIT = 9, 5, 7
+_N_RECORD, _N_VECTOR, _N_COMMIT, _N_FITTED = 9, 5, 7, 6
 _N_COLLECTION, _N_SPACE = 5, 9
 _N_OLD_COLLECTION, _N_OLD_SPACE = 9, 12  # of revisions 0001 and 0002
 _NO_DIGEST = bytes(16)
@@ -259,7 +265,7 @@ def _write_collection(
         _lost(report, "collection", name, "its name and settings are lost; its records are kept under this name")
     spaces = salvaged_spaces(found, old_id, lambda space, what: _lost(report, "space", f"{name}/{space}", what))
     with database.write() as transaction:
-        row = _create(transaction, name, default_space, spaces)
+        row = _create(transaction, name, default_space, spaces, found)
     report.n_collections += 1
     n_found, n_vectors = 0, dict.fromkeys(spaces, 0)
     stream = _records_with_vectors(found, old_id)
@@ -284,15 +290,20 @@ def _write_collection(
 
 
 def _create(
-    transaction: Transaction, name: str, default_space: str, spaces: dict[int, SalvagedSpace]
-) -> CollectionRow:
+    transaction: Transaction, name: str, default_space: str, spaces: dict[int, SalvagedSpace],
+    found: sqlite3.Connection,
+) -> CollectionRow:  # fmt: skip
     names = [space.name for space in spaces.values()]
     row = catalog.create_collection(transaction, name, default_space if default_space in names else names[0])
-    for space in spaces.values():
-        catalog.create_space(
+    for old_id, space in spaces.items():
+        made = catalog.create_space(
             transaction, row.collection_id, space.name, dim=space.dim, metric=space.metric, encoder=space.encoder,
             fingerprint=space.fingerprint, recipe=space.recipe,
         )  # fmt: skip
+        kept = found.execute("SELECT space, name, kind, description, body FROM fitted WHERE space = ?", (old_id,))
+        for cells in kept.fetchall():
+            if cells[1] or space.encoder:  # where the encoder is lost, so is what it is of
+                put_fitted(transaction, made.space_id, made_fitted((*cells, row_hash(*cells))))
     return row
 
 

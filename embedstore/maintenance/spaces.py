@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import orjson
 
-from embedstore.encoders.spec import EncoderSpec
+from embedstore.encoders.spec import DERIVED, EncoderSpec
 from embedstore.errors import InvalidInput
 from embedstore.indexing.recipes import DEFAULT_RECIPE, find_recipe
 from embedstore.model import Metric
@@ -57,10 +57,23 @@ def salvaged_spaces(found: sqlite3.Connection, collection_id: int, complain: Com
         name = f"salvaged-{space_id}"
         complain(name, "its name and settings are lost; its vectors are kept under this name, compared by cosine")
         spaces[space_id] = _unknown(name, _dim_of(found, space_id))
+    _check_derived(found, spaces, complain)
     if not spaces:
         complain("vector", "the collection's spaces are lost; it has an empty one now")
         spaces[0] = _unknown("vector", None)
     return spaces
+
+
+def _check_derived(found: sqlite3.Connection, spaces: dict[int, SalvagedSpace], complain: Complaint) -> None:
+    """Make spaces of their own of those whose parent, or whose transform, is lost."""
+    for space_id, space in spaces.items():
+        spec = EncoderSpec.from_json(space.encoder) if space.encoder else None
+        if spec is None or spec.family != DERIVED:
+            continue
+        kept = found.execute("SELECT 1 FROM fitted WHERE space = ? AND name = ''", (space_id,)).fetchone()
+        if kept is None or spec.location not in [one.name for one in spaces.values()]:
+            complain(space.name, "how it was made of another space is lost; its vectors are kept as they are")
+            spaces[space_id] = replace(space, encoder="", fingerprint="")
 
 
 def _unknown(name: str, dim: int | None) -> SalvagedSpace:

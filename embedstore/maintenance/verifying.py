@@ -24,9 +24,11 @@ from embedstore.records import vector_is_whole
 from embedstore.storage import catalog
 from embedstore.storage.catalog import CollectionRow, SpaceRow
 from embedstore.storage.database import Database, Row, Transaction
+from embedstore.storage.fitted import all_fitted
 from embedstore.storage.layout import ID_SHIFT, id_range
 from embedstore.storage.sqlite import SQLiteDatabase
 from embedstore.storage.writing import shift_digest
+from embedstore.transforms import is_derived, parent_of, transform_from
 
 _CHUNK = 2000
 MAX_PROBLEMS = 1000
@@ -98,6 +100,10 @@ def _check_store(transaction: Transaction, report: VerifyReport) -> None:
 
 def _check_owners(transaction: Transaction, report: VerifyReport) -> None:
     """That there are no rows but those of collections and spaces that there are."""
+    row = transaction.one("SELECT count(*) FROM fitted WHERE space_id NOT IN (SELECT space_id FROM spaces)")
+    assert row is not None
+    if row[0]:
+        report.add("database", "fitted", f"{row[0]:,} of its rows belong to no space")
     for table, of in (("records", "collection"), ("vectors", "space"), ("commits", "collection")):
         row_id = {"records": "record_id", "vectors": "vector_id", "commits": "commit_key"}[table]
         row = transaction.one(
@@ -195,6 +201,14 @@ def _check_spaces(transaction: Transaction, collection: CollectionRow, report: V
             report.add("space", name, what)
         with _read(report, "space", name):
             catalog.tuning_of(transaction, space.space_id)
+        with _read(report, "space", name):
+            kept = {one.name: one for one in all_fitted(transaction, space.space_id)}
+            if is_derived(space):
+                parent_of(space, spaces)
+                if "" not in kept:
+                    report.add("space", name, "how it is made of another space is not there")
+                else:
+                    transform_from(kept[""])
         with _read(report, "space", name):
             _check_vectors(transaction, collection, space, report)
 

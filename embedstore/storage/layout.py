@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-SCHEMA_REVISION = "0003"
+SCHEMA_REVISION = "0004"
 """The Alembic revision of the tables that this release reads and writes."""
 
 OLDEST_RELEASE = "0.1.0"

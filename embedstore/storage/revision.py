@@ -10,7 +10,7 @@ from embedstore.storage.database import Database, Transaction
 from embedstore.storage.layout import DATABASE_NAME, SCHEMA_REVISION
 from embedstore.version import __version__
 
-KNOWN_REVISIONS = ("0001", "0002", "0003")
+KNOWN_REVISIONS = ("0001", "0002", "0003", "0004")
 """Every revision that there has been, oldest first."""
 
 

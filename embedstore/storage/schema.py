@@ -143,6 +143,17 @@ tunings = Table(
     Column("row_hash", LargeBinary, nullable=False),
 )
 
+fitted = Table(
+    "fitted",
+    tables,
+    Column("space_id", Integer, ForeignKey("spaces.space_id"), primary_key=True, autoincrement=False),
+    Column("name", Text, primary_key=True),  # '' for how the space itself is made of another one
+    Column("kind", Text, nullable=False),  # transform or direction
+    Column("description", Text, nullable=False),  # JSON: how it was fitted, and what it is worth
+    Column("body", LargeBinary, nullable=False),  # arrays, as safetensors
+    Column("row_hash", LargeBinary, nullable=False),
+)
+
 ingest_jobs = Table(
     "ingest_jobs",
     tables,

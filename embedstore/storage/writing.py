@@ -23,9 +23,11 @@ from embedstore.records import Batch, vector_hash
 from embedstore.storage import catalog
 from embedstore.storage.catalog import CollectionRow, SpaceRow
 from embedstore.storage.database import FEW_ROWS, KeyTaken, RecordRows, Row, Transaction, VectorRows
+from embedstore.storage.fitted import Fitted, drop_fitted, put_fitted
 from embedstore.storage.layout import ID_SHIFT
 
 _NONE: Mapping[str, frozenset[Modality]] = {}
+_NO_ENCODERS: Mapping[str, str] = {}
 _CHUNK = 5000
 _FEW = 16
 _PAIR = struct.Struct("<QQ")
@@ -264,7 +266,6 @@ class CollectionWriter:
         if given is None or not len(positions):
             return set()
         packed = _packed(given)
-        n_bytes = packed.shape[1] * 4
         lines: Sequence[int] = range(len(positions))
         if stored:
             olds = [stored.get(record_ids[position]) for position in positions]
@@ -274,21 +275,32 @@ class CollectionWriter:
             return set()
         whole = len(lines) == len(positions)
         new_hashes = hashes if whole else [hashes[line] for line in lines]
+        owners = [record_ids[positions[line]] for line in lines]
+        self._insert_vectors(space, owners, new_hashes, packed if whole else packed[list(lines)])
+        return {positions[line] for line in lines}
+
+    def _insert_vectors(
+        self, space: SpaceRow, record_ids: Sequence[int], hashes: list[bytes], packed: FloatMatrix
+    ) -> None:
         self._tx.insert_vectors(
             VectorRows(
-                space.space_id * ID_SHIFT + space.last_seq + 1, space.space_id,
-                [record_ids[positions[line]] for line in lines], b"".join(new_hashes),
-                (packed if whole else packed[list(lines)]).tobytes(), n_bytes,
+                space.space_id * ID_SHIFT + space.last_seq + 1, space.space_id, record_ids, b"".join(hashes),
+                packed.tobytes(), packed.shape[1] * 4,
             )
         )  # fmt: skip
         held = self._spaces[space.name]
         self._spaces[space.name] = SpaceRow(  # quicker than ``_replace``
             held.space_id, held.collection_id, held.name, packed.shape[1], held.metric, held.dtype, held.encoder,
-            held.fingerprint, held.recipe, held.last_seq + len(lines), held.n_live + len(lines),
-            shift_digest(held.digest, added=new_hashes),
+            held.fingerprint, held.recipe, held.last_seq + len(record_ids), held.n_live + len(record_ids),
+            shift_digest(held.digest, added=hashes),
         )  # fmt: skip
         self._touched = True
-        return {positions[line] for line in lines}
+
+    def add_vectors(self, space_name: str, record_ids: Sequence[int], keys: Sequence[str], matrix: FloatMatrix) -> None:
+        """Give records, which have no vector in a space yet, one each: float32 (len(record_ids), dim)."""
+        if record_ids:
+            given = SpaceVectors(range(len(keys)), matrix)
+            self._insert_vectors(self._spaces[space_name], record_ids, _vector_hashes(keys, given), _packed(given))
 
     @staticmethod
     def _check_covered(
@@ -377,18 +389,35 @@ class CollectionWriter:
         catalog.forget_logs(self._tx, self._collection.collection_id, floor)
         self._collection = self._collection._replace(log_floor=floor)
         of_space = {"space": space.space_id}
-        for table in ("vectors", "dead_vectors", "tunings", "spaces"):
+        for table in ("vectors", "dead_vectors", "tunings", "fitted", "spaces"):
             self._tx.run(f"DELETE FROM {table} WHERE space_id = :space", of_space)
         self._touched = True
         return space
 
-    def rename_space(self, old: str, new: str) -> None:
-        """Give a space another name, which no space has."""
+    def keep_fitted(self, space_name: str, fitted: Fitted) -> None:
+        """Keep with a space what was fitted in it."""
+        put_fitted(self._tx, self._spaces[space_name].space_id, fitted)
+        self._touched = True
+
+    def forget_fitted(self, space_name: str, name: str) -> bool:
+        """Forget what a space keeps under a name; whether there was something."""
+        found = bool(drop_fitted(self._tx, self._spaces[space_name].space_id, name))
+        self._touched = self._touched or found
+        return found
+
+    def rename_space(self, old: str, new: str, encoders: Mapping[str, str] = _NO_ENCODERS) -> None:
+        """Give a space another name, which no space has; ``encoders`` are those, by space, that name it newly."""
         space = self._spaces[old]
         self._tx.run(
             "UPDATE spaces SET name = :name WHERE space_id = :space", {"name": new, "space": space.space_id}
         )
         renamed = {**self._spaces, old: space._replace(name=new)}
+        for name, encoder in encoders.items():
+            renamed[name] = renamed[name]._replace(encoder=encoder)
+            self._tx.run(
+                "UPDATE spaces SET encoder = :encoder WHERE space_id = :space",
+                {"encoder": encoder, "space": renamed[name].space_id},
+            )
         self._spaces = {space.name: space for space in renamed.values()}
         self._touched = True
 

@@ -82,7 +82,7 @@ def test_the_life_of_a_collection(filled, tmp_path):
     assert filled("delete", "things", "--collection").returncode == 0
     is_one_line_error(filled("count", "things"), 2, "no collection 'things'; it has: copy")
     assert len(json.loads(filled("sample", "copy", "-n", "2", "--seed", "1", "--format", "json").stdout)) == 2
-    assert json.loads(filled("db", "current", "--format", "json").stdout) == {"store": "0003", "release": "0003"}
+    assert json.loads(filled("db", "current", "--format", "json").stdout) == {"store": "0004", "release": "0004"}
     assert filled("db", "upgrade").returncode == 0
     assert filled("index", "copy", "--recipe", "hnsw").returncode == 0
     assert "hnsw" in filled("spaces", "copy").stdout

@@ -16,6 +16,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from embedstore.storage.layout import SCHEMA_REVISION
+
 TESTS = Path(__file__).resolve().parent.parent
 OLD = TESTS / "stores" / "v0"
 SQLITE_STEPS = ("migrate.locked", "migrate.backed_up", "migrate.migrated", "migrate.committed")
@@ -48,7 +50,7 @@ WATCHER = (
     "print(sorted(seen))\n"
 )
 """Reads snapshots while others upgrade, and prints what it saw of the revision and of what belongs to it."""
-SANE = {("0001", False, False), ("0003", True, True)}
+SANE = {("0001", False, False), (SCHEMA_REVISION, True, True)}
 
 
 def expected() -> dict[str, Any]:
@@ -128,17 +130,17 @@ def after_a_kill(folder: Path, url: str | None, failpoint: str, delay: float | N
     if delay is None and process.returncode != -9:
         faults.append(f"{failpoint} was not reached")
     found = revision(folder, url)
-    if found not in ("0001", "0003"):
+    if found not in ("0001", SCHEMA_REVISION):
         faults.append(f"the revision is {found!r} after {failpoint or delay}")
     if failpoint:
-        wanted = "0003" if failpoint == "migrate.committed" else "0001"
+        wanted = SCHEMA_REVISION if failpoint == "migrate.committed" else "0001"
         if found != wanted:
             faults.append(f"the revision after {failpoint} is {found!r}, not {wanted!r}")
     with spawn(OPENER, folder, url, 0) as process:
         printed, errors = process.communicate()
     if process.returncode != 0 or json.loads(printed) != expected():
         faults.append(f"after {failpoint or delay} the store is not what it was: {errors[-500:]}")
-    if revision(folder, url) != "0003":
+    if revision(folder, url) != SCHEMA_REVISION:
         faults.append("the upgrade was not made up for")
     leftovers = [one.name for one in folder.iterdir() if ".partial" in one.name]
     return faults + [f"{name} is left over" for name in leftovers]

@@ -294,7 +294,7 @@ def test_a_store_of_a_newer_release_is_refused(store):
     store.collection("c", encoder="none").add([{"key": "a", "vector": [1.0]}])
     with store.database.write() as transaction:
         transaction.run("UPDATE alembic_version SET version_num = '9999'")
-    with pytest.raises(UnsupportedFormat, match="'9999'; this release, .*, knows up to .0003.. Open it with"):
+    with pytest.raises(UnsupportedFormat, match="'9999'; this release, .*, knows up to .0004.. Open it with"):
         embedstore.open(store.path).collections()
 
 

@@ -325,7 +325,7 @@ def test_a_migrated_database_has_the_tables_of_a_new_one(old, store, tmp_path):
             described.append(normalised(connection))
         connection.close()
     assert described[0] == described[1] == described[2]
-    assert len(described[0]) == 12
+    assert len(described[0]) == 13
 
 
 POSTGRES_SHAPE = (
