@@ -1,0 +1,112 @@
+"""The vectors of a space as they are compared, read through a filter and in blocks, with what the records say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from embedstore.errors import InvalidInput
+from embedstore.filters.parse import Where, dictionary_field
+from embedstore.indexing.selection import Selection
+from embedstore.indexing.space_view import SpaceView
+from embedstore.model import FloatMatrix, IntVector, Metric
+from embedstore.reading import checked_where, record_ids_where, space_row, stream_records
+from embedstore.storage import catalog
+from embedstore.storage.catalog import CollectionRow, SpaceRow
+from embedstore.storage.database import Transaction
+
+if TYPE_CHECKING:
+    from embedstore.collection import Collection
+
+_BLOCK_BYTES = 32 << 20
+_Answer = TypeVar("_Answer")
+
+
+@dataclass(frozen=True, slots=True)
+class Points:
+    """The vectors of a space, or of the records under a filter, in one snapshot.
+
+    Where directions are compared (cosine) they have length one. They are read from the cache, which is mapped, so that
+    all of them need not fit into memory.
+    """
+
+    transaction: Transaction
+    owner: CollectionRow
+    space: SpaceRow
+    view: SpaceView
+    selection: Selection | None
+
+    @property
+    def n(self) -> int:
+        """How many there are."""
+        return self.view.n_rows if self.selection is None else self.selection.n
+
+    @property
+    def dim(self) -> int:
+        """Numbers of a vector."""
+        return self.view.dim
+
+    @property
+    def metric(self) -> Metric:
+        """How they are compared."""
+        return self.view.metric
+
+    def blocks(self) -> Iterator[tuple[IntVector, FloatMatrix]]:
+        """All of them, in parts: record ids int64 (n,) and vectors float32 (n, dim), which must not be written to."""
+        at_once = max(1, _BLOCK_BYTES // (4 * self.dim))
+        for rows, vectors in self.view.blocks(at_once, self.selection):
+            yield self.view.record_ids[rows], vectors
+
+    def sample(self, n: int, seed: int) -> tuple[IntVector, FloatMatrix]:
+        """``n`` of them drawn without replacement, or all where there are no more; in order, as ``blocks``."""
+        places = np.arange(self.n)
+        if n < self.n:
+            places = np.sort(np.random.default_rng(seed).choice(self.n, n, replace=False))
+        rows = places if self.selection is None else self.selection.rows[places]
+        return self.view.record_ids[rows], self.view.gather(rows)
+
+    def of_records(self, record_ids: IntVector) -> FloatMatrix:
+        """The vectors of records, (n, dim); NaN for those that have none here."""
+        rows = self.view.rows_of_records(record_ids.tolist())
+        found = np.full((len(rows), self.dim), np.nan, np.float32)
+        found[rows >= 0] = self.view.gather(rows[rows >= 0])
+        return found
+
+    def labels(self, field: str, where: Where | None = None) -> dict[int, Any]:
+        """By record id, what a metadata field says; only of records that say something. Dots lead into objects."""
+        path = dictionary_field(field).path
+        tree = None if where is None else checked_where(self.transaction, self.owner, where)
+        found: dict[int, Any] = {}
+        for record_id, record in stream_records(self.transaction, self.owner, tree):
+            value: Any = record.metadata
+            for name in path:
+                value = value.get(name) if isinstance(value, dict) else None
+            if value is not None and not isinstance(value, (dict, list)):
+                found[record_id] = value
+        if not found:
+            raise InvalidInput(f"no record of {self.owner.name!r} has the field {field!r}")
+        return found
+
+
+def look_at(
+    collection: Collection, space: str | None, where: Where | None, work: Callable[[Points], _Answer]
+) -> _Answer:
+    """What ``work`` makes of a space's vectors under a filter; again where a damaged cache was found meanwhile."""
+    store = collection.store
+    with store.reading() as transaction:
+        owner = catalog.require_collection(transaction, collection.name)
+        row = space_row(transaction, owner, space)
+        if row.dim is None or not row.n_live:
+            raise InvalidInput(f"the space {row.name!r} of {collection.name!r} holds no vectors yet")
+        ids = None
+        if where is not None:
+            ids = np.asarray(record_ids_where(transaction, owner, checked_where(transaction, owner, where)), np.int64)
+
+        def look(view: SpaceView) -> _Answer:
+            allowed = None if ids is None else np.isin(view.record_ids, ids)
+            return work(Points(transaction, owner, row, view, view.selection(allowed)))
+
+        return store.search.space_cache(row.space_id).looking(transaction, owner, row, look)

@@ -1,0 +1,195 @@
+"""Spaces that are made of another one: fitted, added, and held against what they were made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from embedstore.deriving import add_derived_space
+from embedstore.errors import InvalidInput
+from embedstore.filters.parse import Where
+from embedstore.latent import maps, moments
+from embedstore.latent.points import Points, look_at
+from embedstore.latent.quality import fidelity
+from embedstore.model import Metric
+from embedstore.storage.catalog import SpaceRow, now
+from embedstore.transforms import Affine, Transform
+from embedstore.transforms.affine import normalized
+
+if TYPE_CHECKING:
+    from embedstore.collection import Collection
+
+_COMPARED = 2000
+_NEIGHBOURS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a space is to be made of, and how. ``dim`` None: as the method has it."""
+
+    method: str
+    dim: int | None
+    of: str | None
+    label: str | None
+    where: Where | None
+    sample: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A fitted transform, what can be said of it, and by record id the vectors that were made while fitting."""
+
+    transform: Transform
+    about: Mapping[str, Any]
+    placed: Mapping[int, np.ndarray] = field(default_factory=dict)
+
+
+def add_reduced_space(
+    collection: Collection, name: str, wanted: Wanted, *, metric: Metric | None, recipe: str
+) -> int:
+    """Fit, add the space with every record that has a vector in its parent, and note what it keeps; how many."""
+    _check(wanted)
+    fit = METHODS[wanted.method]
+
+    def fitted(points: Points) -> tuple[SpaceRow, Metric, Made]:
+        made = fit(points, wanted)
+        kind = metric or maps.METRICS.get(wanted.method, points.metric)
+        kept = _fidelity(points, made, kind, wanted.seed)
+        about = {
+            "method": wanted.method, "fitted_at": now(), "n_fitted": points.n, "seed": wanted.seed,
+            "label": wanted.label, "parent_dim": points.dim, **made.about, **kept,
+        }  # fmt: skip
+        return points.space, kind, Made(made.transform, about, made.placed)
+
+    parent, kind, made = look_at(collection, wanted.of, wanted.where, fitted)
+    return add_derived_space(
+        collection, name, made.transform, made.about, method=wanted.method, parent=parent, metric=kind,
+        recipe=recipe, placed=made.placed,
+    )  # fmt: skip
+
+
+def _check(wanted: Wanted) -> None:
+    if wanted.method not in METHODS:
+        raise InvalidInput(f"a space cannot be reduced by {wanted.method!r}; the methods are {', '.join(METHODS)}")
+    for name, least in (("dim", 1), ("sample", 10), ("seed", 0)):
+        value = getattr(wanted, name)
+        right = isinstance(value, int) and not isinstance(value, bool) and value >= least
+        if not right and (name, value) != ("dim", None):
+            raise InvalidInput(f"{name} is {value!r}; it must be a whole number from {least} on")
+    needs_label = wanted.method in ("lda", "erase")
+    if needs_label != (wanted.label is not None):
+        told = f"needs a label: the field whose values it {'tells apart' if wanted.method == 'lda' else 'erases'}"
+        raise InvalidInput(f"{wanted.method!r} {told if needs_label else 'takes no label'}")
+
+
+def _dim(points: Points, wanted: Wanted, default: int, most: int | None = None) -> int:
+    dim = min(default, points.dim) if wanted.dim is None else wanted.dim
+    most = points.dim if most is None else most
+    if dim > most:
+        raise InvalidInput(f"dim is {dim}; of {points.dim} numbers at most {most} can be had by {wanted.method!r}")
+    return dim
+
+
+def _shares(shares: np.ndarray) -> dict[str, Any]:
+    return {"explained_variance": round(float(shares.sum()), 6), "shares": [round(float(one), 6) for one in shares]}
+
+
+def _fit_pca(points: Points, wanted: Wanted) -> Made:
+    dim = _dim(points, wanted, 64)
+    found, shares = moments.pca(moments.moments_of(points.blocks()), dim, normalize=points.metric is Metric.COSINE)
+    return Made(found, _shares(shares))
+
+
+def _fit_whitening(points: Points, wanted: Wanted) -> Made:
+    dim = _dim(points, wanted, 64)
+    whole = moments.moments_of(points.blocks())
+    found, shares = moments.whitening(whole, dim, normalize=points.metric is Metric.COSINE)
+    return Made(found, _shares(shares))
+
+
+def _fit_all_but_the_top(points: Points, wanted: Wanted) -> Made:
+    if wanted.dim not in (None, points.dim):
+        raise InvalidInput(f"'all-but-the-top' keeps all {points.dim} numbers of a vector; leave dim out")
+    n_removed = max(1, points.dim // 100)
+    whole = moments.moments_of(points.blocks())
+    found, shares = moments.all_but_the_top(whole, n_removed, normalize=points.metric is Metric.COSINE)
+    return Made(found, {"n_removed": n_removed, "removed_variance": round(float(shares.sum()), 6)})
+
+
+def _fit_random(points: Points, wanted: Wanted) -> Made:
+    dim = _dim(points, wanted, 64)
+    drawn = np.random.default_rng(wanted.seed).standard_normal((dim, points.dim)) / np.sqrt(dim)
+    matrix = drawn.astype(np.float32)
+    return Made(Affine(matrix, np.zeros(dim, np.float32), points.metric is Metric.COSINE), {})
+
+
+def _fit_truncation(points: Points, wanted: Wanted) -> Made:
+    dim = _dim(points, wanted, max(1, points.dim // 2))
+    matrix = np.eye(dim, points.dim, dtype=np.float32)
+    nothing = np.zeros(dim, np.float32)
+    return Made(Affine(matrix, nothing, points.metric is Metric.COSINE), {})
+
+
+def _by_label(points: Points, wanted: Wanted) -> tuple[moments.Moments, dict[Any, tuple[int, np.ndarray]]]:
+    assert wanted.label is not None  # by ``_check``
+    whole, classes = moments.moments_by_label(points.blocks(), points.labels(wanted.label, wanted.where))
+    if len(classes) < 2:
+        only = next(iter(classes), None)
+        raise InvalidInput(f"the field {wanted.label!r} has one value only, {only!r}; there must be two at least")
+    if len(classes) > points.n // 2:
+        raise InvalidInput(
+            f"the field {wanted.label!r} has {len(classes):,} values for {points.n:,} records; give a field of classes"
+        )
+    return whole, classes
+
+
+def _fit_discriminants(points: Points, wanted: Wanted) -> Made:
+    whole, classes = _by_label(points, wanted)
+    dim = _dim(points, wanted, len(classes) - 1, min(len(classes) - 1, points.dim))
+    found = moments.discriminants(whole, classes, dim, normalize=points.metric is Metric.COSINE)
+    return Made(found, {"n_labelled": whole.n, "classes": len(classes)})
+
+
+def _fit_erasure(points: Points, wanted: Wanted) -> Made:
+    if wanted.dim not in (None, points.dim):
+        raise InvalidInput(f"'erase' keeps all {points.dim} numbers of a vector; leave dim out")
+    whole, classes = _by_label(points, wanted)
+    found = moments.erasure(whole, classes, normalize=points.metric is Metric.COSINE)
+    return Made(found, {"n_labelled": whole.n, "classes": len(classes)})
+
+
+def _fit_map(points: Points, wanted: Wanted) -> Made:
+    dim = _dim(points, wanted, 2)
+    record_ids, vectors = points.sample(wanted.sample, wanted.seed)
+    whole = moments.moments_of(iter([(record_ids, vectors)]))
+    n_components = min(maps.MOST_COMPONENTS, points.dim, len(vectors) - 1)
+    reducer, _ = moments.pca(whole, n_components, normalize=points.metric is Metric.COSINE)
+    landmarks = maps.draw(wanted.method, reducer, vectors, dim, wanted.seed)
+    placed = dict(zip(record_ids.tolist(), landmarks.places, strict=True))
+    return Made(landmarks, {"n_fitted": len(vectors), "sampled": len(vectors) < points.n}, placed)
+
+
+METHODS: Mapping[str, Callable[[Points, Wanted], Made]] = {
+    "pca": _fit_pca, "whiten": _fit_whitening, "all-but-the-top": _fit_all_but_the_top, "random": _fit_random,
+    "truncate": _fit_truncation, "lda": _fit_discriminants, "erase": _fit_erasure,
+    **dict.fromkeys(maps.METHODS, _fit_map),
+}  # fmt: skip
+"""By name, what fits a method."""
+
+
+def _fidelity(points: Points, made: Made, metric: Metric, seed: int) -> dict[str, Any]:
+    """What the new space keeps of its parent's neighbourhoods, by a sample; nothing where there are too few records."""
+    record_ids, before = points.sample(_COMPARED, seed)
+    if len(before) < 2 * _NEIGHBOURS + 2:
+        return {}
+    after = made.transform.apply(before)
+    for line, record_id in enumerate(record_ids.tolist()):
+        if record_id in made.placed:
+            after[line] = made.placed[record_id]
+    kept = fidelity(before, normalized(after) if metric is Metric.COSINE else after, _NEIGHBOURS,
+                    metric=points.metric, metric_after=metric)  # fmt: skip
+    return {"fidelity": kept.to_dict()}
