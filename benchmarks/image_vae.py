@@ -93,7 +93,7 @@ def pca(pictures: np.ndarray, labels: np.ndarray) -> dict:
 def main() -> None:
     """Measure and keep the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--epochs", type=int, default=TrainingSettings().epochs, help="of the convolutional network")
+    parser.add_argument("--epochs", type=int, default=0, help="of the convolutional network; 0: as it has it")
     options = parser.parse_args()
     pictures, labels = digits()
     with tempfile.TemporaryDirectory() as folder:

@@ -107,8 +107,10 @@ def encode_item(encoder: Encoder, query: Any) -> FloatVector:
 
 
 def search(collection: Collection, asked: Asked) -> Hits:
-    """The hits of one query."""
+    """The hits of one query; a point is compared in its own space where no other is named."""
     asked.check()
+    if asked.space is None and isinstance(asked.query, Vector) and asked.query.space.belongs_to(collection):
+        asked = asked._replace(space=asked.query.space.name)
     store = collection.store
     if not store.exists():
         return _no_hits()

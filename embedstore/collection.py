@@ -475,6 +475,7 @@ class Collection:
         no linear model tells them apart any more), or a map: 'umap', 'tsne', 'pacmap'. It is fitted to the records
         under ``where``, maps to at most ``sample`` of them; all others, and those that come later, are placed by it.
         """
+        self._known = None  # else the next write would encode once for the spaces that there were
         chosen = None if metric is None else choose(Metric, metric, "metric")
         if reduce is None:
             from embedstore.making_spaces import add_space

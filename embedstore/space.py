@@ -13,6 +13,8 @@ from embedstore.errors import InvalidInput
 from embedstore.model import FloatMatrix, Hits, Metric
 from embedstore.storage import catalog
 from embedstore.storage.catalog import SpaceRow
+from embedstore.storage.fitted import fitted_of
+from embedstore.transforms import is_derived, parent_of
 from embedstore.vector import Vector
 
 if TYPE_CHECKING:
@@ -58,6 +60,10 @@ class Space:
     def store(self) -> Store:
         """The store that holds the space."""
         return self._collection.store
+
+    def belongs_to(self, collection: Collection) -> bool:
+        """Whether it is a space of that collection."""
+        return self.store is collection.store and self._collection.name == collection.name
 
     def encode(self, item: Any) -> Vector:
         """The point of a text, a picture (a path, bytes, a Pillow image) or a row, by the space's encoder.
@@ -126,8 +132,17 @@ class Space:
             "name": row.name, "dim": row.dim, "metric": row.metric, "dtype": row.dtype, "recipe": row.recipe,
             "encoder": row_encoder(row), "fingerprint": row.fingerprint, "n_vectors": row.n_live,
             "digest": row.digest.hex(), "n_uncached": uncached, "n_unindexed": unindexed,
-            "building": cache.is_building(), **self.tuning(),
+            "building": cache.is_building(), **self.tuning(), **self.made_of(),
         }  # fmt: skip
+
+    def made_of(self) -> dict[str, Any]:
+        """Of which space this one is made, by what method, and what it keeps of it; empty where it is of none."""
+        if not is_derived(self._row):
+            return {}
+        with self.store.reading() as transaction:
+            kept = fitted_of(transaction, self.space_id, "")
+            parent = parent_of(self._row, catalog.known_spaces(transaction, self._row.collection_id))
+        return {"made_of": parent.name, **({} if kept is None else kept.description.get("about", {}))}
 
     def tuning(self) -> dict[str, Any]:
         """The recall that was measured last, of which recipe and settings, when, and why to measure it again."""

@@ -367,7 +367,9 @@ def _vectors_by_space(
         parent = by_space.get(parent_of(space, spaces).name)
         if parent is not None:
             given_too = by_space.get(space.name)  # by an import, which brings what was there
-            by_space[space.name] = _derived(transaction, space, parent, given_too)
+            made_of_it = _derived(transaction, space, parent, given_too)
+            if made_of_it.positions:
+                by_space[space.name] = made_of_it
     return by_space
 
 

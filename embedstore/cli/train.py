@@ -25,7 +25,8 @@ def _shared(command: Any) -> Any:
         click.option("--beta", type=float, metavar="B",
                      help="Weight of the KL: more for fewer, clearer dimensions, less for sharper decoding."
                      "  [pictures 1, rows 0.3]"),
-        click.option("--epochs", type=int, metavar="N", help="Most passes over the data.  [pictures 30, rows 40]"),
+        click.option("--epochs", type=int, metavar="N",
+                     help="Most passes over the data.  [pictures 6,000 steps, rows 40]"),
         click.option("--minutes", type=float, metavar="M", help="Most minutes of the whole."),
         click.option("--batch", type=int, metavar="N", help="Items in a step.  [128]"),
         click.option("--learning-rate", type=float, metavar="R", help="Its height.  [pictures 0.002, rows 0.001]"),

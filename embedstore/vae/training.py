@@ -23,6 +23,7 @@ from embedstore.vae.objective import kl_from_standard_normal, sampled, warmed_up
 
 PRECISIONS = ("float32", "bfloat16")
 LEAST_ITEMS = 10
+_STEPS, _LEAST_EPOCHS, _MOST_EPOCHS = 6000, 10, 200
 _RISE = 0.1
 _MOST_WHOLE = 2**32
 _CLIPPED_AT = 100.0
@@ -44,16 +45,17 @@ class Feed(Protocol):
 class TrainingSettings:
     """How a network is trained.
 
-    epochs: most passes over the items; minutes: most minutes of the whole, None for no limit, which is looked at
-    between epochs and shortens the schedule of the learning rate by what the first epoch took. beta: weight of the KL;
-    warm_up: share of the steps in which it rises to that; free_nats: what a dimension may tell at no cost.
+    epochs: most passes over the items, 0 for as many as make about 6,000 steps, from 10 to 200. minutes: most minutes
+    of the whole, None for no limit, which is looked at between epochs and shortens the schedule of the learning rate by
+    what the first epoch took. beta: weight of the KL; warm_up: share of the steps in which it rises to that;
+    free_nats: what a dimension may tell at no cost.
     hidden: share of the columns that the encoder does not see of each row while it learns, so that it learns what
     tells what, and rows that are known in part have a place (tables only). validation: share of the items held out;
     patience: epochs without a better validation after which it ends, 0 for never. precision: 'float32', or 'bfloat16'
     for what is computed of it (mixed precision, for a GPU).
     """
 
-    epochs: int = 30
+    epochs: int = 0
     minutes: float | None = None
     batch: int = 128
     learning_rate: float = 2e-3
@@ -68,7 +70,7 @@ class TrainingSettings:
 
     def check(self) -> None:
         """Raise InvalidInput for settings that cannot be."""
-        whole = {"epochs": 1, "batch": 2, "patience": 0, "seed": 0}
+        whole = {"epochs": 0, "batch": 2, "patience": 0, "seed": 0}
         for name, least in whole.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not least <= value < _MOST_WHOLE:
@@ -183,7 +185,8 @@ class _Run:
         )
         self.trained = Trained()
         self.best_weights = _copied(network)
-        self.n_epochs = settings.epochs
+        self.most_epochs = settings.epochs or min(max(round(_STEPS / self.steps_an_epoch), _LEAST_EPOCHS), _MOST_EPOCHS)
+        self.n_epochs = self.most_epochs
         self.step = 0
         self.seconds = 0.0
 
@@ -191,7 +194,7 @@ class _Run:
         """Whether there is another epoch; notes why not."""
         done = self.trained.epochs
         if len(done) >= self.n_epochs:
-            few = self.n_epochs < self.settings.epochs
+            few = self.n_epochs < self.most_epochs
             self.trained.ended = "the time that was given was used" if few else "all epochs were done"
         elif self.settings.patience and len(done) - self.trained.best >= self.settings.patience and done:
             self.trained.ended = f"no better validation for {self.settings.patience} epochs"
@@ -223,7 +226,7 @@ class _Run:
         if self.settings.minutes is not None:
             an_epoch = self.seconds / len(self.trained.epochs)
             fitting = max(len(self.trained.epochs), int(self.settings.minutes * 60 / an_epoch))
-            self.n_epochs = min(self.settings.epochs, fitting)
+            self.n_epochs = min(self.most_epochs, fitting)
 
     def _pass(self, number: int) -> float:
         order = np.random.default_rng([self.settings.seed, number]).permutation(self.places)
