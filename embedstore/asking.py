@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from embedstore.checks import check_length, check_vector
-from embedstore.errors import InvalidInput, SpaceMismatch
+from embedstore.errors import InvalidInput, SpaceMismatch, SpaceNotFound
 from embedstore.filters.parse import Where
 from embedstore.model import FloatMatrix, FloatVector, Hits, Metric, Modality, Mode, Neighbours
 from embedstore.pictures import Picture, read_picture
@@ -103,7 +103,9 @@ def encode_item(encoder: Encoder, query: Any) -> FloatVector:
         assert partly is not None
         return encoder.encode_query(partly(query))
     wanted = " or ".join(sorted(one.value for one in read))
-    raise InvalidInput(f"the encoder {encoder.spec.name!r} reads {wanted}; the query is {type(query).__name__}")
+    is_row, is_text = isinstance(query, Mapping), isinstance(query, str)
+    came = "a row" if is_row else "a text" if is_text else "a picture"
+    raise InvalidInput(f"the encoder {encoder.spec.name!r} reads {wanted}; the query is {came}")
 
 
 def search(collection: Collection, asked: Asked) -> Hits:
@@ -225,7 +227,9 @@ def _encoded_query(collection: Collection, asked: Asked) -> FloatVector | Vector
     if is_item(asked.query):
         space = _encoding_space(collection, asked.space)
         if space is None:
-            raise InvalidInput("there is no such space with an encoder, so the query cannot be encoded")
+            layout = collection.layout()
+            held = "none yet" if layout is None else ", ".join(layout.spaces)
+            raise SpaceNotFound(f"{collection.name!r} has no space {asked.space!r} to search in; it has: {held}")
         return encode_item(collection.store.encoder_of(space), asked.query)
     if asked.query is None or isinstance(asked.query, Vector):
         return asked.query

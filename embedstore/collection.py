@@ -23,6 +23,7 @@ from embedstore.reading import (
     checked_where,
     count_records,
     keys_by_id,
+    newest_picture_is_embedded,
     record_ids_of,
     record_ids_where,
     records_by_id,
@@ -278,11 +279,15 @@ class Collection:
             writer.finish()
         return n_deleted
 
-    def drop(self) -> int:
-        """Delete the collection itself; the number of records that it held."""
+    def drop(self, *, only_if_empty: bool = False) -> int:
+        """Delete the collection itself, or leave it where it is to be empty and is not; the number of its records."""
         with self._store.database.write() as transaction:
-            collection = self._row(transaction)
-            catalog.lock_collection(transaction, self.name)  # waits for a writer that is at it
+            self._row(transaction)
+            collection = catalog.lock_collection(transaction, self.name)  # waits for a writer that is at it
+            if collection is None:
+                raise CollectionNotFound(f"there is no collection {self.name!r}: it was deleted meanwhile")
+            if only_if_empty and collection.n_records:
+                return collection.n_records
             mine = {"collection": collection.collection_id}
             spaces = catalog.spaces_of(transaction, collection.collection_id)
             catalog.forget(transaction)
@@ -648,6 +653,14 @@ class Collection:
             return _NOTHING if name == NO_ENCODER else _TEXT
         encoder = self._store.load_encoder(name)
         return _NOTHING if encoder is None else encoder.spec.modalities
+
+    def embeds_bytes(self) -> bool:
+        """Whether the newest picture is kept with its bytes; False where there is none."""
+        if not self._store.exists():
+            return False
+        with self._store.reading() as transaction:
+            row = catalog.find_collection(transaction, self.name)
+            return row is not None and newest_picture_is_embedded(transaction, row)
 
     def encoder(self, space: str | None = None) -> Encoder:
         """The encoder of a space; InvalidInput where it has none."""

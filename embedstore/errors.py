@@ -32,6 +32,9 @@ A message says what came, what was expected and what to do, in one line.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class EmbedstoreError(Exception):
     """The root of every error raised on purpose; ``exit_code`` is what the CLI ends with."""
@@ -52,7 +55,8 @@ class InvalidInput(EmbedstoreError, ValueError):
 class InvalidRecord(InvalidInput):
     """One record of an input cannot be stored.
 
-    ``row`` is its 1-based place in the input (None where it has none), ``field`` the field at fault.
+    ``row`` is its 1-based place in the input (None where it has none), ``field`` the field at fault, ``record`` what
+    is known of it where it could not even be read.
     """
 
     def __init__(self, message: str, *, row: int | None = None, field: str | None = None) -> None:
@@ -61,6 +65,7 @@ class InvalidRecord(InvalidInput):
         self.row = row
         self.field = field
         self.source: str | None = None
+        self.record: Mapping[str, Any] = {}
 
     def __str__(self) -> str:
         place = [self.source] if self.source else []

@@ -32,6 +32,8 @@ def check_path(path: str | os.PathLike[str], *, room: int = 0) -> None:
     room: bytes that are still to be put behind it.
     """
     text = f"{os.fspath(path)}{'x' * room}"
+    if not os.fspath(path):
+        raise InvalidInput("the path is empty; give a file or folder")
     if "\0" in text:
         raise InvalidInput(f"the path {ascii(text[:60])} holds a NUL, which no path may")
     if any(len(os.fsencode(part)) > MAX_PART_BYTES for part in text.split(os.sep)):

@@ -147,6 +147,17 @@ def sample_ids(
     return random.Random(seed).sample(ids, min(n, len(ids)))
 
 
+def newest_picture_is_embedded(transaction: Transaction, collection: CollectionRow) -> bool:
+    """Whether the picture that was added last is kept with its bytes; False where there is none."""
+    low, high = id_range(collection.collection_id)
+    row = transaction.one(
+        "SELECT substr(content, 1, 5) FROM records WHERE record_id BETWEEN :low AND :high AND modality = :image"
+        " ORDER BY record_id DESC LIMIT 1",
+        {"low": low, "high": high, "image": Modality.IMAGE.value},
+    )
+    return row is not None and row[0] == "data:"
+
+
 def _record(row: tuple[Any, ...]) -> Record:
     """The record of a row; DamagedRow where it is not what was written."""
     fault = record_fault(row)

@@ -373,3 +373,49 @@ def test_a_text_stays_the_content_where_another_space_reads_pictures_too(store, 
     notes.add_space("vae", encoder=str(square_model))
     assert notes.ingest(tmp_path / "notes.csv").added == 1
     assert notes.get("a").content == "abc" and notes.get("a").metadata == {"file": "notes.txt"}
+
+
+def test_the_command_line_takes_the_field_of_a_picture_or_the_pictures_of_a_folder(run_cli, tmp_path, square_model):
+    folder = tmp_path / "shots"
+    folder.mkdir()
+    for i, picture in enumerate(squares(3)[0]):
+        Image.fromarray(picture).save(folder / f"{i}.png")
+    (folder / "note.txt").write_text("words")
+    (tmp_path / "table.csv").write_text("key,shot\n" + "".join(f"k{i},shots/{i}.png\n" for i in range(3)))
+    for arguments in (("table.csv", "--image", "shot"), ("--image=shot", "table.csv"), ("shots", "--image")):
+        name = f"c{len(arguments[0])}"
+        done = run_cli("-q", "--format", "json", "ingest", name, *arguments, "--encoder", str(square_model))
+        assert done.returncode == 0, done.stderr
+        assert '"added": 3' in done.stdout or '"unchanged": 3' in done.stdout
+    done = run_cli("ingest", "c9", "shots", "--encoder", str(square_model))
+    assert done.returncode == 2 and "--image alone" in done.stderr
+
+
+def test_pictures_stay_kept_as_they_were_when_they_are_brought_in_again(store, tmp_path, square_model):
+    for i, picture in enumerate(squares(3)[0]):
+        Image.fromarray(picture).save(tmp_path / f"{i}.png")
+    shots = store.collection("shots", encoder=str(square_model))
+    shots.ingest(str(tmp_path), image=True, embed_bytes=True)
+    again = shots.ingest(str(tmp_path), image=True)
+    assert (again.unchanged, again.encoded) == (3, 0) and shots.get("0.png").content.startswith("data:")
+    assert shots.ingest(str(tmp_path), image=True, embed_bytes=False).updated == 3
+    assert shots.get("0.png").content.startswith("ni:")
+    assert shots.ingest(str(tmp_path), image=True).unchanged == 3
+
+
+def test_pictures_that_no_encoder_reads_are_refused_and_leave_no_collection(store, tmp_path, people_model):
+    Image.fromarray(squares(1)[0][0]).save(tmp_path / "a.png")
+    for encoder, reads in (("letters", "text"), (str(people_model), "row")):
+        with pytest.raises(InvalidInput, match=f"reads {reads}, not pictures; give --encoder MODEL"):
+            store.collection("shots", encoder=encoder).ingest(str(tmp_path), image=True)
+    assert store.exists() is False or store.collections() == []
+    assert store.collection("kept", encoder="none").ingest(str(tmp_path), image=True).added == 1
+
+
+def test_an_ingest_of_nothing_but_broken_pictures_leaves_no_collection(store, tmp_path, square_model):
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    report = store.collection("shots", encoder=str(square_model)).ingest(
+        str(tmp_path), image=True, rejects=str(tmp_path / "rejects")
+    )
+    assert (report.added, report.failed) == (0, 1) and store.collections() == []
+    assert str(tmp_path / "a.png") in (tmp_path / "rejects").read_text()

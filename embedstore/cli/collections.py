@@ -24,7 +24,7 @@ def collections_command(state: State) -> None:
 
 @click.command("spaces")
 @click.argument("collection")
-@click.option("--drop", metavar="NAME", help="Delete this space with its vectors first; not the first one.")
+@click.option("--drop", metavar="NAME", help="Delete this space with its vectors first; not the default one.")
 @pass_state
 def spaces_command(state: State, collection: str, drop: str | None) -> None:
     """List the spaces of COLLECTION."""

@@ -16,7 +16,7 @@ _SHOWN = ("name", "recipe", "n_vectors", "n_uncached", "n_unindexed")
 
 @click.command("index")
 @click.argument("collection")
-@click.option("--space", metavar="NAME", help="The space; else the collection's first one.")
+@click.option("--space", metavar="NAME", help="The space; else the collection's default one.")
 @click.option("--recipe", metavar="NAME", help="Change to this recipe; see 'embedstore recipes'.")
 @click.option("--tune", is_flag=True, help="Measure recipes and settings on the space's own vectors; take the fastest"
               " that reaches --recall; with --recipe, the settings of that one, and flat.")

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from embedstore.cli.state import State, pass_state
+from embedstore.cli.state import State, pair_of, pass_state
 
 
 @click.command("ingest")
@@ -19,9 +19,10 @@ from embedstore.cli.state import State, pass_state
               help="How vectors of a new collection are compared; else cosine.")
 @click.option("--text", metavar="FIELD", help="The field with the text; several, joined by commas, are put together.")
 @click.option("--vector", metavar="FIELD", help="The field with a vector computed elsewhere (encoder none).")
-@click.option("--image", is_flag=False, flag_value=True, default=False, metavar="FIELD",
+@click.option("--image", is_flag=False, flag_value="", default=None, type=str, metavar="FIELD",
               help="The field with a picture's path; without FIELD, the pictures of a folder and nothing else of it.")
-@click.option("--embed-bytes", is_flag=True, help="Keep the bytes of pictures in the store, not only where they lie.")
+@click.option("--embed-bytes/--reference", default=None,
+              help="Keep the bytes of pictures in the store, or where they lie.  [as the collection has it; reference]")
 @click.option("--key", metavar="FIELD", help="The field with the key; else key, id or _id, else file and row number.")
 @click.option("--metadata", metavar="F1,F2", help="The fields to keep; else every other one.")
 @click.option("--type", "types", multiple=True, metavar="FIELD=TYPE",
@@ -54,12 +55,14 @@ def ingest_command(state: State, /, collection: str, sources: tuple[str, ...], *
     encoder = options.pop("encoder")
     metric = options.pop("metric")
     metadata = options.pop("metadata")
+    image = options.pop("image")
     with state.opened() as store:
         target = store.collection(collection, encoder=_encoder(encoder, options["vector"]), metric=metric)
         report = target.ingest(
             *sources,
             metadata=None if metadata is None else [name.strip() for name in metadata.split(",")],
-            types=dict(_pair(one) for one in options.pop("types")),
+            image=False if image is None else image or True,
+            types=dict(pair_of(one, "--type") for one in options.pop("types")),
             stdin=sys.stdin.buffer,
             progress=not state.quiet,
             **options,
@@ -82,10 +85,3 @@ def ingest_command(state: State, /, collection: str, sources: tuple[str, ...], *
 
 def _encoder(name: str | None, vector: str | None) -> str | None:
     return "none" if name is None and vector is not None else name
-
-
-def _pair(text: str) -> tuple[str, str]:
-    name, equals, kind = text.rpartition("=")
-    if not equals or not name:
-        raise click.UsageError(f"--type {text!r} cannot be read; write it as FIELD=TYPE")
-    return name, kind

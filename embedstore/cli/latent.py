@@ -16,7 +16,7 @@ def latent_command() -> None:
 
 @latent_command.command("anomaly")
 @click.argument("collection")
-@click.option("--space", metavar="NAME", help="The space; else the collection's first one.")
+@click.option("--space", metavar="NAME", help="The space; else the collection's default one.")
 @click.option("--method", type=click.Choice(["reconstruction", "elbo", "knn"]), default="reconstruction",
               show_default=True, help="By what the autoencoder does not give back, by its bound, or by distance.")
 @click.option("--where", metavar="EXPR", help="Only records for which this holds.")
@@ -49,7 +49,7 @@ def anomaly_command(state: State, /, collection: str, **options: Any) -> None:
 
 @latent_command.command("diagnose")
 @click.argument("collection")
-@click.option("--space", metavar="NAME", help="The space; else the collection's first one.")
+@click.option("--space", metavar="NAME", help="The space; else the collection's default one.")
 @click.option("--label", metavar="FIELD", help="A field to predict from the vectors, and to tell reconstruction by.")
 @click.option("--where", metavar="EXPR", help="Only records for which this holds.")
 @click.option("--sample", type=int, default=2000, show_default=True, metavar="N", help="Through how many records.")
@@ -60,4 +60,7 @@ def diagnose_command(state: State, /, collection: str, **options: Any) -> None:
     from embedstore.cli.output import print_mapping
 
     with state.collection(collection) as found:
-        print_mapping(found.diagnose(**options).to_dict(), state.format_)
+        diagnosis = found.diagnose(**options).to_dict()
+    for line in diagnosis.pop("unreadable"):
+        state.note(f"not read: {line}")
+    print_mapping(diagnosis, state.format_)

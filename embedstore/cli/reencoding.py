@@ -10,7 +10,7 @@ from embedstore.cli.state import State, pass_state
 @click.command("reencode")
 @click.argument("collection")
 @click.option("--encoder", required=True, metavar="NAME", help="What makes the vectors from now on.")
-@click.option("--space", metavar="NAME", help="The space; else the collection's first one.")
+@click.option("--space", metavar="NAME", help="The space; else the collection's default one.")
 @click.option("--keep", is_flag=True, help="Keep the old space, as SPACE.old.")
 @pass_state
 def reencode_command(state: State, collection: str, encoder: str, space: str | None, keep: bool) -> None:

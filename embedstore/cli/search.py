@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @click.option("--where", metavar="EXPR", help="Only records for which this holds: \"year >= 2015 AND lang = 'en'\".")
 @click.option("--mode", type=click.Choice(["vector", "text", "hybrid"]), default="vector", show_default=True,
               help="By meaning, by keywords, or both ranks fused.")
-@click.option("--space", metavar="NAME", help="The space to search; else the collection's first one.")
+@click.option("--space", metavar="NAME", help="The space to search; else the collection's default one.")
 @click.option("--like", multiple=True, metavar="KEY", help="Near this record. Repeatable.")
 @click.option("--unlike", multiple=True, metavar="KEY", help="Far from this record. Repeatable.")
 @click.option("--mmr", type=float, metavar="W", help="From 0 to 1: below 1, hits are chosen to differ as well.")

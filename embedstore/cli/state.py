@@ -52,3 +52,11 @@ class State:
 
 
 pass_state = click.make_pass_decorator(State)
+
+
+def pair_of(text: str, option: str) -> tuple[str, str]:
+    """The name and the value of an option that is written NAME=VALUE."""
+    name, equals, value = text.rpartition("=")
+    if not equals or not name:
+        raise click.UsageError(f"{option} {text!r} cannot be read; write it as NAME=VALUE")
+    return name, value

@@ -80,6 +80,8 @@ def image_command(state: State, /, folder: Path, out: Path, latent_dim: int | No
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @_shared
 @click.option("--columns", metavar="C1,C2", help="The columns to learn; else all but key, id and _id.")
+@click.option("--type", "types", multiple=True, metavar="COLUMN=TYPE",
+              help="Read a CSV column as text, integer, number or boolean, whatever it looks like. Repeatable.")
 @click.option("--hidden", type=int, default=256, show_default=True, help="Units of a hidden layer.")
 @pass_state
 def table_command(state: State, /, files: tuple[str, ...], out: Path, latent_dim: int | None, **options: Any) -> None:
@@ -92,13 +94,14 @@ def table_command(state: State, /, files: tuple[str, ...], out: Path, latent_dim
     embedstore ingest patients patients.csv --encoder models/patients --key number
     """
     from embedstore.cli.output import print_mapping
+    from embedstore.cli.state import pair_of
     from embedstore.ingesting.rows import table_rows
     from embedstore.vae.table_network import TableArchitecture
     from embedstore.vae.table_training import TABLE_SETTINGS, train_table
 
     columns = None if options["columns"] is None else [name.strip() for name in options["columns"].split(",")]
     report = train_table(
-        table_rows(files, columns), out,
+        table_rows(files, columns, dict(pair_of(one, "--type") for one in options["types"]), state.note), out,
         architecture=TableArchitecture(latent_dim=16 if latent_dim is None else latent_dim, hidden=options["hidden"]),
         settings=_settings(options, TABLE_SETTINGS), device=state.device, progress=_progress(state),
     )  # fmt: skip

@@ -43,6 +43,7 @@ class Kind:
     arrays: Callable[[Any, Sequence[Any]], tuple[np.ndarray, int]]
     decoded: Callable[[Any, FloatMatrix], list[Any]]
     at_once: Callable[[Config], int]
+    column_types: Callable[[Config], dict[str, str]] = lambda _: {}
 
 
 class Autoencoder:
@@ -125,6 +126,10 @@ class Autoencoder:
         from embedstore.vae.diagnostics import diagnose
 
         return diagnose(self.model, self._kind.arrays(self.model, items)[0], labels)
+
+    def column_types(self) -> dict[str, str]:
+        """By name of a column, 'number', 'boolean' or 'text', where the model has columns and knows."""
+        return self._kind.column_types(self._config)
 
     def count_tokens(self, text: str) -> int:
         """What it reads has no tokens; InvalidInput."""

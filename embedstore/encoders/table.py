@@ -24,9 +24,14 @@ def table_encoder(name: str, folder: Path, device: Device | None = None) -> Auto
 
     kind = Kind(
         TABLE_VAE, "rows", "columns", read_table_config, load_table_model, _prepare, _arrays, _decoded,
-        lambda _: _AT_ONCE,
+        lambda _: _AT_ONCE, _column_types,
     )  # fmt: skip
     return Autoencoder(name, folder, kind, device)
+
+
+def _column_types(config: Config) -> dict[str, str]:
+    types = {str(one["name"]): list(one["types"]) for one in config["columns"]}
+    return {name: found[0] for name, found in types.items() if found in (["number"], ["boolean"], ["text"])}
 
 
 def _prepare(_config: Config, model: Callable[[], TableModel], item: Any, partial: bool) -> dict[str, Any]:

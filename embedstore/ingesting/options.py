@@ -34,7 +34,8 @@ class IngestOptions:
 
     text: the field that holds the text; several names, in a list or joined by commas, are joined by a blank.
     Joined fields stay in the metadata too. image: the field that holds the path of a picture; of a folder, True takes
-    its pictures and nothing else. embed_bytes: keep the bytes of pictures rather than where they lie.
+    its pictures and nothing else. embed_bytes: keep the bytes of pictures rather than where they lie; None: as
+    the collection's newest picture is kept.
     key, vector: the fields of the key and of a vector computed elsewhere. metadata: the fields to keep (None: every
     other one). types: by CSV column, 'text', 'integer', 'number' or 'boolean' instead of what is inferred.
     chunk: cut texts into pieces of at most so many tokens, which overlap by ``chunk_overlap``.
@@ -47,7 +48,7 @@ class IngestOptions:
     key: str | None = None
     vector: str | None = None
     image: str | bool = False
-    embed_bytes: bool = False
+    embed_bytes: bool | None = None
     metadata: Sequence[str] | None = None
     types: Mapping[str, str] = field(default_factory=dict)
     chunk: int | None = None
@@ -62,7 +63,7 @@ class IngestOptions:
     def __post_init__(self) -> None:
         if self.on_error not in (None, "abort", "skip"):
             raise InvalidInput(f"on_error is {self.on_error!r}; it must be 'abort' or 'skip'")
-        if self.rejects is not None and self.on_error != "skip":
+        if self.rejects is not None and self.on_error == "abort":
             raise InvalidInput("rejects takes the rows that were skipped; it needs on_error='skip'")
         if self.prune and self.on_error == "skip":
             raise InvalidInput("prune would delete the records of rows that are skipped; use one or the other")
@@ -153,8 +154,8 @@ def choose_fields(
         text = []  # a record has one content
     if Modality.IMAGE in read and image is None and (Modality.TEXT not in read or not text):
         raise InvalidInput(
-            f"{source}: which field holds the picture's path? Say --image NAME (image=...); the fields are"
-            f" {', '.join(columns)}"
+            f"{source}: which field holds the picture's path? Say --image NAME (image=...), or --image alone"
+            f" (image=True) for the pictures of a folder; the fields are {', '.join(columns)}"
         )
     if not text and image is None and encoded:
         raise InvalidInput(

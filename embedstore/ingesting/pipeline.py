@@ -30,7 +30,7 @@ from embedstore.ingesting.options import (
 )
 from embedstore.ingesting.progress import ProgressLine
 from embedstore.ingesting.rejects import Rejects
-from embedstore.ingesting.sources import ImageFiles, Source, open_sources
+from embedstore.ingesting.sources import DelimitedFile, ImageFiles, Source, open_sources
 from embedstore.model import Modality, WriteReport
 from embedstore.pictures import Picture
 from embedstore.records import Batch, Preparer
@@ -89,6 +89,8 @@ def ingest(collection: Collection, *given: Any, **options: Any) -> WriteReport:
         # One broken picture among thousands is no reason to bring in none; one bad row may be a sign of worse.
         skips = not chosen.prune and any(isinstance(source, ImageFiles) for source in sources)
         chosen = replace(chosen, on_error="skip" if skips else "abort")
+        if chosen.rejects is not None and not skips:
+            raise InvalidInput("rejects takes the rows that were skipped; it needs on_error='skip'")
     for source in sources:
         left_out = getattr(source, "left_out", ())
         if left_out:
@@ -165,11 +167,19 @@ class _Ingest:
                     "%s: no field is named key, id or _id, so keys are made of file and row (%s:1); --key names one",
                     source.name, self._labels[id(source)],
                 )  # fmt: skip
+        is_new = collection.layout() is None
         collection.create()
         cutter = None if options.chunk is None else ChunkCutter(collection, options.chunk, options.chunk_overlap)
         job = IngestJob(collection, self._sources, options)
         job.start()
-        self._write_all(maps, cutter, job)
+        try:
+            self._write_all(maps, cutter, job)
+        finally:
+            fruitless = is_new and not self._report.added and bool(self._report.failed or self._failure)
+            if fruitless:  # with an encoder that reads nothing of this, it would only be in the way
+                collection.drop(only_if_empty=True)
+        if fruitless:
+            return self._report
         if options.prune:
             self._prune()
         job.finish()
@@ -181,6 +191,7 @@ class _Ingest:
 
     def _field_map(self, source: Source) -> FieldMap | None:
         """The meaning of a source's fields; None where that is only known from its first row."""
+        self._refuse_unread(source)
         columns = source.columns()
         if columns is None and source.rereadable:
             first = next(iter(source.rows(on_error=None if self._options.on_error == "abort" else _pass_over)), None)
@@ -188,6 +199,24 @@ class _Ingest:
         if columns is None:
             return None
         return choose_fields(self._options, columns, source.name, read=self._read_by_encoder)
+
+    def _refuse_unread(self, source: Source) -> None:
+        """InvalidInput for pictures that no encoder of the collection reads, or rows of a model's columns in no table.
+
+        Columns of a CSV file are read as the model has them, where it has them otherwise than they look.
+        """
+        read = self._read_by_encoder
+        if isinstance(source, ImageFiles) and read and Modality.IMAGE not in read:
+            words = " and ".join(sorted(one.value for one in read))
+            raise InvalidInput(
+                f"{source.name}: the encoder of {self._collection.name!r} reads {words}, not pictures; give --encoder"
+                " MODEL, a folder of 'train image' or another model of pictures, or --encoder none"
+            )
+        if isinstance(source, DelimitedFile) and read == {Modality.ROW}:
+            named = self._collection.defaults.encoder
+            new = named is not None and self._collection.layout() is None
+            encoder: Any = self._collection.store.load_encoder(str(named)) if new else self._collection.encoder()
+            source.expect(getattr(encoder, "column_types", dict)())
 
     def _records(self, source: Source, fields: FieldMap | None) -> Iterator[_Placed]:
         """The source's rows as records, each with its row number and how much of the source was read."""
@@ -246,7 +275,14 @@ class _Ingest:
         return self._collection.modalities_read()
 
     def _preparer(self, on_error: Callable[[InvalidRecord, Mapping[str, Any]], None] | None) -> Preparer:
-        return self._collection.preparer(on_error, embed_bytes=self._options.embed_bytes)
+        return self._collection.preparer(on_error, embed_bytes=self._embeds_bytes)
+
+    @once
+    def _embeds_bytes(self) -> bool:
+        asked, pictures = self._options.embed_bytes, self._options.image
+        if asked is None and (pictures or any(isinstance(source, ImageFiles) for source in self._sources)):
+            return self._collection.embeds_bytes()
+        return bool(asked)
 
     def _prepared(self, source: Source, pending: list[_Placed], cutter: ChunkCutter | None) -> _Work:
         on_error = None if self._options.on_error == "abort" else self._record_error(source)
@@ -275,7 +311,7 @@ class _Ingest:
 
     def _reader_error(self, source: Source) -> Callable[[InvalidRecord], None]:
         note = self._record_error(source)
-        return lambda error: note(error, {})
+        return lambda error: note(error, error.record)
 
     # ---- the three parts
 

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 import orjson
 
 from embedstore.errors import InvalidInput, InvalidRecord, StorageFailed
+from embedstore.pictures import Picture
 
 
 class Rejects:
@@ -63,4 +64,6 @@ def _plain(value: Any) -> Any:
         return {str(name): _plain(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
+    if isinstance(value, Picture):
+        return value.path or "bytes"
     return repr(value)[:1000]

@@ -13,9 +13,10 @@ import numpy as np
 from embedstore.errors import InvalidInput, RecordNotFound
 from embedstore.filters.parse import Where
 from embedstore.model import Metric, Record
-from embedstore.reading import checked_where, space_row, stream_records, vectors_of
+from embedstore.reading import checked_where, count_records, space_row, stream_records, vectors_of
 from embedstore.storage import catalog
-from embedstore.storage.catalog import SpaceRow
+from embedstore.storage.catalog import CollectionRow, SpaceRow
+from embedstore.storage.database import Transaction
 from embedstore.storing import commit_metadata, modalities_read, prepared_content
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 METHODS = ("reconstruction", "elbo", "knn")
 _PAGE = 1000
+_STORED = ("score", "share", "strange")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +62,18 @@ def find_anomalies(
     """See ``Collection.anomalies``."""
     _check(method, top, quantile, neighbour)
     with collection.store.reading() as transaction:
-        row = space_row(transaction, catalog.require_collection(transaction, collection.name), space)
+        owner = catalog.require_collection(transaction, collection.name)
+        row = space_row(transaction, owner, space)
+        if store_as is not None:
+            _check_field(transaction, owner, store_as)
     if method == "knn":
         unreadable: list[str] = []
         keys, scores = _by_neighbours(collection, row, where, neighbour)
         quantiles = np.quantile(scores, np.linspace(0, 1, 201)).tolist() if len(scores) else [0.0]
     else:
         keys, scores, unreadable, quantiles = _by_model(collection, row, where, method)
+    if unreadable and not keys:
+        raise InvalidInput(f"none of {len(unreadable):,} records could be scored; the first: {unreadable[0]}")
     from embedstore.vae.scoring import share_below, threshold_at
 
     shares = share_below(scores, quantiles)
@@ -87,6 +94,17 @@ def _check(method: str, top: int, quantile: float, neighbour: int) -> None:
             raise InvalidInput(f"{name} is {value!r}; it must be a whole number from 1 on")
     if isinstance(quantile, bool) or not isinstance(quantile, (int, float)) or not 0 < quantile < 1:
         raise InvalidInput(f"quantile is {quantile!r}; it must lie between 0 and 1")
+
+
+def _check_field(transaction: Transaction, owner: CollectionRow, name: str) -> None:
+    """InvalidInput for a field that records have for something else than such scores."""
+    if not isinstance(name, str) or not name or name.startswith("_"):
+        raise InvalidInput(f"store_as is {name!r}; give the name of a field, which begins with no underscore")
+    kinds = catalog.field_kinds(transaction, owner.collection_id)
+    others = [path for path, _ in kinds if path[0] == name and path[1:] not in [(one,) for one in _STORED]]
+    there = {f'"{name}"' if "." in name else name: {"$exists": True}}
+    if others and count_records(transaction, owner, checked_where(transaction, owner, there)):
+        raise InvalidInput(f"records have a field {name!r} that holds something else; give store_as another name")
 
 
 def _by_model(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from embedstore.checks import shown
 from embedstore.errors import InvalidInput
 from embedstore.filters.parse import Where
+from embedstore.latent.points import MOST_CLASSES, field_of
 from embedstore.reading import space_row
 from embedstore.storage import catalog
 from embedstore.storing import modalities_read, prepared_content
@@ -25,18 +27,29 @@ def diagnose_space(
     if not hasattr(encoder, "diagnose"):
         raise InvalidInput(f"the encoder of {row.name!r}, {encoder.spec.name!r}, is no trained autoencoder")
     read = modalities_read(row)
-    items, labels = [], []
+    items, labels, unreadable = [], [], list[str]()
+    if isinstance(sample, bool) or not isinstance(sample, int) or sample < 1:
+        raise InvalidInput(f"sample is {sample!r}; it must be a whole number from 1 on")
     for record in collection.sample(sample, where=where, seed=seed):
         if record.content is None or record.modality not in read:
             continue
-        value = None if label is None else record.metadata.get(label)
+        value = None if label is None else field_of(record.metadata, label)
         if label is not None and value is None:
             continue
-        items.append(prepared_content(encoder, record.modality, record.content, record.uri))
+        try:
+            items.append(prepared_content(encoder, record.modality, record.content, record.uri))
+        except InvalidInput as error:  # such as a picture whose file is gone
+            unreadable.append(f"{shown(record.key)}: {error}")
+            continue
         labels.append(value)
+    if unreadable and not items:
+        raise InvalidInput(f"none of {len(unreadable):,} records could be read; the first: {unreadable[0]}")
     if label is not None and not items:
         raise InvalidInput(f"no record has the field {label!r}")
     if not items:
         raise InvalidInput("there is no record to look through; the space, or the filter, leaves none")
+    if label is not None and len({str(one) for one in labels}) > MOST_CLASSES:
+        raise InvalidInput(f"the field {label!r} has over {MOST_CLASSES} values; give a field of classes")
     diagnosis: Diagnosis = encoder.diagnose(items, None if label is None else labels)
+    diagnosis.unreadable = unreadable
     return diagnosis

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,6 +21,8 @@ from embedstore.storage.database import Transaction
 if TYPE_CHECKING:
     from embedstore.collection import Collection
 
+MOST_CLASSES = 200
+"""A field of more values than that is no field of classes."""
 _BLOCK_BYTES = 32 << 20
 _Answer = TypeVar("_Answer")
 
@@ -77,18 +79,23 @@ class Points:
 
     def labels(self, field: str, where: Where | None = None) -> dict[int, Any]:
         """By record id, what a metadata field says; only of records that say something. Dots lead into objects."""
-        path = dictionary_field(field).path
         tree = None if where is None else checked_where(self.transaction, self.owner, where)
         found: dict[int, Any] = {}
         for record_id, record in stream_records(self.transaction, self.owner, tree):
-            value: Any = record.metadata
-            for name in path:
-                value = value.get(name) if isinstance(value, dict) else None
-            if value is not None and not isinstance(value, (dict, list)):
+            value = field_of(record.metadata, field)
+            if value is not None:
                 found[record_id] = value
         if not found:
             raise InvalidInput(f"no record of {self.owner.name!r} has the field {field!r}")
         return found
+
+
+def field_of(metadata: Mapping[str, Any], field: str) -> Any:
+    """What a field says, whose name's dots lead into objects; None where it says nothing, or no single value."""
+    value: Any = metadata
+    for name in dictionary_field(field).path:
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return None if isinstance(value, (Mapping, list)) else value
 
 
 def look_at(

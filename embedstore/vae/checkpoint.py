@@ -23,6 +23,10 @@ _OURS = (_TENSORS, _STATE, "pixels", "features")
 _KINDS = ("weights", "best", "moments")
 
 
+class OtherTraining(InvalidInput):
+    """An interrupted training is in the way of another one."""
+
+
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """Where a training stands after an epoch: weights, the best of them, the optimizer's moments, and numbers."""
@@ -50,23 +54,45 @@ def write_checkpoint(folder: Path, identity: Mapping[str, Any], checkpoint: Chec
 
 
 def read_checkpoint(folder: Path, identity: Mapping[str, Any]) -> Checkpoint | None:
-    """The checkpoint of the same training; None where there is none, or none that is whole."""
+    """The checkpoint of the same training; None where there is none, or none that is whole.
+
+    Raises OtherTraining where it is of another training, which is left as it is.
+    """
     from safetensors.torch import load
 
     try:
         note = json.loads((folder / _STATE).read_bytes())
         body = (folder / _TENSORS).read_bytes()
-        same = note["identity"] == json.loads(json.dumps(dict(identity)))
-        if not same or hashlib.sha256(body).hexdigest() != note["sha256"]:
-            return None
-        state = note["state"]
-    except (OSError, ValueError, KeyError, TypeError):
+        whole = hashlib.sha256(body).hexdigest() == note["sha256"]
+        state, held = note["state"], note["identity"]
+        wanted = json.loads(json.dumps(dict(identity)))
+        differing = sorted(_differing(held, wanted)) if whole else []
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+    if not whole:
+        return None
+    if differing:
+        raise OtherTraining(
+            f"{folder} holds an interrupted training that was begun with other {', '.join(differing)}; call it again as"
+            " then to go on with it, or delete that folder to begin anew"
+        )
     found: dict[str, dict[str, Tensor]] = {kind: {} for kind in _KINDS}
     for name, value in load(body).items():
         kind, _, rest = name.partition("/")
         found[kind][rest] = value
     return Checkpoint(found["weights"], found["best"], found["moments"], state)
+
+
+def _differing(held: Mapping[str, Any], wanted: Mapping[str, Any]) -> set[str]:
+    """The names of what differs between two identities; of nested objects, of what differs inside."""
+    found: set[str] = set()
+    for name in held.keys() | wanted.keys():
+        one, other = held.get(name), wanted.get(name)
+        if isinstance(one, dict) and isinstance(other, dict):
+            found |= _differing(one, other)
+        elif one != other:
+            found.add(name)
+    return found
 
 
 @contextmanager
@@ -84,6 +110,8 @@ def training_folder(target: Path) -> Iterator[Path]:
     with ProcessLock(folder / _LOCK).held(0.0):
         try:
             yield folder
+        except OtherTraining:
+            raise
         except (InvalidInput, TrainingFailed):
             _clear(folder)  # there is nothing to go on with
             raise

@@ -47,7 +47,8 @@ class Diagnosis:
     of what is decoded over the mean one; 1 is a walk of equal steps. completeness: the share of samples of the prior
     whose decoding is as near to an item as 95 in 100 items, or what comes back of them, are to another. probes:
     accuracy of a linear probe and of the five nearest neighbours in five folds, on the means and on a PCA of the same
-    size.
+    size; empty without a label, or where a value of it has fewer than five items. unreadable: records that could not be
+    read, with the reason.
     """
 
     n_items: int
@@ -62,6 +63,7 @@ class Diagnosis:
     continuity: float = 0.0
     completeness: float = 0.0
     probes: dict[str, dict[str, float]] = field(default_factory=dict)
+    unreadable: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """The numbers by name."""

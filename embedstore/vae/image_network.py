@@ -84,7 +84,7 @@ def grid_of(size: int) -> tuple[int, int]:
         above = min((n for n in near if n > size), default=near[-1])
         raise InvalidInput(
             f"a convolutional network cannot have pictures of {size} pixels a side, which cannot be halved down to 4 to"
-            f" 8; the nearest sizes are {below} and {above}"
+            f" 8; the nearest {f'sizes are {below} and {above}' if below != above else f'size is {below}'}"
         )
     return halvings, grid
 

@@ -96,6 +96,7 @@ def train_image(
     target = Path(os.path.abspath(out))
     check_path(target, room=SCRATCH_CHARACTERS)
     refuse_existing(target)
+    torch_device(device)  # a GPU that is not there is told before anything is prepared
     chosen = settings or TrainingSettings()
     chosen.check()
     given: Sequence[Any] = _listed(pictures)

@@ -53,7 +53,7 @@ def refuse_existing(folder: Path) -> None:
     if folder.is_dir() and not any(folder.iterdir()):
         return
     if os.path.lexists(folder):
-        raise InvalidInput(f"{folder} exists already; give another --out, or delete it")
+        raise InvalidInput(f"{folder} exists already; give another --out")
 
 
 def _write(path: Path, body: bytes) -> None:

@@ -97,6 +97,7 @@ def train_table(
     target = Path(os.path.abspath(out))
     check_path(target, room=SCRATCH_CHARACTERS)
     refuse_existing(target)
+    torch_device(device)  # a GPU that is not there is told before anything is prepared
     chosen = settings or TABLE_SETTINGS
     chosen.check()
     made = architecture or TableArchitecture()

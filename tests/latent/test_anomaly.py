@@ -107,3 +107,34 @@ def test_what_cannot_be_scored_is_refused(store):
         with pytest.raises(InvalidInput, match="must"):
             points.anomalies(**{"method": "knn", **wrong})
     assert points.anomalies(method="knn").n_scored == 1
+
+
+def test_scores_are_not_stored_over_other_fields(store, square_model):
+    pictures, _ = squares(30)
+    shapes = store.collection("shapes", encoder=str(square_model))
+    shapes.add([{"key": str(i), "image": picture, "colour": "red"} for i, picture in enumerate(pictures)])
+    refused = (("colour", "holds something else"), ("_key", "begins with no underscore"), ("", "name of a field"))
+    for name, told in refused:
+        with pytest.raises(InvalidInput, match=told):
+            shapes.anomalies(store_as=name)
+    shapes.anomalies(store_as="odd")
+    shapes.anomalies(store_as="odd")
+    assert shapes.count("odd.score >= 0 AND colour = 'red'") == 30
+
+
+def test_a_space_is_diagnosed_without_the_pictures_that_are_gone(store, square_model, tmp_path):
+    from PIL import Image
+
+    for i, picture in enumerate(squares(40)[0]):
+        Image.fromarray(picture).save(tmp_path / f"{i}.png")
+    shapes = store.collection("shapes", encoder=str(square_model))
+    shapes.ingest(str(tmp_path), image=True)
+    (tmp_path / "7.png").unlink()
+    found = shapes.diagnose()
+    assert found.n_items == 39 and "7.png" in found.unreadable[0]
+    for i in range(40):
+        (tmp_path / f"{i}.png").unlink(missing_ok=True)
+    with pytest.raises(InvalidInput, match="none of 40 records could be read"):
+        shapes.diagnose()
+    with pytest.raises(InvalidInput, match="none of 40 records could be scored"):
+        shapes.anomalies()

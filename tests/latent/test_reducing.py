@@ -236,7 +236,7 @@ def test_bad_requests_get_one_line_and_leave_nothing(store, options, told):
 
 
 def test_an_empty_collection_has_nothing_to_reduce(store):
-    with pytest.raises(embedstore.EmbedstoreError, match="the first write creates it|does not exist yet|there is no store"):
+    with pytest.raises(embedstore.EmbedstoreError, match="there is no store|does not exist yet"):
         store.collection("none", encoder="none").add_space("new", reduce="pca")
 
 
@@ -260,7 +260,7 @@ def test_spaces_follow_what_they_were_made_of_when_it_gets_another_name(store):
     words = store.collection("words", encoder="letters")
     words.add([{"key": text, "text": text} for text in ("abc", "abcd", "deed", "cabbage", "facade", "ebb", "dab")])
     words.add_space("two", reduce="pca", dim=2)
-    with pytest.raises(InvalidInput, match="others are made: two; drop them first, or keep the old space as 'text.old'"):
+    with pytest.raises(InvalidInput, match="others are made: two; drop them first, or keep"):
         words.reencode("letters:3")
     before = words.vectors(["deed"], space="two")
     words.reencode("letters:3", keep=True)

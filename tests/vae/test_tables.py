@@ -223,7 +223,7 @@ def test_rows_are_stored_found_by_part_of_a_row_filtered_and_decoded(store, peop
     assert back["sex"] == rows[9]["sex"] and abs(back["height"] - rows[9]["height"]) < 12
     with pytest.raises(InvalidRecord, match="row 1, field 'row': the row lacks 'city'"):
         folk.add([{"key": "x", "row": {name: rows[0][name] for name in rows[0] if name != "city"}}])
-    with pytest.raises(InvalidInput, match="reads row; the query is str"):
+    with pytest.raises(InvalidInput, match="reads row; the query is a text"):
         folk.search("hello")
     assert store.verify().ok and len(folk) == 200
 
@@ -294,3 +294,33 @@ def test_a_training_of_categories_alone_goes_on_where_it_was(tmp_path):
     more = replace(settings, epochs=3)
     found = train(TableNetwork(TableArchitecture(2, 8, 1), schema.columns), Feed(), more, folder=tmp_path, identity={})
     assert [one.number for one in found.epochs] == [1, 2, 3]
+
+
+def test_columns_are_read_as_the_model_has_them_and_their_odd_cells_refused(store, people_model, tmp_path):
+    rows = people(40)
+    names = list(rows[0])
+    cells = [["" if row[name] is None else str(row[name]) for name in names] for row in rows]
+    lines = [",".join(line) for line in [names, *cells]]
+    odd = lines[7].split(",")
+    numeric = next(name for name in names if isinstance(rows[6][name], (int, float)) and rows[6][name] is not True)
+    odd[names.index(numeric)] = "heavy"
+    lines[7] = ",".join(odd)
+    path = tmp_path / "odd.csv"
+    path.write_text("\n".join(lines) + "\n")
+    report = store.collection("people", encoder=str(people_model)).ingest(str(path), on_error="skip")
+    assert (report.added, report.failed) == (39, 1)
+    assert "row 7" in report.errors[0] and "'heavy' is not of the type number" in report.errors[0]
+    with pytest.raises(InvalidInput, match="row 7"):
+        store.collection("again", encoder=str(people_model)).ingest(str(path))
+    assert "again" not in store.collections()
+
+
+def test_a_column_of_which_few_cells_make_text_is_told(run_cli, tmp_path):
+    lines = ["a,b", *(f"{i / 7:.3f},{'xyz'[i % 3]}" for i in range(60))]
+    (tmp_path / "one.csv").write_text("\n".join([*lines, "inf,x"]) + "\n")
+    done = run_cli("train", "table", "one.csv", "--out", "model", "--epochs", "1")
+    assert done.returncode == 0
+    assert "the column 'a' is learned as text because of cells such as 'inf'" in done.stderr
+    assert "column 'b'" not in done.stderr
+    done = run_cli("train", "table", "one.csv", "--out", "model2", "--epochs", "1", "--type", "a=number")
+    assert done.returncode == 2 and "row 61, field 'a': 'inf' is not of the type number" in done.stderr

@@ -136,7 +136,8 @@ def test_a_checkpoint_of_another_training_or_a_damaged_one_is_not_gone_on_with(t
     settings = TrainingSettings(epochs=1, batch=32)
     train(small_network(), Given(squares(100)[0]), settings, folder=tmp_path, identity={"one": 1})
     assert read_checkpoint(tmp_path, {"one": 1}) is not None
-    assert read_checkpoint(tmp_path, {"one": 2}) is None
+    with pytest.raises(InvalidInput, match="begun with other one, two; call it again as then"):
+        read_checkpoint(tmp_path, {"one": 2, "two": {"two": 3}})
     tensors = tmp_path / "checkpoint.safetensors"
     body = bytearray(tensors.read_bytes())
     body[-5] ^= 1
@@ -200,7 +201,7 @@ def test_settings_that_cannot_be_are_refused(tmp_path, options, said):
 def test_a_folder_that_is_taken_is_left_as_it_is(tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "mine").write_text("x")
-    with pytest.raises(InvalidInput, match="exists already; give another --out, or delete it"):
+    with pytest.raises(InvalidInput, match="exists already; give another --out"):
         trained_on_squares(tmp_path / "model")
     assert [one.name for one in (tmp_path / "model").iterdir()] == ["mine"]
 
@@ -358,3 +359,20 @@ def test_a_network_of_colour_starts_as_a_principal_component_analysis(tmp_path):
     train_image(coloured, tmp_path / "model", size=16, mode="colour", latent_dim=3, architecture=SMALL,
                 settings=TrainingSettings(epochs=1, batch=16))  # fmt: skip
     assert load_image_model(tmp_path / "model").architecture.straight
+
+
+def test_an_interrupted_training_is_not_thrown_away_by_another(tmp_path):
+    def stop(line):
+        if line.startswith("epoch 2"):
+            raise KeyboardInterrupt
+
+    out = tmp_path / "model"
+    settings = {"size": 16, "latent_dim": 3, "architecture": SMALL}
+    pictures = squares(60)[0]
+    with pytest.raises(KeyboardInterrupt):
+        train_image(pictures, out, settings=TrainingSettings(epochs=4, batch=16), progress=stop, **settings)
+    with pytest.raises(InvalidInput, match="begun with other batch; call it again as then"):
+        train_image(pictures, out, settings=TrainingSettings(epochs=4, batch=8), **settings)
+    told = []
+    train_image(pictures, out, settings=TrainingSettings(epochs=4, batch=16), progress=told.append, **settings)
+    assert "goes on after epoch 1" in told or "goes on after epoch 2" in told

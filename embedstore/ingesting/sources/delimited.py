@@ -47,7 +47,19 @@ class DelimitedFile:
         self._compression = compression
         self._asked = {name: column_type(given) for name, given in (types or {}).items()}
         self._keep_text = frozenset(keep_text)
+        self._expected: dict[str, ColumnType] = {}
+        self._odd: dict[str, str] = {}
         self._known: dict[bool, tuple[str, dict[str, ColumnType]]] = {}  # by whether bad rows are left out
+
+    def expect(self, types: Mapping[str, str]) -> None:
+        """Read columns as these types where they look like others, so that it is their odd cells that are refused."""
+        self._expected = {name: column_type(given) for name, given in types.items()}
+        self._known.clear()
+
+    def made_text(self) -> dict[str, str]:
+        """By name of a column that would be of numbers or booleans but for some cells, the first of those cells."""
+        self._types(None)
+        return dict(self._odd)
 
     def fingerprint(self) -> str:
         """From absolute path, size and modification time."""
@@ -103,6 +115,11 @@ class DelimitedFile:
             for name, cells in zip(names, zip(*batch.rows, strict=True), strict=True):
                 if name in guesses:
                     guesses[name].see(cells)
+        self._odd = {name: guess.odd for name, guess in guesses.items() if guess.odd is not None}
+        for name, guess in guesses.items():
+            wanted = self._expected.get(name, guess.type)
+            if wanted is not guess.type and (wanted, guess.type) != (ColumnType.NUMBER, ColumnType.INTEGER):
+                self._asked[name] = given[name] = wanted
         return {name: given[name] if name in given else guesses[name].type for name in names}
 
     def _batches(self, stream: ByteStream, on_error: OnError | None) -> Iterator[Batch]:

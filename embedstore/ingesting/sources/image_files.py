@@ -53,7 +53,7 @@ class ImageFiles:
                 picture = PictureFile(self._folder, file.path).read()
                 modified = file_status(file.path).st_mtime
             except InvalidInput as error:
-                refuse(InvalidRecord(str(error), row=number), self.name, on_error)
+                refuse(InvalidRecord(str(error), row=number), self.name, on_error, {"image": file.path})
                 continue
             yield SourceRow(number, position, {
                 "key": file.key, "image": picture, "path": file.key, "width": picture.width, "height": picture.height,

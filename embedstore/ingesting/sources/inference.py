@@ -51,6 +51,8 @@ class ColumnGuess:
     def __init__(self) -> None:
         self._type: ColumnType | None = None
         self._beyond_exact = False
+        self.odd: str | None = None
+        """The first cell that made text of a column whose cells were of another type before."""
 
     @property
     def type(self) -> ColumnType:
@@ -66,12 +68,16 @@ class ColumnGuess:
             return
         if self._type is None:
             self._type = _first_type(present[0])
+        before = self._type
         if self._type is ColumnType.INTEGER and not self._all_integers(present):
             self._type = ColumnType.TEXT if self._beyond_exact else ColumnType.NUMBER
         if self._type is ColumnType.NUMBER and not (all(map(_SHORT_NUMBER, present)) or all(map(is_number, present))):
             self._type = ColumnType.TEXT
         if self._type is ColumnType.BOOLEAN and not all(cell.lower() in _BOOLEANS for cell in present):
             self._type = ColumnType.TEXT
+        if self._type is ColumnType.TEXT and before is not ColumnType.TEXT:
+            is_odd = (lambda cell: cell.lower() not in _BOOLEANS) if before is ColumnType.BOOLEAN else _no_number
+            self.odd = next((cell for cell in present if is_odd(cell)), None)
 
     def _all_integers(self, present: Sequence[str]) -> bool:
         if all(map(_SHORT_INTEGER, present)):
@@ -95,6 +101,10 @@ def is_number(cell: str) -> bool:
         return False
     whole = not any(mark in cell for mark in ".eE")
     return not whole or (len(cell) < 20 and abs(int(cell)) <= EXACT_INTEGER)
+
+
+def _no_number(cell: str) -> bool:
+    return not is_number(cell)
 
 
 def _in_64_bits(value: int) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
 from typing import Any, NamedTuple, Protocol
@@ -17,6 +17,7 @@ _FAILURES = (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE)
 """What is no fault of the path given, but of the machine."""
 
 OnError = Callable[[InvalidRecord], None]
+"""Told of what cannot be read; what is known of it stands in the error's ``record``."""
 """Told of a row that cannot be read, which is then left out."""
 
 
@@ -95,9 +96,11 @@ def repeated_name(names: Sequence[str]) -> str | None:
     return None
 
 
-def refuse(error: InvalidRecord, source: str, on_error: OnError | None) -> None:
-    """Raise ``error`` with its source's name; where there is ``on_error``, tell that instead."""
-    error.source = source
+def refuse(
+    error: InvalidRecord, source: str, on_error: OnError | None, record: Mapping[str, Any] | None = None
+) -> None:
+    """Raise ``error`` with its source's name and what is known of the record; tell ``on_error`` instead, if given."""
+    error.source, error.record = source, dict(record or {})
     if on_error is None:
         raise error
     on_error(error)
