@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from embedstore.vector import Vector
 if TYPE_CHECKING:
     from embedstore.collection import Collection
     from embedstore.filters.parse import Where
+    from embedstore.latent.analogies import AnalogyReport
     from embedstore.store import Store
 
 
@@ -107,6 +109,41 @@ class Space:
         for one in vectors[1:]:
             total = total + one
         return total / len(vectors)
+
+    def analogy(
+        self,
+        a: str,
+        b: str,
+        c: str,
+        k: int = 10,
+        *,
+        method: str = "3cosadd",
+        include_sources: bool = False,
+        where: Where | None = None,
+    ) -> Hits:
+        """What is to the record ``c`` as ``b`` is to ``a``, best first: "man", "king", "woman" is to find "queen".
+
+        method: '3cosadd' (the cosine to b - a + c, of vectors of length one), '3cosmul' (of shares, multiplied: Levy
+        and Goldberg 2014), 'pairdirection' (the cosine of x - c to b - a). The three records themselves are left out
+        unless they are asked for. Every vector is compared.
+        """
+        from embedstore.latent.analogies import analogy
+
+        return analogy(self._collection, self.name, (a, b, c), k, method, where, include_sources=include_sources)
+
+    def analogies(
+        self, questions: str | os.PathLike[str] | Sequence[Sequence[str]], *, method: str = "3cosadd"
+    ) -> AnalogyReport:
+        """How many analogies the space solves, by section, among the words of all questions.
+
+        questions: a file in the form of word2vec's questions-words.txt (lines of four words, sections after a colon),
+        or lists of four keys. The three given words are left out of the candidates; keys are matched without regard to
+        case where the file's are not there as written. Questions with a word that no record has are left out and
+        counted.
+        """
+        from embedstore.latent.analogies import solve
+
+        return solve(self._collection, self.name, questions, method)
 
     def nearest(
         self, vector: Vector, k: int = 10, *, where: Where | None = None, exclude: Sequence[str] = ()

@@ -118,6 +118,20 @@ class Vector:
             raise InvalidInput("the zero vector has no direction, so there is no angle to it")
         return float(self.array.astype(np.float64) @ there / lengths)
 
+    def project(self, onto: Vector) -> Vector:
+        """The part of this that lies along ``onto``; InvalidInput where that is the zero vector."""
+        there = self._same(onto, "projected").astype(np.float64)
+        squared = float(there @ there)
+        if squared == 0:
+            raise InvalidInput("the zero vector has no direction to project onto")
+        share = float(self.array.astype(np.float64) @ there) / squared
+        return self._made((share * there).astype(np.float32), self)
+
+    def reject(self, from_: Vector) -> Vector:
+        """What is left of this without its part along ``from_``, at right angles to it."""
+        along = self.project(from_).array.astype(np.float64)
+        return self._made((self.array.astype(np.float64) - along).astype(np.float32), self)
+
     def nearest(self, k: int = 10, *, where: Where | None = None, include_sources: bool = False) -> Hits:
         """The ``k`` nearest records; those that went into this expression are left out unless asked for."""
         exclude = () if include_sources else tuple(sorted(self.sources))
