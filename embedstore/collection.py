@@ -56,9 +56,11 @@ if TYPE_CHECKING:
 
     from embedstore.encoders import Encoder
     from embedstore.latent.anomaly import AnomalyReport
+    from embedstore.latent.clusters import Clustering
     from embedstore.searching.tuning import TuningReport
     from embedstore.store import Store
     from embedstore.vae.diagnostics import Diagnosis
+    from embedstore.vector import Vector
 
 _LOG = logging.getLogger("embedstore")
 DEFAULT_ENCODER = "minilm"
@@ -521,6 +523,44 @@ class Collection:
         return find_anomalies(
             self, space=space, method=method, where=where, top=top, quantile=quantile, neighbour=neighbour,
             store_as=store_as,
+        )  # fmt: skip
+
+    def keep_decoded(
+        self, points: Sequence[Vector], into: str, *, about: Mapping[str, Any] | None = None
+    ) -> WriteReport:
+        """Decode points of one space, and upsert what they stand for as records of the collection ``into``.
+
+        It is made with the same encoder where it does not exist. ``about`` becomes metadata and, by its values, the
+        keys, beside the number of each point and the space that it is of.
+        """
+        from embedstore.latent.walks import keep_decoded
+
+        return keep_decoded(self, points, into, about or {})
+
+    def cluster(
+        self,
+        *,
+        method: str = "kmeans",
+        k: int | None = None,
+        space: str | None = None,
+        where: Where | None = None,
+        sample: int = 20_000,
+        seed: int = 0,
+        store_as: str | None = None,
+        least: int = 5,
+    ) -> Clustering:
+        """Group the records of a space into clusters, numbered by size.
+
+        method: 'kmeans' (``k`` clusters, by FAISS), 'gmm' (a Gaussian mixture of ``k`` parts, or as many, up to 12, as
+        the BIC prefers), 'hdbscan' (dense regions of ``least`` records or more; the rest is in none). It is fitted to
+        at most ``sample`` records, all are assigned. store_as: a metadata field that takes the ``label`` of every
+        record, and of a mixture its ``share`` and the ``shares`` of all parts, to be filtered by.
+        """
+        from embedstore.latent.clusters import cluster
+
+        return cluster(
+            self, space=space, method=method, k=k, where=where, sample=sample, seed=seed, store_as=store_as,
+            least=least,
         )  # fmt: skip
 
     def diagnose(

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from embedstore.errors import InvalidInput, StorageFailed
 from embedstore.optional import require
 
 if TYPE_CHECKING:
+    from embedstore.filters.parse import Where
     from embedstore.space import Space
 
+_MOST_COLOURS = 10
 _SUFFIXES = (".png", ".svg", ".pdf")
 
 CurvePoint = tuple[float, float]
@@ -79,6 +84,40 @@ def draw_curves(
     axes.set_title(title)
     axes.grid(visible=True, alpha=0.3)
     axes.legend(fontsize="small")
+    try:
+        figure.savefig(path, dpi=120)
+    except OSError as error:
+        raise StorageFailed(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def draw_map(space: Space, file: str, *, label: str | None = None, where: Where | None = None) -> None:
+    """Draw the records of a space of two numbers as points, coloured by a field of numbers or of classes."""
+    path = check_picture(file)
+    from matplotlib.figure import Figure
+
+    places, labels = space.places(label, where)
+    figure = Figure(figsize=(8, 7), layout="constrained")
+    axes = figure.add_subplot()
+    size = max(1.0, min(30.0, 20_000 / max(len(places), 1)))
+    numbers = [one for one in labels if isinstance(one, (int, float)) and not isinstance(one, bool)]
+    if label is None:
+        axes.scatter(places[:, 0], places[:, 1], s=size, linewidths=0)
+    elif len(numbers) == len(labels) and len(set(numbers)) > _MOST_COLOURS:
+        drawn = axes.scatter(places[:, 0], places[:, 1], s=size, c=numbers, linewidths=0, cmap="viridis")
+        figure.colorbar(drawn, ax=axes, label=label)
+    else:
+        counts = Counter("" if one is None else str(one) for one in labels)
+        shown = [word for word, _ in counts.most_common(_MOST_COLOURS)]
+        words = np.asarray(["" if one is None else str(one) for one in labels])
+        rest = ~np.isin(words, shown)
+        if rest.any():
+            axes.scatter(places[rest][:, 0], places[rest][:, 1], s=size, color="lightgrey", linewidths=0, label="others")
+        for number, word in enumerate(shown):
+            axes.scatter(places[words == word][:, 0], places[words == word][:, 1], s=size, linewidths=0, label=word, color=f"C{number}")
+        axes.legend(title=label, fontsize="small", markerscale=2)
+    axes.set_title(f"{space}, {len(places):,} records")
+    axes.set_xticks([])
+    axes.set_yticks([])
     try:
         figure.savefig(path, dpi=120)
     except OSError as error:

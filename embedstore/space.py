@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from embedstore.collection import Collection
     from embedstore.filters.parse import Where
     from embedstore.latent.analogies import AnalogyReport
+    from embedstore.latent.directions import Direction
+    from embedstore.latent.points import Points
+    from embedstore.latent.structure import Drift, Structure
     from embedstore.store import Store
 
 
@@ -109,6 +112,123 @@ class Space:
         for one in vectors[1:]:
             total = total + one
         return total / len(vectors)
+
+    def places(self, label: str | None = None, where: Where | None = None) -> tuple[FloatMatrix, list[Any]]:
+        """The vectors (n, 2) of a space of two numbers, and what a field says of each record (None: nothing)."""
+        from embedstore.latent.points import look_at
+
+        if self._row.dim != 2:
+            raise InvalidInput(f"{self} has {self._row.dim} numbers a vector; a map has 2: latent map makes one")
+
+        def found(points: Points) -> tuple[FloatMatrix, list[Any]]:
+            says = {} if label is None else points.labels(label, where)
+            parts = list(points.blocks())
+            ids = np.concatenate([one for one, _ in parts]).tolist()
+            return np.concatenate([vectors for _, vectors in parts]), [says.get(one) for one in ids]
+
+        return look_at(self._collection, self.name, where, found)
+
+    def structure(self, *, where: Where | None = None, sample: int = 2000, seed: int = 0) -> Structure:
+        """How many dimensions the space uses, how it fills them, hubs, duplicates; by a sample of the records."""
+        from embedstore.latent.structure import structure
+
+        return structure(self._collection, self.name, where, sample, seed)
+
+    def drift(self, first: Where, second: Where, *, sample: int = 1000, seed: int = 0) -> Drift:
+        """Whether the records under two filters are of one distribution here; by a sample of each."""
+        from embedstore.latent.structure import drift
+
+        return drift(self._collection, self.name, first, second, sample, seed)
+
+    def overlap(self, other: str, *, sample: int = 2000, seed: int = 0) -> float:
+        """The mean share of a record's ten nearest that this space and another of its collection have in common."""
+        from embedstore.latent.points import look_at
+        from embedstore.latent.structure import overlap
+
+        def here(points: Points) -> float:
+            return look_at(
+                self._collection, other, None, lambda others: overlap(points, others, sample, seed)[1]
+            )
+
+        return look_at(self._collection, self.name, None, here)
+
+    @property
+    def encoder_name(self) -> str:
+        """The name of what makes the vectors; 'none' for vectors from elsewhere."""
+        from embedstore.encoders import EncoderSpec
+
+        return EncoderSpec.from_json(self._row.encoder).name if self._row.encoder else "none"
+
+    @property
+    def family(self) -> str:
+        """The kind of encoder that makes the vectors; empty for vectors from elsewhere."""
+        from embedstore.encoders import EncoderSpec
+
+        return EncoderSpec.from_json(self._row.encoder).family if self._row.encoder else ""
+
+    def interpolate(self, a: str | Vector, b: str | Vector, steps: int = 9, *, way: str = "slerp") -> list[Vector]:
+        """Points from one record or point to another, both among them: 'slerp' along the great circle, or 'lerp'."""
+        from embedstore.latent.walks import between
+
+        start, end = (self[one] if isinstance(one, str) else one for one in (a, b))
+        return between(start, end, steps, way)
+
+    def traverse(self, start: str | Vector, dimension: int, values: Sequence[float] | None = None) -> list[Vector]:
+        """A record or point with other values of one of its numbers; else seven from -3 to 3."""
+        from embedstore.latent.walks import along
+
+        return along(self[start] if isinstance(start, str) else start, dimension, values)
+
+    def sample(self, n: int = 8, *, of: str = "prior", seed: int = 0) -> list[Vector]:
+        """Points drawn at random, to be decoded.
+
+        of: 'prior', the standard normal distribution of a variational autoencoder's space, or 'posterior', a Gaussian
+        mixture fitted to (at most 20,000 of) the space's vectors, whose number of parts the BIC chooses.
+        """
+        from embedstore.latent.walks import drawn
+
+        return drawn(self._collection, self, n, of, seed)
+
+    def fit_direction(
+        self,
+        name: str,
+        *,
+        positive: Where | Sequence[str] | None = None,
+        negative: Where | Sequence[str] | None = None,
+        pairs: Sequence[Sequence[str]] | None = None,
+        method: str | None = None,
+        seed: int = 0,
+    ) -> Direction:
+        """Fit the direction from one group of records to another, and keep it with the space by its name.
+
+        positive, negative: filters, or lists of keys; or pairs of keys, from which and to which it leads. method:
+        'mean', the difference of the means (the default); 'logistic', the normal of a logistic regression; 'pairs', the
+        first principal component of the differences of pairs (the default for pairs). ``about`` of what comes back
+        tells what it is worth.
+        """
+        from embedstore.latent.directions import fit_direction
+
+        return fit_direction(
+            self._collection, self, name, positive=positive, negative=negative, pairs=pairs, method=method, seed=seed
+        )
+
+    def direction(self, name: str) -> Direction:
+        """A direction that was fitted before; RecordNotFound where there is none of that name."""
+        from embedstore.latent.directions import direction_of
+
+        return direction_of(self._collection, self, name)
+
+    def directions(self) -> list[Direction]:
+        """Every direction that the space keeps, by name."""
+        from embedstore.latent.directions import directions_of
+
+        return directions_of(self._collection, self)
+
+    def forget_direction(self, name: str) -> None:
+        """Forget a direction; RecordNotFound where there is none of that name."""
+        from embedstore.latent.directions import forget_direction
+
+        forget_direction(self._collection, self, name)
 
     def analogy(
         self,

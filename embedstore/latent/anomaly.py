@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from embedstore.errors import InvalidInput, RecordNotFound
+from embedstore.errors import InvalidInput
 from embedstore.filters.parse import Where
+from embedstore.latent.keeping import check_field, keep_fields
 from embedstore.model import Metric, Record
-from embedstore.reading import checked_where, count_records, space_row, stream_records, vectors_of
+from embedstore.reading import checked_where, space_row, stream_records, vectors_of
 from embedstore.storage import catalog
-from embedstore.storage.catalog import CollectionRow, SpaceRow
-from embedstore.storage.database import Transaction
-from embedstore.storing import commit_metadata, modalities_read, prepared_content
+from embedstore.storage.catalog import SpaceRow
+from embedstore.storing import modalities_read, prepared_content
 
 if TYPE_CHECKING:
     from embedstore.collection import Collection
@@ -65,7 +64,7 @@ def find_anomalies(
         owner = catalog.require_collection(transaction, collection.name)
         row = space_row(transaction, owner, space)
         if store_as is not None:
-            _check_field(transaction, owner, store_as)
+            check_field(transaction, owner, store_as, _STORED)
     if method == "knn":
         unreadable: list[str] = []
         keys, scores = _by_neighbours(collection, row, where, neighbour)
@@ -80,7 +79,7 @@ def find_anomalies(
     threshold = threshold_at(quantiles, quantile)
     strange = scores > threshold
     if store_as is not None and keys:
-        _store(collection, keys, scores, shares, strange, store_as)
+        keep_fields(collection, _fields(keys, scores, shares, strange, store_as))
     order = np.argsort(-scores, kind="stable")[:top].tolist()
     found = [Anomaly(keys[place], float(scores[place]), float(shares[place]), bool(strange[place])) for place in order]
     return AnomalyReport(method, threshold, len(keys), int(strange.sum()), found, unreadable)
@@ -94,17 +93,6 @@ def _check(method: str, top: int, quantile: float, neighbour: int) -> None:
             raise InvalidInput(f"{name} is {value!r}; it must be a whole number from 1 on")
     if isinstance(quantile, bool) or not isinstance(quantile, (int, float)) or not 0 < quantile < 1:
         raise InvalidInput(f"quantile is {quantile!r}; it must lie between 0 and 1")
-
-
-def _check_field(transaction: Transaction, owner: CollectionRow, name: str) -> None:
-    """InvalidInput for a field that records have for something else than such scores."""
-    if not isinstance(name, str) or not name or name.startswith("_"):
-        raise InvalidInput(f"store_as is {name!r}; give the name of a field, which begins with no underscore")
-    kinds = catalog.field_kinds(transaction, owner.collection_id)
-    others = [path for path, _ in kinds if path[0] == name and path[1:] not in [(one,) for one in _STORED]]
-    there = {f'"{name}"' if "." in name else name: {"$exists": True}}
-    if others and count_records(transaction, owner, checked_where(transaction, owner, there)):
-        raise InvalidInput(f"records have a field {name!r} that holds something else; give store_as another name")
 
 
 def _by_model(
@@ -180,23 +168,9 @@ def _nth_score(
     return made
 
 
-def _store(
-    collection: Collection, keys: list[str], scores: np.ndarray, shares: np.ndarray, strange: np.ndarray, name: str
-) -> None:
-    """Write scores into the records' metadata, under ``name``, so that they can be filtered by."""
-    for start in range(0, len(keys), _PAGE):
-        changes: dict[str, Mapping[str, Any]] = {
-            keys[place]: {
-                name: {
-                    "score": float(scores[place]), "share": round(float(shares[place]), 6),
-                    "strange": bool(strange[place]),
-                }
-            }
-            for place in range(start, min(start + _PAGE, len(keys)))
-        }  # fmt: skip
-        try:
-            commit_metadata(collection.store.database, collection.name, changes)
-        except RecordNotFound:  # some were deleted while others were scored
-            for key, change in changes.items():
-                with suppress(RecordNotFound):
-                    commit_metadata(collection.store.database, collection.name, {key: change})
+def _fields(
+    keys: list[str], scores: np.ndarray, shares: np.ndarray, strange: np.ndarray, name: str
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for place, key in enumerate(keys):
+        share, is_strange = round(float(shares[place]), 6), bool(strange[place])
+        yield key, {name: {"score": float(scores[place]), "share": share, "strange": is_strange}}

@@ -1,0 +1,77 @@
+"""``embedstore latent``: spaces that are made of others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from embedstore.cli.latent.group import latent_command, seed_option, space_option, where_option
+from embedstore.cli.state import State, pass_state
+
+
+@latent_command.command("reduce")
+@click.argument("collection")
+@click.option("--method", default="pca", show_default=True, metavar="NAME",
+              help="pca, whiten, all-but-the-top, random, truncate, lda, erase, umap, tsne, pacmap.")
+@click.option("--dim", type=int, metavar="N", help="Numbers of a vector of the new space.")
+@click.option("--name", metavar="NAME", help="Of the new space; else that of the method.")
+@click.option("--label", metavar="FIELD", help="What lda tells apart, and erase makes untellable.")
+@click.option("--sample", type=int, default=10_000, show_default=True, metavar="N",
+              help="To how many records a map is fitted.")
+@seed_option
+@space_option
+@where_option
+@pass_state
+def reduce_command(state: State, /, collection: str, method: str, name: str | None, **options: Any) -> None:
+    """Make a space of another one, with a vector for every record; those that come later are placed in it, too.
+
+    \b
+    embedstore latent reduce papers --method pca --dim 64
+    embedstore latent reduce papers --method erase --label language
+    """
+    from embedstore.cli.output import print_mapping
+
+    options["of"] = options.pop("space")
+    with state.collection(collection) as found:
+        space = found.add_space(name or method, reduce=method, **options)
+        told = space.describe()
+    told.pop("shares", None)
+    kept = ("name", "dim", "metric", "n_vectors", "made_of", "method", "n_fitted", "explained_variance", "fidelity")
+    print_mapping({name: told[name] for name in kept if name in told}, state.format_)
+
+
+@latent_command.command("map")
+@click.argument("collection")
+@click.option("--method", type=click.Choice(["umap", "tsne", "pacmap", "pca"]), default="umap", show_default=True,
+              help="How records are laid out.")
+@click.option("--name", default="map", show_default=True, metavar="NAME", help="Of the new space, or of one there is.")
+@click.option("--label", metavar="FIELD", help="By which field records are coloured.")
+@click.option("--sample", type=int, default=10_000, show_default=True, metavar="N",
+              help="To how many records it is fitted.")
+@click.option("--out", metavar="FILE", help="Draw it: PNG, SVG or PDF.")
+@seed_option
+@space_option
+@where_option
+@pass_state
+def map_command(state: State, /, collection: str, method: str, name: str, **options: Any) -> None:
+    """Lay the records of COLLECTION out in two numbers, as a space of its own, and draw them.
+
+    \b
+    embedstore latent map papers --label venue --out papers.png
+    """
+    from embedstore.cli.output import print_mapping
+    from embedstore.plots import check_picture, draw_map
+
+    if options["out"] is not None:
+        check_picture(options["out"])
+    with state.collection(collection) as found:
+        if name not in [space.name for space in found.spaces()]:
+            found.add_space(name, reduce=method, dim=2, of=options["space"], sample=options["sample"],
+                            seed=options["seed"], where=options["where"])  # fmt: skip
+        space = found.space(name)
+        if options["out"] is not None:
+            draw_map(space, options["out"], label=options["label"], where=options["where"])
+        told = space.describe()
+    kept = ("name", "dim", "n_vectors", "made_of", "method", "n_fitted", "fidelity")
+    print_mapping({name: told[name] for name in kept if name in told}, state.format_)

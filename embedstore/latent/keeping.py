@@ -1,0 +1,44 @@
+"""Keeps what was computed of records in their metadata, so that it can be filtered by."""
+
+from __future__ import annotations
+
+from collections.abc import Collection as Several
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from embedstore.errors import InvalidInput, RecordNotFound
+from embedstore.reading import checked_where, count_records
+from embedstore.storage import catalog
+from embedstore.storage.catalog import CollectionRow
+from embedstore.storage.database import Transaction
+from embedstore.storing import commit_metadata
+
+if TYPE_CHECKING:
+    from embedstore.collection import Collection
+
+_PAGE = 1000
+
+
+def check_field(transaction: Transaction, owner: CollectionRow, name: str, stored: Several[str]) -> None:
+    """InvalidInput for a field that records have for something else than an object of the names ``stored``."""
+    if not isinstance(name, str) or not name or name.startswith("_"):
+        raise InvalidInput(f"store_as is {name!r}; give the name of a field, which begins with no underscore")
+    kinds = catalog.field_kinds(transaction, owner.collection_id)
+    others = [path for path, _ in kinds if path[0] == name and path[1:] not in [(one,) for one in stored]]
+    there = {f'"{name}"' if "." in name else name: {"$exists": True}}
+    if others and count_records(transaction, owner, checked_where(transaction, owner, there)):
+        raise InvalidInput(f"records have a field {name!r} that holds something else; give store_as another name")
+
+
+def keep_fields(collection: Collection, fields: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
+    """Merge fields into the metadata of records, by key; those that were deleted meanwhile are passed over."""
+    waiting = iter(fields)
+    while page := list(islice(waiting, _PAGE)):
+        try:
+            commit_metadata(collection.store.database, collection.name, dict(page))
+        except RecordNotFound:  # some were deleted since they were read
+            for key, change in page:
+                with suppress(RecordNotFound):
+                    commit_metadata(collection.store.database, collection.name, {key: change})
