@@ -111,9 +111,11 @@ def draw_map(space: Space, file: str, *, label: str | None = None, where: Where 
         words = np.asarray(["" if one is None else str(one) for one in labels])
         rest = ~np.isin(words, shown)
         if rest.any():
-            axes.scatter(places[rest][:, 0], places[rest][:, 1], s=size, color="lightgrey", linewidths=0, label="others")
+            x, y = places[rest].T
+            axes.scatter(x, y, s=size, color="lightgrey", linewidths=0, label="others")
         for number, word in enumerate(shown):
-            axes.scatter(places[words == word][:, 0], places[words == word][:, 1], s=size, linewidths=0, label=word, color=f"C{number}")
+            x, y = places[words == word].T
+            axes.scatter(x, y, s=size, linewidths=0, label=word, color=f"C{number}")
         axes.legend(title=label, fontsize="small", markerscale=2)
     axes.set_title(f"{space}, {len(places):,} records")
     axes.set_xticks([])
