@@ -1,8 +1,8 @@
 """Attributes of emoji as directions, learned on half of the base emoji and applied to the other half.
 
 For every emoji of the other half that has a counterpart (the same base, gender and profession with another skin tone;
-the same with another gender): the vector plus the direction, and whether the counterpart is among the three nearest of all
-emoji but itself. By the autoencoder's means, by pixels, and by PCA of the same size.
+the same with another gender): the vector plus the direction, and whether the counterpart is among the three nearest of
+all emoji but itself. By the autoencoder's means, by pixels, and by PCA of the same size.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from embedstore.latent.analogies import AnalogyReport
     from embedstore.latent.directions import Direction
     from embedstore.latent.points import Points
-    from embedstore.latent.structure import Drift, Structure
+    from embedstore.latent.structure import Drift, Likeness, Structure
     from embedstore.store import Store
 
 
@@ -140,15 +140,13 @@ class Space:
 
         return drift(self._collection, self.name, first, second, sample, seed)
 
-    def overlap(self, other: str, *, sample: int = 2000, seed: int = 0) -> float:
-        """The mean share of a record's ten nearest that this space and another of its collection have in common."""
+    def likeness(self, other: str, *, sample: int = 2000, seed: int = 0) -> Likeness:
+        """How alike this space and another of its collection are: common neighbours, and kernel alignment."""
         from embedstore.latent.points import look_at
-        from embedstore.latent.structure import overlap
+        from embedstore.latent.structure import likeness
 
-        def here(points: Points) -> float:
-            return look_at(
-                self._collection, other, None, lambda others: overlap(points, others, sample, seed)[1]
-            )
+        def here(points: Points) -> Likeness:
+            return look_at(self._collection, other, None, lambda others: likeness(points, others, sample, seed))
 
         return look_at(self._collection, self.name, None, here)
 

@@ -29,16 +29,16 @@ def report_on(
     label: str | None = None,
     sample: int = 2000,
     seed: int = 0,
-    overlap: str | None = None,
+    beside: str | None = None,
     drift: Sequence[Where] | None = None,
 ) -> dict[str, Any]:
-    """The structure of a space; of a trained autoencoder's what ``diagnose`` tells; overlap and drift where asked."""
+    """The structure of a space; of a trained autoencoder's what ``diagnose`` tells; likeness and drift where asked."""
     here = collection.space(space)
     if label is not None and here.family not in (IMAGE_VAE, TABLE_VAE):
         raise InvalidInput(f"{here} is no space of a trained autoencoder, for which alone a label is of use")
     told = {**here.structure(where=where, sample=sample, seed=seed).to_dict(), "space": str(here)}
-    if overlap is not None:
-        told["overlap"] = {overlap: round(here.overlap(overlap, sample=sample, seed=seed), 4)}
+    if beside is not None:
+        told["beside"] = {"space": beside, **asdict(here.likeness(beside, sample=sample, seed=seed))}
     if drift is not None:
         told["drift"] = asdict(here.drift(drift[0], drift[1], seed=seed))
     if here.family in (IMAGE_VAE, TABLE_VAE):

@@ -111,8 +111,21 @@ def drift(
     return mmd_test(parts[0], parts[1], seed)
 
 
-def overlap(first: Points, second: Points, sample: int, seed: int, k: int = _NEIGHBOURS) -> tuple[int, float]:
-    """How many records were compared, and the mean share of their ``k`` nearest that two spaces have in common."""
+@dataclass(frozen=True, slots=True)
+class Likeness:
+    """How alike two spaces are, by ``n`` records that both hold.
+
+    overlap: mean share of a record's ten nearest that they have in common; cka: linear centred kernel alignment
+    (Kornblith et al. 2019), 1 for the same but for rotation and scale.
+    """
+
+    n: int
+    overlap: float
+    cka: float
+
+
+def likeness(first: Points, second: Points, sample: int, seed: int, k: int = _NEIGHBOURS) -> Likeness:
+    """Compare two spaces by a sample of the records."""
     record_ids, vectors = first.sample(sample, seed)
     others = second.of_records(record_ids)
     both = ~np.isnan(others).any(axis=1)
@@ -123,7 +136,15 @@ def overlap(first: Points, second: Points, sample: int, seed: int, k: int = _NEI
         for part, one in ((vectors, first), (others, second))
     ]
     shared = [len(np.intersect1d(one, other)) for one, other in zip(*near, strict=True)]
-    return int(both.sum()), float(np.mean(shared) / k)
+    parts = _as_compared(vectors[both], first.metric), _as_compared(others[both], second.metric)
+    return Likeness(int(both.sum()), float(np.mean(shared) / k), cka(*parts))
+
+
+def cka(first: FloatMatrix, second: FloatMatrix) -> float:
+    """Linear centred kernel alignment of the same records in two spaces, (n, d) and (n, e): Kornblith et al. 2019."""
+    x, y = (given.astype(np.float64) - given.mean(axis=0, dtype=np.float64) for given in (first, second))
+    scale = np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y)
+    return float(np.square(x.T @ y).sum() / scale) if scale else 0.0
 
 
 def two_nn(near: np.ndarray) -> float:

@@ -48,7 +48,7 @@ def anomaly_command(state: State, /, collection: str, **options: Any) -> None:
 @click.option("--label", metavar="FIELD",
               help="Of an autoencoder: a field to predict from the vectors, and to tell reconstruction by.")
 @click.option("--sample", type=int, default=2000, show_default=True, metavar="N", help="Through how many records.")
-@click.option("--overlap", metavar="SPACE", help="Compare neighbourhoods with another space, too.")
+@click.option("--beside", metavar="SPACE", help="Tell how alike another space is, too.")
 @click.option("--drift", nargs=2, metavar="EXPR EXPR", help="Test whether two sets of records are alike, too.")
 @click.option("--html", metavar="FILE", help="Write it as a page to look at, too.")
 @seed_option
@@ -61,7 +61,7 @@ def diagnose_command(state: State, /, collection: str, **options: Any) -> None:
     Of a trained autoencoder's space also what its dimensions tell, how the prior is filled, how well one can walk it.
 
     \b
-    embedstore latent diagnose papers --overlap minilm-64 --html papers.html
+    embedstore latent diagnose papers --beside pca --html papers.html
     """
     from embedstore.cli.output import print_mapping
     from embedstore.latent.report import report_on, write_page
@@ -69,7 +69,7 @@ def diagnose_command(state: State, /, collection: str, **options: Any) -> None:
     with state.collection(collection) as found:
         told = report_on(
             found, options["space"], where=options["where"], label=options["label"], sample=options["sample"],
-            seed=options["seed"], overlap=options["overlap"], drift=options["drift"],
+            seed=options["seed"], beside=options["beside"], drift=options["drift"],
         )  # fmt: skip
     for line in told.pop("unreadable", ()):
         state.note(f"not read: {line}")
