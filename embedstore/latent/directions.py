@@ -10,7 +10,6 @@ import numpy as np
 
 from embedstore.errors import InvalidInput, RecordNotFound
 from embedstore.filters.parse import Where
-from embedstore.latent.moments import mean_of
 from embedstore.latent.points import look_at
 from embedstore.model import FloatMatrix, FloatVector, Metric
 from embedstore.names import check_collection_name
@@ -152,7 +151,7 @@ def _group(
     if isinstance(given, (str, Mapping)):
         vectors, n, mean = look_at(
             collection, space.name, given,
-            lambda points: (points.sample(_MOST, seed)[1], points.n, mean_of(points.blocks())[1] if points.n else 0),
+            lambda points: (points.sample(_MOST, seed)[1], points.n, points.mean() if points.n else 0),
         )  # fmt: skip
     else:
         vectors = _compared(space, collection.vectors(list(given), space=space.name))

@@ -26,18 +26,6 @@ class Moments:
     covariance: np.ndarray
 
 
-def mean_of(blocks: Iterable[tuple[IntVector, FloatMatrix]]) -> tuple[int, np.ndarray]:
-    """How many vectors there are, and their mean, float64 (d,)."""
-    n, total = 0, None
-    for _, vectors in blocks:
-        part = np.ones(len(vectors), np.float32) @ vectors
-        total = part.astype(np.float64) if total is None else total + part
-        n += len(vectors)
-    if total is None:
-        raise InvalidInput("there are no vectors to take a mean of")
-    return n, total / n
-
-
 def moments_of(blocks: Iterable[tuple[IntVector, FloatMatrix]]) -> Moments:
     """Mean and covariance in one pass, around the mean of the first block, so that little is lost to rounding."""
     n, shift, total, squares = 0, None, None, None

@@ -13,7 +13,7 @@ from embedstore.filters.parse import Where, dictionary_field
 from embedstore.indexing.selection import Selection
 from embedstore.indexing.space_view import SpaceView
 from embedstore.model import FloatMatrix, IntVector, Metric
-from embedstore.reading import checked_where, record_ids_where, space_row, stream_records
+from embedstore.reading import checked_where, space_row, stream_records
 from embedstore.storage import catalog
 from embedstore.storage.catalog import CollectionRow, SpaceRow
 from embedstore.storage.database import Transaction
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 MOST_CLASSES = 200
 """A field of more values than that is no field of classes."""
 _BLOCK_BYTES = 32 << 20
+_SPARSE = 8
 _Answer = TypeVar("_Answer")
 
 
@@ -61,6 +62,22 @@ class Points:
         at_once = max(1, _BLOCK_BYTES // (4 * self.dim))
         for rows, vectors in self.view.blocks(at_once, self.selection):
             yield self.view.record_ids[rows], vectors
+
+    def mean(self) -> np.ndarray:
+        """Their mean, float64 (dim,)."""
+        if not self.n:
+            raise InvalidInput("there are no vectors to take a mean of")
+        chosen = self.selection
+        sparse = chosen is not None and chosen.n < self.view.n_rows // _SPARSE
+        total = np.zeros(self.dim, np.float64)
+        at_once = max(1, _BLOCK_BYTES // (4 * self.dim))
+        for rows, vectors in self.view.blocks(at_once, chosen if sparse else None):
+            if chosen is None or sparse:
+                weights = np.ones(len(rows), np.float32)
+            else:  # weighing all is quicker than taking many out
+                weights = chosen.usable[rows[0] : rows[-1] + 1].astype(np.float32)
+            total += weights @ vectors
+        return total / self.n
 
     def sample(self, n: int, seed: int) -> tuple[IntVector, FloatMatrix]:
         """``n`` of them drawn without replacement, or all where there are no more; in order, as ``blocks``."""
@@ -108,12 +125,11 @@ def look_at(
         row = space_row(transaction, owner, space)
         if row.dim is None or not row.n_live:
             raise InvalidInput(f"the space {row.name!r} of {collection.name!r} holds no vectors yet")
-        ids = None
-        if where is not None:
-            ids = np.asarray(record_ids_where(transaction, owner, checked_where(transaction, owner, where)), np.int64)
+        tree = None if where is None else checked_where(transaction, owner, where)
+        cache = store.search.space_cache(row.space_id)
 
         def look(view: SpaceView) -> _Answer:
-            allowed = None if ids is None else np.isin(view.record_ids, ids)
-            return work(Points(transaction, owner, row, view, view.selection(allowed)))
+            selection = store.search.rows_where(transaction, owner, cache, view, tree)
+            return work(Points(transaction, owner, row, view, selection))
 
-        return store.search.space_cache(row.space_id).looking(transaction, owner, row, look)
+        return cache.looking(transaction, owner, row, look)

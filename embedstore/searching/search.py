@@ -304,6 +304,13 @@ class CollectionSearch:
             return _alive(cache, view)
         return cache.selection(view, repr((query.where, query.exclude)), allowed)
 
+    def rows_where(
+        self, transaction: Transaction, collection: CollectionRow, cache: SpaceCache, view: SpaceView,
+        where: Node | None,
+    ) -> Selection | None:  # fmt: skip
+        """The live rows of a view under a filter; None where that is every row."""
+        return self._selection(transaction, collection, cache, view, Query(Mode.VECTOR, None, None, 1, where=where))
+
     def _hybrid_hits(
         self,
         transaction: Transaction,
