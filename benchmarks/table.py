@@ -26,6 +26,11 @@ TITLES = {
     "emoji": "Emoji in colour with alpha at 64 x 64, 64 dimensions, a tenth held out",
     "image_encoding": "Encoding of pictures beside the bare PyTorch model in its best batch",
     "tables": "16 numbers a row: accuracy of predicting a column that was left out, beside PCA and TruncatedSVD",
+    "analogies": "Word analogies by minilm, the words of the questions alone, beside gensim",
+    "digit_arithmetic": "Digits of MNIST moved to another class and decoded, judged by a classifier of pixels",
+    "emoji_directions": "Skin and gender of emoji as directions: the counterpart among the three nearest",
+    "latent_figures": "Concept erasure, reduction to 128 numbers, and types of vehicles by weight",
+    "latent_million": "Mean, direction and PCA of a million vectors beside NumPy on the mapped array",
     "adbench": "Distance to the fifth neighbour as an anomaly score, PyOD's protocol",
 }
 
