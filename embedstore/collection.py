@@ -478,9 +478,10 @@ class Collection:
 
         reduce: makes the space of the space ``of`` (else the collection's first one): 'pca', 'whiten' (PCA, every
         dimension with variance one), 'all-but-the-top', 'random' (a Gaussian projection), 'truncate' (the first
-        numbers, for Matryoshka encoders), 'lda' (what tells the values of the field ``label`` apart), 'erase' (LEACE:
-        no linear model tells them apart any more), or a map: 'umap', 'tsne', 'pacmap'. It is fitted to the records
-        under ``where``, maps to at most ``sample`` of them; all others, and those that come later, are placed by it.
+        numbers, for Matryoshka encoders), 'pullback' (of an autoencoder's space: distances as its decoder sees them),
+        'lda' (what tells the values of the field ``label`` apart), 'erase' (LEACE: no linear model tells them apart any
+        more), or a map: 'umap', 'tsne', 'pacmap'. It is fitted to the records under ``where``, maps to at most
+        ``sample`` of them; all others, and those that come later, are placed by it.
         """
         self._known = None  # else the next write would encode once for the spaces that there were
         chosen = None if metric is None else choose(Metric, metric, "metric")

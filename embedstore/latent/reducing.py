@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from embedstore.deriving import add_derived_space
+from embedstore.encoders.autoencoder import Autoencoder
 from embedstore.errors import InvalidInput
 from embedstore.filters.parse import Where
 from embedstore.latent import maps, moments
 from embedstore.latent.points import Points, look_at
+from embedstore.latent.pullback import pullback
 from embedstore.latent.quality import fidelity
 from embedstore.model import Metric
 from embedstore.storage.catalog import SpaceRow, now
@@ -23,12 +25,13 @@ if TYPE_CHECKING:
     from embedstore.collection import Collection
 
 _COMPARED = 2000
+_LOOKED_AT = 64
 _NEIGHBOURS = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a space is to be made of, and how. ``dim`` None: as the method has it."""
+    """What a space is to be made of, and how. ``dim`` None: as the method has it; ``encoder``: of the parent space."""
 
     method: str
     dim: int | None
@@ -37,6 +40,7 @@ class Wanted:
     where: Where | None
     sample: int
     seed: int
+    encoder: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,8 @@ def add_reduced_space(
 ) -> int:
     """Fit, add the space with every record that has a vector in its parent, and note what it keeps; how many."""
     _check(wanted)
+    if wanted.method == "pullback":
+        wanted = replace(wanted, encoder=collection.encoder(wanted.of))
     fit = METHODS[wanted.method]
 
     def fitted(points: Points) -> tuple[SpaceRow, Metric, Made]:
@@ -134,6 +140,17 @@ def _fit_truncation(points: Points, wanted: Wanted) -> Made:
     return Made(Affine(matrix, nothing, points.metric is Metric.COSINE), {})
 
 
+def _fit_pullback(points: Points, wanted: Wanted) -> Made:
+    if wanted.dim not in (None, points.dim):
+        raise InvalidInput(f"'pullback' keeps all {points.dim} numbers of a vector; leave dim out")
+    if points.metric is Metric.COSINE or not isinstance(wanted.encoder, Autoencoder):
+        raise InvalidInput(
+            f"'pullback' needs a space of a trained autoencoder, compared by distance; {points.space.name!r} is none"
+        )
+    _, drawn = points.sample(_LOOKED_AT, wanted.seed)
+    return Made(pullback(wanted.encoder.model.decode_flat, drawn), {})
+
+
 def _by_label(points: Points, wanted: Wanted) -> tuple[moments.Moments, dict[Any, tuple[int, np.ndarray]]]:
     assert wanted.label is not None  # by ``_check``
     whole, classes = moments.moments_by_label(points.blocks(), points.labels(wanted.label, wanted.where))
@@ -175,7 +192,7 @@ def _fit_map(points: Points, wanted: Wanted) -> Made:
 
 METHODS: Mapping[str, Callable[[Points, Wanted], Made]] = {
     "pca": _fit_pca, "whiten": _fit_whitening, "all-but-the-top": _fit_all_but_the_top, "random": _fit_random,
-    "truncate": _fit_truncation, "lda": _fit_discriminants, "erase": _fit_erasure,
+    "truncate": _fit_truncation, "pullback": _fit_pullback, "lda": _fit_discriminants, "erase": _fit_erasure,
     **dict.fromkeys(maps.METHODS, _fit_map),
 }  # fmt: skip
 """By name, what fits a method."""

@@ -122,6 +122,28 @@ def test_pictures_are_decoded_by_the_way_back(store, square_model):
         shapes.space("mapped")["9"].decode()
 
 
+def test_distances_are_taken_over_as_a_decoder_sees_them(store, square_model):
+    from vae.made import squares
+
+    pictures, _ = squares(120)
+    shapes = store.collection("shapes", encoder=str(square_model))
+    shapes.add([{"key": str(i), "image": picture} for i, picture in enumerate(pictures)])
+    space = shapes.add_space("seen", reduce="pullback")
+    point = shapes.space()["5"]
+    decode = shapes.encoder().model.decode_flat
+    seen, told = shapes.encoder("seen"), []
+    for dimension in range(len(point)):
+        moved = point.array.copy()
+        moved[dimension] += 0.05
+        pixels = np.linalg.norm(decode(moved[None]) - decode(point.array[None]))
+        told.append((pixels, np.linalg.norm(seen.transform(moved[None]) - seen.transform(point.array[None]))))
+    assert np.corrcoef(np.log(np.array(told).T))[0, 1] > 0.5
+    given_back = np.asarray(space["5"].decode(), np.int16) - np.asarray(point.decode(), np.int16)
+    assert np.abs(given_back).max() <= 2
+    with pytest.raises(InvalidInput, match="'pullback' needs a space of a trained autoencoder|holds vectors computed"):
+        filled(store)[0].add_space("seen", reduce="pullback")
+
+
 def test_whitened_dimensions_vary_by_one_and_do_not_vary_together(store):
     collection, _, _ = filled(store)
     collection.add_space("white", reduce="whiten", dim=6)

@@ -13,7 +13,7 @@ from embedstore.cli.state import State, pass_state
 @latent_command.command("reduce")
 @click.argument("collection")
 @click.option("--method", default="pca", show_default=True, metavar="NAME",
-              help="pca, whiten, all-but-the-top, random, truncate, lda, erase, umap, tsne, pacmap.")
+              help="pca, whiten, all-but-the-top, random, truncate, pullback, lda, erase, umap, tsne, pacmap.")
 @click.option("--dim", type=int, metavar="N", help="Numbers of a vector of the new space.")
 @click.option("--name", metavar="NAME", help="Of the new space; else that of the method.")
 @click.option("--label", metavar="FIELD", help="What lda tells apart, and erase makes untellable.")
