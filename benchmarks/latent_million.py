@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -78,8 +80,27 @@ def by_store(collection, what: str) -> None:
         look_at(collection, None, None, lambda points: pca(moments_of(points.blocks()), 64, normalize=False))
 
 
+@contextmanager
+def watched() -> Iterator[list[int]]:
+    """The peak of this process's own memory in KiB, without what is mapped of files."""
+    peak, done = [0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.01):
+            lines = Path("/proc/self/status").read_text().splitlines()
+            peak[0] = max(peak[0], int(next(line for line in lines if line.startswith("RssAnon")).split()[1]))
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        done.set()
+        thread.join()
+
+
 def measure(folder: Path, what: str, rounds: int) -> dict:
-    """In turns; with the peak of this process's memory."""
+    """In turns; with the peak of the process's own memory."""
     with embedstore.open(folder) as store:
         collection = store.collection("points")
         file = next((folder / "cache").rglob("exact-*.f32"))
@@ -87,8 +108,8 @@ def measure(folder: Path, what: str, rounds: int) -> dict:
         array = np.memmap(file, np.float32, "r", shape=(len(collection), dim))
         odd = np.arange(len(collection)) % 2
         times: dict[str, list[float]] = {"store": [], "numpy": []}
-        by_store(collection, what)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with watched() as peak:
+            by_store(collection, what)
         for _ in range(rounds):
             started = time.perf_counter()
             by_store(collection, what)
@@ -96,7 +117,7 @@ def measure(folder: Path, what: str, rounds: int) -> dict:
             started = time.perf_counter()
             by_numpy(array, odd, what)
             times["numpy"].append(time.perf_counter() - started)
-    return {**{name: statistics.median(found) for name, found in times.items()}, "peak_mb": before // 1024}
+    return {**{name: statistics.median(found) for name, found in times.items()}, "peak_mb": peak[0] >> 10}
 
 
 def main() -> None:
@@ -118,7 +139,7 @@ def main() -> None:
             found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
             figures[what] = {
                 "store_seconds": round(found["store"], 3), "numpy_seconds": round(found["numpy"], 3),
-                "ratio": round(found["store"] / found["numpy"], 3), "peak_mb_of_the_process": found["peak_mb"],
+                "ratio": round(found["store"] / found["numpy"], 3), "own_memory_mb": found["peak_mb"],
             }  # fmt: skip
             print(what, figures[what], flush=True)
     save("latent_million", figures)

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from embedstore.indexing.gpu import GpuFlat
 
 _SPARE = 16
+_SPARSE = 8
 _COPIED_BYTES = 64 << 20
 
 
@@ -173,7 +174,8 @@ class SpaceView:
 
     def blocks(self, rows_at_once: int, selection: Selection | None) -> Iterator[tuple[IntVector, FloatMatrix]]:
         """All live rows, or those of a selection, in order: their numbers and vectors, of which nothing is copied."""
-        self._check(None if selection is None else selection.rows)
+        few = selection is not None and selection.n < self.n_rows // _SPARSE
+        self._check(selection.rows if selection is not None and few else None)
         if selection is not None:
             for start in range(0, selection.n, rows_at_once):
                 rows = selection.rows[start : start + rows_at_once]

@@ -10,6 +10,7 @@ import numpy as np
 import scipy.linalg
 
 from embedstore.errors import InvalidInput
+from embedstore.latent.points import sum_of
 from embedstore.model import FloatMatrix, IntVector
 from embedstore.transforms import Affine
 
@@ -31,11 +32,11 @@ def moments_of(blocks: Iterable[tuple[IntVector, FloatMatrix]]) -> Moments:
     n, shift, total, squares = 0, None, None, None
     for _, vectors in blocks:
         if shift is None:
-            shift = vectors.mean(axis=0)
+            shift = (sum_of(vectors) / len(vectors)).astype(np.float32)
             total = np.zeros(len(shift), np.float64)
             squares = np.zeros((len(shift), len(shift)), np.float64)
         moved = vectors - shift
-        total += moved.sum(axis=0, dtype=np.float64)
+        total += sum_of(moved)
         squares += moved.T @ moved
         n += len(vectors)
     if shift is None or total is None or squares is None or n < 2:

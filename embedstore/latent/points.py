@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 MOST_CLASSES = 200
 """A field of more values than that is no field of classes."""
 _BLOCK_BYTES = 32 << 20
-_SPARSE = 8
+_SUMMED = 256
 _Answer = TypeVar("_Answer")
 
 
@@ -67,16 +67,9 @@ class Points:
         """Their mean, float64 (dim,)."""
         if not self.n:
             raise InvalidInput("there are no vectors to take a mean of")
-        chosen = self.selection
-        sparse = chosen is not None and chosen.n < self.view.n_rows // _SPARSE
         total = np.zeros(self.dim, np.float64)
-        at_once = max(1, _BLOCK_BYTES // (4 * self.dim))
-        for rows, vectors in self.view.blocks(at_once, chosen if sparse else None):
-            if chosen is None or sparse:
-                weights = np.ones(len(rows), np.float32)
-            else:  # weighing all is quicker than taking many out
-                weights = chosen.usable[rows[0] : rows[-1] + 1].astype(np.float32)
-            total += weights @ vectors
+        for _, vectors in self.view.blocks(max(1, _BLOCK_BYTES // (4 * self.dim)), self.selection):
+            total += sum_of(vectors)
         return total / self.n
 
     def sample(self, n: int, seed: int) -> tuple[IntVector, FloatMatrix]:
@@ -105,6 +98,17 @@ class Points:
         if not found:
             raise InvalidInput(f"no record of {self.owner.name!r} has the field {field!r}")
         return found
+
+
+def sum_of(vectors: FloatMatrix) -> np.ndarray:
+    """The sum of vectors (n, d), float64 (d,).
+
+    Few at a time in float32, those sums in float64: as quick as the first, and nearly as exact as the second.
+    """
+    n_whole = len(vectors) - len(vectors) % _SUMMED
+    sums = vectors[:n_whole].reshape(-1, _SUMMED, vectors.shape[1]).sum(axis=1)
+    made: np.ndarray = sums.sum(axis=0, dtype=np.float64) + vectors[n_whole:].sum(axis=0, dtype=np.float64)
+    return made
 
 
 def field_of(metadata: Mapping[str, Any], field: str) -> Any:
