@@ -2,7 +2,8 @@
 
 For every emoji of the other half that has a counterpart (the same base, gender and profession with another skin tone;
 the same with another gender): the vector plus the direction, and whether the counterpart is among the three nearest of
-all emoji but itself. By the autoencoder's means, by pixels, and by PCA of the same size.
+all emoji but itself. By the autoencoder's means, by these as its decoder sees distances, by pixels, and by PCA of the
+same size.
 """
 
 from __future__ import annotations
@@ -71,9 +72,10 @@ def among_nearest(vectors: np.ndarray, pairs: list[tuple[int, int, str]], learne
     ways = [vectors[end] - vectors[start] for start, end, base in pairs if base in learned]
     direction = np.mean(ways, axis=0)
     asked = [(start, end) for start, end, base in pairs if base not in learned]
+    lengths = np.einsum("ij,ij->i", vectors, vectors)
     found = 0
     for start, end in asked:
-        distances = np.square(vectors - (vectors[start] + direction)).sum(axis=1)
+        distances = lengths - 2 * (vectors @ (vectors[start] + direction))
         distances[start] = np.inf
         found += end in np.argpartition(distances, NEAREST)[:NEAREST]
     return len(asked), found / len(asked)
@@ -83,7 +85,7 @@ def main() -> None:
     """Measure and keep the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", help="a folder of 'train image' of these emoji; else one is trained, in minutes")
-    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--strip", action="store_true", help="draw docs/images/emoji.png, too")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch, embedstore.open(Path(scratch) / "store") as store:
@@ -92,7 +94,8 @@ def main() -> None:
         if options.model is None:
             train_image(
                 pictures, model, size=SIZE, latent_dim=DIM, mode="colour", architecture=ImageArchitecture(width=32),
-                progress=print, settings=TrainingSettings(epochs=options.epochs, batch=64, patience=0),
+                likelihood="bernoulli", progress=print,
+                settings=TrainingSettings(epochs=options.epochs, batch=64, patience=0),
             )  # fmt: skip
         collection = store.collection("emoji", encoder=model)
         for start in range(0, len(rows), 1000):
@@ -100,9 +103,14 @@ def main() -> None:
                 {"key": str(place), "image": pictures[place], **rows[place]}
                 for place in range(start, min(start + 1000, len(rows)))
             ])  # fmt: skip
-        means = collection.vectors([str(place) for place in range(len(rows))])
+        keys = [str(place) for place in range(len(rows))]
+        collection.add_space("seen", reduce="pullback")
+        means, seen = collection.vectors(keys), collection.vectors(keys, space="seen")
         flat = pictures.reshape(len(pictures), -1) / np.float32(255)
-        spaces = {"autoencoder": means, "PCA-64": PCA(DIM, random_state=0).fit_transform(flat), "pixels": flat}
+        spaces = {
+            "autoencoder": means, "its pullback": seen, "PCA-64": PCA(DIM, random_state=0).fit_transform(flat),
+            "pixels": flat,
+        }  # fmt: skip
         figures: dict = {}
         for field, start, end in (
             ("skin_tone", "light", "dark"), ("skin_tone", "dark", "light"), ("skin_tone", "medium", "dark"),
