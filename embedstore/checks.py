@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from embedstore.errors import InvalidRecord
+from embedstore.errors import InvalidInput, InvalidRecord
 from embedstore.model import FloatVector
 
 MAX_KEY_BYTES = 512
@@ -130,6 +130,14 @@ def check_finite(matrix: np.ndarray, row_numbers: Sequence[int | None], name: st
         check_length(float(np.linalg.norm(line.astype(np.float64))), row_numbers[position], name)
 
 
+def usable_vectors(matrix: np.ndarray, *, nonzero: bool) -> np.ndarray:
+    """Which rows of ``matrix`` (n, dim) ``check_finite`` would not refuse: bool (n,)."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        lengths = np.sqrt(np.einsum("ij,ij->i", matrix, matrix, dtype=np.float64))
+        right: np.ndarray = (lengths > MIN_LENGTH) & (lengths < MAX_LENGTH)
+    return right if nonzero else right | (lengths == 0)
+
+
 def check_length(length: float, row: int | None, name: str) -> None:
     """Refuse a vector whose length would make its scores overflow or vanish in float32."""
     if length and not MIN_LENGTH < length < MAX_LENGTH:
@@ -137,3 +145,16 @@ def check_length(length: float, row: int | None, name: str) -> None:
             f"the vector's length is {length:.3g}; lengths must lie between {MIN_LENGTH:g} and {MAX_LENGTH:g}",
             row=row, field=name,
         )  # fmt: skip
+
+
+def check_whole(name: str, value: Any, least: int) -> None:
+    """InvalidInput for an argument that is no whole number from ``least`` on."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InvalidInput(f"{name} is {value!r}; it must be a whole number from {least} on")
+
+
+def check_seed(seed: Any) -> None:
+    """InvalidInput for a seed that is no whole number below 2**31, which is what all generators take."""
+    check_whole("seed", seed, 0)
+    if seed >= 2**31:
+        raise InvalidInput(f"seed is {seed}; it must be below {2**31}")

@@ -281,15 +281,21 @@ class Collection:
             writer.finish()
         return n_deleted
 
-    def drop(self, *, only_if_empty: bool = False) -> int:
-        """Delete the collection itself, or leave it where it is to be empty and is not; the number of its records."""
+    def drop(self, *, only_as: Layout | None = None) -> int:
+        """Delete the collection itself; the number of its records.
+
+        only_as: leave it unless it is the very collection of this layout, empty, with the spaces that it had then.
+        """
         with self._store.database.write() as transaction:
             self._row(transaction)
             collection = catalog.lock_collection(transaction, self.name)  # waits for a writer that is at it
             if collection is None:
                 raise CollectionNotFound(f"there is no collection {self.name!r}: it was deleted meanwhile")
-            if only_if_empty and collection.n_records:
-                return collection.n_records
+            if only_as is not None:
+                same = collection.collection_id == only_as.collection.collection_id
+                spaces = catalog.known_spaces(transaction, collection.collection_id)
+                if not same or collection.n_records or spaces.keys() != only_as.spaces.keys():
+                    return collection.n_records
             mine = {"collection": collection.collection_id}
             spaces = catalog.spaces_of(transaction, collection.collection_id)
             catalog.forget(transaction)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,6 +27,7 @@ from embedstore.transforms import Transform, derived_spaces, is_derived, parent_
 if TYPE_CHECKING:
     from embedstore.collection import Collection
 
+_LOG = logging.getLogger("embedstore")
 _PAGE = 2000
 _NONE_PLACED: Mapping[int, np.ndarray] = {}
 
@@ -51,8 +53,8 @@ def add_derived_space(
 ) -> int:  # fmt: skip
     """Add a space that is made of another one, with a vector for every record that has one there; how many.
 
-    ``placed``: by record id, vectors that the transform need not make. InvalidInput where the parent is not what it was
-    when the transform was fitted.
+    ``placed``: by vector id in the parent, vectors that the transform need not make. InvalidInput where the parent is
+    not what it was when the transform was fitted.
     """
     check_collection_name(name)
     require_served(recipe, metric)
@@ -63,7 +65,10 @@ def add_derived_space(
         owner = catalog.require_collection(transaction, collection.name)
         spaces = catalog.spaces_of(transaction, owner.collection_id)
         if name in spaces:
-            raise InvalidInput(f"the collection {collection.name!r} has a space {name!r} already")
+            raise InvalidInput(
+                f"the collection {collection.name!r} has a space {name!r} already; where an interruption left it filled"
+                " in part, fill_spaces() goes on"
+            )
         here = spaces.get(parent.name)
         if here is None or (here.space_id, here.fingerprint) != (parent.space_id, parent.fingerprint):
             raise InvalidInput(f"another writer changed the space {parent.name!r} meanwhile; try again")
@@ -93,14 +98,16 @@ def fill_derived(collection: Collection, name: str, placed: Mapping[int, np.ndar
             after = page[-1].vector_id
             matrix = transform_of(transaction, space).apply(np.stack([one.vector for one in page]))
             for line, one in enumerate(page):
-                if one.record_id in placed:
-                    matrix[line] = placed[one.record_id]
+                if one.vector_id in placed:
+                    matrix[line] = placed[one.vector_id]
             usable = np.flatnonzero(usable_lines(space, matrix))
             writer.add_vectors(
                 name, [page[line].record_id for line in usable], [page[line].key for line in usable], matrix[usable]
             )
             writer.finish()
             n += len(usable)
+            if len(usable) < len(page):
+                _LOG.warning("%s: %d vectors come to nothing there and are left out", name, len(page) - len(usable))
 
 
 class _Lacking(NamedTuple):

@@ -34,7 +34,7 @@ from embedstore.storage.files import is_full
 from embedstore.storage.fitted import all_fitted, fitted_from_json, fitted_to_json, put_fitted
 from embedstore.storing import VectorChecker, commit_batch
 from embedstore.tables import BATCH_ROWS, scan_batches
-from embedstore.transforms import transform_from
+from embedstore.transforms import spec_of, transform_from
 
 if TYPE_CHECKING:
     import pyarrow
@@ -185,6 +185,7 @@ def _checked_header(header: dict[str, Any] | None, path: str) -> tuple[dict[str,
         raise InvalidInput(f"{path} was not written by export; bring it in with ingest")
     if header.get("format") != _FORMAT:
         raise InvalidInput(f"{path} has export format {header.get('format')}; this release reads {_FORMAT}")
+    before: dict[str, dict[str, Any]] = {}
     try:
         for fields in header["spaces"]:
             check_collection_name(fields["name"])
@@ -194,7 +195,8 @@ def _checked_header(header: dict[str, Any] | None, path: str) -> tuple[dict[str,
             found = EncoderSpec.from_json(fields["encoder"]).fingerprint if fields["encoder"] else ""
             if found != fields["fingerprint"]:
                 raise InvalidInput("an encoder and its fingerprint do not belong together")
-            _check_fitted(fields, [one["name"] for one in header["spaces"]])
+            _check_fitted(fields, before)
+            before[fields["name"]] = fields
         if header["default_space"] not in [fields["name"] for fields in header["spaces"]]:
             raise InvalidInput("the default space is not among the spaces")
     except (KeyError, TypeError, EmbedstoreError) as error:
@@ -202,14 +204,20 @@ def _checked_header(header: dict[str, Any] | None, path: str) -> tuple[dict[str,
     return header, list(header["spaces"])
 
 
-def _check_fitted(fields: dict[str, Any], names: list[str]) -> None:
+def _check_fitted(fields: dict[str, Any], before: Mapping[str, dict[str, Any]]) -> None:
     """InvalidInput where a space's transform or directions are not as they were written, or its parent is not there."""
     kept = [fitted_from_json(one) for one in fields.get("fitted", [])]
     spec = EncoderSpec.from_json(fields["encoder"]) if fields["encoder"] else None
-    if spec is not None and spec.family == DERIVED:
-        transforms = [transform_from(one) for one in kept if not one.name]
-        if spec.location not in names or len(transforms) != 1 or transforms[0].dim != fields["dim"]:
-            raise InvalidInput(f"how the space {fields['name']!r} is made of {spec.location!r} is not told")
+    if spec is None or spec.family != DERIVED:
+        return
+    parent = before.get(str(spec.location))
+    transforms = [transform_from(one) for one in kept if not one.name]
+    if parent is None or len(transforms) != 1:
+        raise InvalidInput(f"how the space {fields['name']!r} is made of {spec.location!r} is not told")
+    found = spec_of(transforms[0], spec.name, str(spec.location), parent["fingerprint"])
+    dims = transforms[0].dim, transforms[0].dim_in
+    if found.fingerprint != fields["fingerprint"] or dims != (fields["dim"], parent["dim"]):
+        raise InvalidInput(f"how the space {fields['name']!r} is made is not what its fingerprint says")
 
 
 def _check_records(records: Iterator[dict[str, Any]], spaces: list[dict[str, Any]], default_space: str) -> None:

@@ -123,6 +123,8 @@ class Space:
         def found(points: Points) -> tuple[FloatMatrix, list[Any]]:
             says = {} if label is None else points.labels(label, where)
             parts = list(points.blocks())
+            if not parts:
+                raise InvalidInput("there is no record to show; the space, or the filter, leaves none")
             ids = np.concatenate([one for one, _ in parts]).tolist()
             return np.concatenate([vectors for _, vectors in parts]), [says.get(one) for one in ids]
 
@@ -149,6 +151,12 @@ class Space:
             return look_at(self._collection, other, None, lambda others: likeness(points, others, sample, seed))
 
         return look_at(self._collection, self.name, None, here)
+
+    @property
+    def root(self) -> Space:
+        """The space that this one is made of in the end; itself where it is made of none."""
+        made_of = self.made_of().get("made_of")
+        return self if made_of is None else self._collection.space(made_of).root
 
     @property
     def encoder_name(self) -> str:
@@ -255,9 +263,9 @@ class Space:
         """How many analogies the space solves, by section, among the words of all questions.
 
         questions: a file in the form of word2vec's questions-words.txt (lines of four words, sections after a colon),
-        or lists of four keys. The three given words are left out of the candidates; keys are matched without regard to
-        case where the file's are not there as written. Questions with a word that no record has are left out and
-        counted.
+        or lists of four keys. The three given words are left out of the candidates. A word that is no key as written is
+        looked for in small letters, as a title, and in capitals. Questions with a word that no record has are left out
+        and counted.
         """
         from embedstore.latent.analogies import solve
 

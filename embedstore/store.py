@@ -17,6 +17,7 @@ from embedstore.errors import (
     InvalidInput,
     NotAStore,
     SpaceMismatch,
+    SpaceNotFound,
     StoreNotFound,
     UnsupportedFormat,
 )
@@ -277,7 +278,7 @@ class Store:
         """The encoder that made a space; EncoderMismatch where what is found makes other vectors."""
         from embedstore.encoders import EncoderSpec, load_encoder
         from embedstore.encoders.spec import DERIVED
-        from embedstore.transforms import DerivedEncoder, parent_of, transform_of
+        from embedstore.transforms import DerivedEncoder, checked_transform, parent_of
 
         if not space.encoder:
             raise InvalidInput(
@@ -296,8 +297,12 @@ class Store:
             if held is not None:
                 return held
         with self.reading() as transaction:  # outside of the guard: a fork waits for snapshots
-            parent = parent_of(space, catalog.known_spaces(transaction, space.collection_id))
-            transform = transform_of(transaction, space)
+            spaces = catalog.known_spaces(transaction, space.collection_id)
+            current = next((one for one in spaces.values() if one.space_id == space.space_id), None)
+            if current is None:
+                raise SpaceNotFound(f"the space {space.name!r} was deleted meanwhile")
+            parent = parent_of(current, spaces)  # by its name of now, which is another where it was renamed
+            transform = checked_transform(transaction, current, parent)
         derived = DerivedEncoder(pinned, transform, self.encoder_of(parent) if parent.encoder else None)
         with self._guard:
             return self._encoders.setdefault(space.fingerprint, derived)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import orjson
 
-from embedstore.checks import check_finite, shown
+from embedstore.checks import check_finite, shown, usable_vectors
 from embedstore.errors import DamagedRow, InvalidInput, InvalidRecord, RecordNotFound, SpaceNotFound, WrongDimension
 from embedstore.metadata import FieldKinds, metadata_json
 from embedstore.model import FloatMatrix, Metric, Modality, WriteReport
@@ -21,6 +21,7 @@ from embedstore.storage.catalog import CollectionRow, SpaceRow
 from embedstore.storage.database import Database, Transaction
 from embedstore.storage.writing import (
     CollectionWriter,
+    Derive,
     MetadataChange,
     Raced,
     SpaceVectors,
@@ -234,9 +235,12 @@ def commit_batch(
                 spaces = writer.spaces  # as they are under the lock: the dimension, and by whom they were made
                 if encoded.fingerprints:
                     encoded.drop_others(spaces)
-                vectors = _vectors_by_space(transaction, batch, spaces, encoded)
+                vectors = _vectors_by_space(batch, spaces, encoded)
                 by_encoders = read_by_encoders(spaces) if layout is None else layout.encoded_spaces
-                report = writer.upsert(batch, vectors, encoded_spaces=by_encoders, replace_existing=replace_existing)
+                report = writer.upsert(
+                    batch, vectors, encoded_spaces=by_encoders, replace_existing=replace_existing,
+                    derive=deriver(transaction, spaces),
+                )  # fmt: skip
                 writer.finish()
                 if also is not None:
                     also(transaction)
@@ -267,7 +271,8 @@ def commit_missing_vectors(database: Database, collection: str, batch: Batch, en
         }, encoded.fingerprints)  # fmt: skip
         unchanged = batch.subset(same)
         kept.drop_others(writer.spaces)
-        report = writer.upsert(unchanged, _vectors_by_space(transaction, unchanged, writer.spaces, kept))
+        derive = deriver(transaction, writer.spaces)
+        report = writer.upsert(unchanged, _vectors_by_space(unchanged, writer.spaces, kept), derive=derive)
         writer.finish()
     _count(report, encoded)
     return report
@@ -340,10 +345,8 @@ def _stored_rows(transaction: Transaction, collection: CollectionRow, keys: Sequ
     return found
 
 
-def _vectors_by_space(
-    transaction: Transaction, batch: Batch, spaces: Mapping[str, SpaceRow], encoded: Encoded
-) -> dict[str, SpaceVectors]:
-    """Given and computed vectors of a batch as one checked matrix a space, those of derived spaces among them."""
+def _vectors_by_space(batch: Batch, spaces: Mapping[str, SpaceRow], encoded: Encoded) -> dict[str, SpaceVectors]:
+    """Given and computed vectors of a batch as one checked matrix a space."""
     by_space: dict[str, SpaceVectors] = {}
     for name in batch.vectors:
         if name not in spaces:
@@ -363,39 +366,28 @@ def _vectors_by_space(
         if len(present) < len(lines):
             positions = [position for position, line in enumerate(lines) if line is not None]
         by_space[name] = SpaceVectors(positions, _stacked(batch, space, present, positions))
-    for space in derived_spaces(spaces):
-        parent = by_space.get(parent_of(space, spaces).name)
-        if parent is not None:
-            given_too = by_space.get(space.name)  # by an import, which brings what was there
-            made_of_it = _derived(transaction, space, parent, given_too)
-            if made_of_it.positions:
-                by_space[space.name] = made_of_it
     return by_space
 
 
-def _derived(
-    transaction: Transaction, space: SpaceRow, parent: SpaceVectors, given: SpaceVectors | None
-) -> SpaceVectors:
-    """The vectors that those of a parent become, but for the places that bring one."""
-    brought = set() if given is None else set(given.positions)
-    lines = [line for line, position in enumerate(parent.positions) if position not in brought]
-    whole = len(lines) == len(parent.positions)
-    matrix = transform_of(transaction, space).apply(parent.matrix if whole else parent.matrix[lines])
-    usable = usable_lines(space, matrix)
-    positions = [parent.positions[line] for line, right in zip(lines, usable, strict=True) if right]
-    made = SpaceVectors(positions, matrix if usable.all() else matrix[usable])
-    if given is None:
-        return made
-    return SpaceVectors([*given.positions, *made.positions], np.concatenate([given.matrix, made.matrix]))
+def deriver(transaction: Transaction, spaces: Mapping[str, SpaceRow]) -> Derive | None:
+    """What makes the vectors of derived spaces while a batch is written; None where there are no such spaces."""
+    parents = {space.name: parent_of(space, spaces).name for space in derived_spaces(spaces)}
+    if not parents:
+        return None
+
+    def derive(space: SpaceRow, vectors: FloatMatrix) -> tuple[FloatMatrix, np.ndarray]:
+        made = transform_of(transaction, space).apply(vectors)
+        return made, usable_lines(space, made)
+
+    return Derive(parents, derive)
 
 
 def usable_lines(space: SpaceRow, matrix: FloatMatrix) -> np.ndarray:
     """Which of the vectors that were made for a space can be compared there: bool (n,).
 
-    One that came to nothing (all zeros where directions are compared) is left out, for the record itself is sound.
+    One that came to nothing, or out of all bounds, is left out, for the record itself is sound.
     """
-    finite = np.atleast_1d(np.isfinite(matrix).all(axis=1))
-    return finite & matrix.any(axis=1) if space.metric == _COSINE else finite
+    return usable_vectors(matrix, nonzero=space.metric == _COSINE)
 
 
 def _stacked(

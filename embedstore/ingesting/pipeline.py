@@ -11,11 +11,12 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from embedstore.errors import InvalidInput, InvalidRecord
+from embedstore.errors import EmbedstoreError, InvalidInput, InvalidRecord
 from embedstore.forking import once
 from embedstore.ingesting.chunks import ChunkCutter, check_parents, drop_stale_chunks
 from embedstore.ingesting.job import IngestJob
@@ -169,6 +170,7 @@ class _Ingest:
                 )  # fmt: skip
         is_new = collection.layout() is None
         collection.create()
+        made = collection.layout()
         cutter = None if options.chunk is None else ChunkCutter(collection, options.chunk, options.chunk_overlap)
         job = IngestJob(collection, self._sources, options)
         job.start()
@@ -176,8 +178,9 @@ class _Ingest:
             self._write_all(maps, cutter, job)
         finally:
             fruitless = is_new and not self._report.added and bool(self._report.failed or self._failure)
-            if fruitless:  # with an encoder that reads nothing of this, it would only be in the way
-                collection.drop(only_if_empty=True)
+            if fruitless and made is not None:  # with an encoder that reads nothing of this, it is only in the way
+                with suppress(EmbedstoreError):
+                    collection.drop(only_as=made)
         if fruitless:
             return self._report
         if options.prune:

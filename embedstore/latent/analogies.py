@@ -149,9 +149,12 @@ def _n_right(asked: IntVector, vectors: FloatMatrix, scores_of: Callable[[Given,
 def _closed_vocabulary(points: Points, words: Sequence[str]) -> tuple[dict[str, int], FloatMatrix]:
     """By word its place among the vectors, of length one, of those records that the words name."""
     ids = record_ids_of(points.transaction, points.owner, list(words))
-    lower = [word.lower() for word in words if word not in ids]
-    ids_lower = record_ids_of(points.transaction, points.owner, sorted(set(lower)))
-    record_of = {word: ids.get(word, ids_lower.get(word.lower())) for word in words}
+    others = {word: (word.lower(), word.title(), word.upper()) for word in words if word not in ids}
+    spelled = sorted({one for several in others.values() for one in several})
+    ids |= record_ids_of(points.transaction, points.owner, spelled)
+    record_of = {
+        word: next((ids[one] for one in (word, *others.get(word, ())) if one in ids), None) for word in words
+    }
     wanted = sorted({one for one in record_of.values() if one is not None})
     vectors = points.of_records(np.asarray(wanted, np.int64))
     there = ~np.isnan(vectors).any(axis=1) if len(vectors) else np.zeros(0, bool)
@@ -167,7 +170,7 @@ def _closed_vocabulary(points: Points, words: Sequence[str]) -> tuple[dict[str, 
 def _sections(questions: str | os.PathLike[str] | Sequence[Sequence[str]]) -> list[tuple[str, list[Sequence[str]]]]:
     """The questions by section; InvalidInput for a line that has not four words."""
     if not isinstance(questions, (str, os.PathLike)):
-        given = [tuple(one) for one in questions]
+        given = [tuple(one) if isinstance(one, (list, tuple)) else (one,) for one in questions]
         for number, one in enumerate(given, start=1):
             if len(one) != _MOST_FOUR or not all(isinstance(word, str) for word in one):
                 raise InvalidInput(f"question {number} is {one!r}; a question is four keys: a, b, c and the answer")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from embedstore.checks import check_seed, check_whole
 from embedstore.errors import InvalidInput
 from embedstore.filters.parse import Where
 from embedstore.latent.keeping import check_field, keep_fields
@@ -68,6 +70,8 @@ def cluster(
         if points.n < max(2, k or 1):
             raise InvalidInput(f"there are {points.n} vectors to cluster; {max(2, k or 1)} or more are needed")
         _, drawn = points.sample(sample, seed)
+        if max(k or 1, least if method == "hdbscan" else 1) > len(drawn):
+            raise InvalidInput(f"there are {len(drawn)} vectors to fit to, fewer than {k or least}; raise the sample")
         assign, bic = _FITTED[method](drawn, k, seed, least, points.metric)
         ids, labels, shares = [], [], []
         for record_ids, vectors in points.blocks():
@@ -76,12 +80,12 @@ def cluster(
             labels.append(some)
             shares.append(likely)
         names = keys_by_id(points.transaction, np.concatenate(ids).tolist())
-        order, sizes = _by_size(np.concatenate(labels))
         likely = np.concatenate(shares)
+        order, sizes = _by_size(np.concatenate(labels), likely.shape[1])
         return Clustering(
             method, [names[one] for one in np.concatenate(ids).tolist()], order[np.concatenate(labels)], sizes,
             _silhouette(drawn, assign(drawn)[0], points.metric, seed), bic, points.n > len(drawn),
-            likely[:, np.argsort(order[: likely.shape[1]])] if likely.shape[1] else likely,
+            likely[:, np.argsort(order[:-1])] if likely.shape[1] else likely,
         )  # fmt: skip
 
     made = look_at(collection, space, where, found)
@@ -102,10 +106,11 @@ def _fields(made: Clustering, name: str) -> Iterator[tuple[str, Mapping[str, Any
 def _check(method: str, k: int | None, sample: int, seed: int, least: int) -> None:
     if method not in METHODS:
         raise InvalidInput(f"method is {method!r}; it must be one of {', '.join(METHODS)}")
-    for name, value, lowest in (("k", k, 1), ("sample", sample, 10), ("seed", seed, 0), ("least", least, 2)):
-        right = isinstance(value, int) and not isinstance(value, bool) and value >= lowest
-        if not right and (name, value) != ("k", None):
-            raise InvalidInput(f"{name} is {value!r}; it must be a whole number from {lowest} on")
+    if k is not None:
+        check_whole("k", k, 1)
+    check_whole("sample", sample, 10)
+    check_whole("least", least, 2)
+    check_seed(seed)
     if method == "kmeans" and k is None:
         raise InvalidInput("kmeans needs k, the number of clusters; gmm chooses it itself, by the BIC")
     if method == "hdbscan" and k is not None:
@@ -155,15 +160,21 @@ def _gmm(drawn: FloatMatrix, k: int | None, seed: int, least: int, metric: Metri
     given = drawn.astype(np.float64)
     tried = [k] if k is not None else list(range(1, min(_MOST_TRIED, len(drawn) // 2) + 1))
     kind = "full" if len(drawn) > 10 * drawn.shape[1] else "diag"
-    fitted = {
-        size: GaussianMixture(size, covariance_type=kind, n_init=3, random_state=seed, reg_covar=1e-6).fit(given)
-        for size in tried
-    }
-    bic = {size: float(one.bic(given)) for size, one in fitted.items()}
+    scale = max(float(np.sqrt(given.var(axis=0).sum())), 1e-30)  # so that the least variance is one of the data's own
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of fewer distinct vectors than parts, which the BIC or the user asked for
+            fitted = {
+                size: GaussianMixture(size, covariance_type=kind, n_init=3, random_state=seed).fit(given / scale)
+                for size in tried
+            }
+    except ValueError as error:
+        raise InvalidInput(f"no mixture can be fitted to these vectors: {str(error).splitlines()[0]}") from None
+    bic = {size: float(one.bic(given / scale)) for size, one in fitted.items()}
     best = fitted[min(bic, key=lambda size: bic[size])]
 
     def assign(vectors: FloatMatrix) -> tuple[IntVector, np.ndarray]:
-        shares = best.predict_proba(vectors.astype(np.float64))
+        shares = best.predict_proba(vectors.astype(np.float64) / scale)
         return shares.argmax(axis=1).astype(np.int64), shares
 
     return assign, bic
@@ -175,9 +186,12 @@ _FITTED: Mapping[str, _Fit] = {
 }  # fmt: skip
 
 
-def _by_size(labels: IntVector) -> tuple[IntVector, list[int]]:
-    """By old label its new one, the greatest cluster first (the last place is that of -1), and the sizes."""
-    n = int(labels.max(initial=-1)) + 1
+def _by_size(labels: IntVector, least: int) -> tuple[IntVector, list[int]]:
+    """By old label its new one, the greatest cluster first (the last place is that of -1), and the sizes.
+
+    least: how many labels there are at least, though nothing has some of them.
+    """
+    n = max(int(labels.max(initial=-1)) + 1, least)
     counts = np.bincount(labels[labels >= 0], minlength=n)
     order = np.empty(n + 1, np.int64)
     order[np.argsort(-counts, kind="stable")] = np.arange(n)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from embedstore.checks import check_seed
 from embedstore.errors import InvalidInput, RecordNotFound
 from embedstore.filters.parse import Where
 from embedstore.latent.points import look_at
@@ -78,6 +79,10 @@ def fit_direction(
 ) -> Direction:
     """See ``Space.fit_direction``."""
     check_collection_name(name)
+    check_seed(seed)
+    for group in (positive, negative):
+        if group is not None and (not isinstance(group, (str, Mapping, Sequence))):
+            raise InvalidInput(f"a group is a filter or a list of keys, not {type(group).__name__}")
     chosen = method or ("mean" if pairs is None else "pairs")
     if chosen not in METHODS:
         raise InvalidInput(f"method is {chosen!r}; it must be one of {', '.join(METHODS)}")

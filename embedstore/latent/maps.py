@@ -26,9 +26,18 @@ def draw(method: str, reducer: Affine, vectors: FloatMatrix, dim: int, seed: int
     if len(vectors) < _LEAST:
         raise InvalidInput(f"a map needs {_LEAST} records at least; there are {len(vectors)}")
     points = reducer.apply(vectors)
+    if dim > len(vectors) - 2:
+        raise InvalidInput(f"a map of {len(vectors)} records has {len(vectors) - 2} numbers at most, not {dim}")
+    if not (points != points[0]).any():
+        raise InvalidInput(f"all {len(vectors)} vectors are the same, so there is nothing to lay out")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of single threads, sparse types and others' future versions
-        places = _DRAWN[method](points, dim, seed)
+        try:
+            places = _DRAWN[method](points, dim, seed)
+        except (ValueError, TypeError, np.linalg.LinAlgError) as error:  # what they raise for too little data
+            raise InvalidInput(f"{method} cannot lay these vectors out: {str(error).splitlines()[0]}") from None
+    if not np.isfinite(places).all():
+        raise InvalidInput(f"{method} found no places for these vectors; do they all lie in the same few spots?")
     return Landmarks(reducer, points, np.ascontiguousarray(places, np.float32), _NEIGHBOURS)
 
 

@@ -16,6 +16,7 @@ from embedstore.transforms import Affine
 
 _LEAST_VARIANCE = 1e-9
 """Of the greatest: below it a dimension is taken for constant."""
+_LEAST_CONTRAST = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,19 +28,23 @@ class Moments:
     covariance: np.ndarray
 
 
-def moments_of(blocks: Iterable[tuple[IntVector, FloatMatrix]]) -> Moments:
-    """Mean and covariance in one pass, around the mean of the first block, so that little is lost to rounding."""
-    n, shift, total, squares = 0, None, None, None
+def moments_of(blocks: Iterable[tuple[IntVector, FloatMatrix]], *, exact: bool = False) -> Moments:
+    """Mean and covariance in one pass, around the mean of the first block, so that little is lost to rounding.
+
+    Products are of float32, errors of 1e-7 of the greatest variance; ``exact`` ones of float64 take twice as long.
+    """
+    n = 0
+    shift: np.ndarray | None = None
+    total = squares = np.zeros(0)
     for _, vectors in blocks:
         if shift is None:
-            shift = (sum_of(vectors) / len(vectors)).astype(np.float32)
-            total = np.zeros(len(shift), np.float64)
-            squares = np.zeros((len(shift), len(shift)), np.float64)
-        moved = vectors - shift
-        total += sum_of(moved)
+            d = vectors.shape[1]
+            shift, total, squares = (sum_of(vectors) / len(vectors)).astype(np.float32), np.zeros(d), np.zeros((d, d))
+        moved: np.ndarray = vectors.astype(np.float64) - shift if exact else vectors - shift
+        total += moved.sum(axis=0) if exact else sum_of(moved)
         squares += moved.T @ moved
         n += len(vectors)
-    if shift is None or total is None or squares is None or n < 2:
+    if shift is None or n < 2:
         raise InvalidInput(f"there are {n} vectors; at least 2 are needed")
     mean = total / n
     return Moments(n, shift.astype(np.float64) + mean, (squares - n * np.outer(mean, mean)) / (n - 1))
@@ -48,7 +53,7 @@ def moments_of(blocks: Iterable[tuple[IntVector, FloatMatrix]]) -> Moments:
 def moments_by_label(
     blocks: Iterable[tuple[IntVector, FloatMatrix]], labels: Mapping[int, Any]
 ) -> tuple[Moments, dict[Any, tuple[int, np.ndarray]]]:
-    """The moments of those vectors that have a label, and by label how many there are and their mean."""
+    """The moments of those vectors that have a label, and by type and label how many there are and their mean."""
     sums: dict[Any, list[Any]] = {}
 
     def labelled() -> Iterable[tuple[IntVector, FloatMatrix]]:
@@ -56,7 +61,8 @@ def moments_by_label(
             places: dict[Any, list[int]] = {}
             for place, record_id in enumerate(record_ids.tolist()):
                 if record_id in labels:
-                    places.setdefault(labels[record_id], []).append(place)
+                    value = labels[record_id]  # True, 1 and 1.0 are equal, and not the same
+                    places.setdefault((type(value).__name__, value), []).append(place)
             for label, mine in places.items():
                 held = sums.setdefault(label, [0, 0.0])
                 held[0] += len(mine)
@@ -65,7 +71,7 @@ def moments_by_label(
             if kept:
                 yield record_ids[kept], vectors[kept]
 
-    moments = moments_of(labelled())
+    moments = moments_of(labelled(), exact=True)
     return moments, {label: (n, total / n) for label, (n, total) in sums.items()}
 
 
@@ -101,8 +107,8 @@ def pca(moments: Moments, dim: int, *, normalize: bool) -> tuple[Affine, np.ndar
 def whitening(moments: Moments, dim: int, *, normalize: bool) -> tuple[Affine, np.ndarray]:
     """Principal components brought to variance one, and the shares of the variance that they had."""
     directions, variances = principal(moments, dim)
-    if variances[-1] <= _LEAST_VARIANCE * variances[0]:
-        n_usable = int((variances > _LEAST_VARIANCE * variances[0]).sum())
+    n_usable = min(int((variances > _LEAST_VARIANCE * variances[0]).sum()), moments.n - 1)
+    if n_usable < dim:
         raise InvalidInput(f"only {n_usable} components vary, so {dim} cannot be brought to variance one; ask for less")
     deviations = np.sqrt(variances)
     made = around(moments.mean, directions / deviations[:, None], directions.T * deviations, normalize=normalize)
@@ -123,17 +129,25 @@ def discriminants(
     """Linear discriminant analysis (Fisher 1936): the directions that tell classes apart, within-class variance one."""
     if dim > min(len(classes) - 1, len(moments.mean)):
         raise InvalidInput(f"{len(classes)} classes are told apart by {len(classes) - 1} directions at most, not {dim}")
+    scale = _scales(moments)
     between = np.zeros_like(moments.covariance)
     for n, mean in classes.values():
-        between += n * np.outer(mean - moments.mean, mean - moments.mean)
-    within = (moments.covariance * (moments.n - 1) - between) / max(moments.n - len(classes), 1)
-    within += np.eye(len(within)) * max(_LEAST_VARIANCE * float(np.trace(within)), 1e-12)
+        between += n * np.outer((mean - moments.mean) / scale, (mean - moments.mean) / scale)
+    within = moments.covariance * (moments.n - 1) / np.outer(scale, scale) - between
+    within /= max(moments.n - len(classes), 1)
+    within += np.eye(len(within)) * _LEAST_VARIANCE
     n_numbers = len(within)
     _, found = scipy.linalg.eigh(between, within, subset_by_index=(n_numbers - dim, n_numbers - 1))
-    directions = found.T[::-1]
+    directions = found.T[::-1] / scale
     largest = directions[np.arange(dim), np.abs(directions).argmax(axis=1)]
     directions = directions * np.where(largest < 0, -1.0, 1.0)[:, None]
     return around(moments.mean, directions, None, normalize=normalize)
+
+
+def _scales(moments: Moments) -> np.ndarray:
+    """The deviation of every number, one where it does not vary: so that what is small beside others is not lost."""
+    deviations = np.sqrt(np.maximum(np.diag(moments.covariance), 0.0))
+    return np.where(deviations > 1e-12 * max(float(deviations.max()), 1e-300), deviations, 1.0)
 
 
 def erasure(moments: Moments, classes: Mapping[Any, tuple[int, np.ndarray]], *, normalize: bool) -> Affine:
@@ -142,14 +156,15 @@ def erasure(moments: Moments, classes: Mapping[Any, tuple[int, np.ndarray]], *, 
     ``r(x) = x - W⁺ P W (x - mean)`` with ``W`` the whitening of x and ``P`` the orthogonal projection onto the span of
     ``W cov(x, z)``, ``z`` being the classes one-hot.
     """
-    cross = np.stack([n / moments.n * (mean - moments.mean) for n, mean in classes.values()], axis=1)  # (d, classes)
-    values, vectors = scipy.linalg.eigh(moments.covariance)
+    scale = _scales(moments)  # the map is the same whatever the units of the numbers, and the arithmetic is better
+    cross = np.stack([n / moments.n * (mean - moments.mean) / scale for n, mean in classes.values()], axis=1)
+    values, vectors = scipy.linalg.eigh(moments.covariance / np.outer(scale, scale))
     usable = values > _LEAST_VARIANCE * values.max()
     values, vectors = values[usable], vectors[:, usable]
     whiten = (vectors / np.sqrt(values)) @ vectors.T
     unwhiten = (vectors * np.sqrt(values)) @ vectors.T
-    left, sizes, _ = np.linalg.svd(whiten @ cross, full_matrices=False)
-    span = left[:, sizes > 0.01 * max(float(sizes.max()), 1e-300)] if sizes.size else left
-    removed = unwhiten @ span @ span.T @ whiten
+    left, sizes, _ = np.linalg.svd(whiten @ cross, full_matrices=False)  # cross is (d, classes)
+    span = left[:, sizes > _LEAST_CONTRAST * max(float(sizes.max()), 1e-300)]
+    removed = (unwhiten @ span @ span.T @ whiten) * np.outer(scale, 1 / scale)
     kept = np.eye(len(moments.mean)) - removed
     return Affine(kept.astype(np.float32), (removed @ moments.mean).astype(np.float32), normalize)

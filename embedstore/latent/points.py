@@ -17,6 +17,7 @@ from embedstore.reading import checked_where, space_row, stream_records
 from embedstore.storage import catalog
 from embedstore.storage.catalog import CollectionRow, SpaceRow
 from embedstore.storage.database import Transaction
+from embedstore.storage.layout import ID_SHIFT
 
 if TYPE_CHECKING:
     from embedstore.collection import Collection
@@ -79,6 +80,11 @@ class Points:
             places = np.sort(np.random.default_rng(seed).choice(self.n, n, replace=False))
         rows = places if self.selection is None else self.selection.rows[places]
         return self.view.record_ids[rows], self.view.gather(rows)
+
+    def vector_ids(self, record_ids: IntVector) -> list[int]:
+        """The ids of the vectors of records, which all have one here."""
+        rows = self.view.rows_of_records(record_ids.tolist())
+        return [self.space.space_id * ID_SHIFT + seq for seq in self.view.seqs[rows].tolist()]
 
     def of_records(self, record_ids: IntVector) -> FloatMatrix:
         """The vectors of records, (n, dim); NaN for those that have none here."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from embedstore.checks import check_seed, check_whole
 from embedstore.deriving import add_derived_space
 from embedstore.encoders.autoencoder import Autoencoder
 from embedstore.errors import InvalidInput
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 _COMPARED = 2000
 _LOOKED_AT = 64
+# Vectors at length one could be told apart again after an erasure, so that they are compared as they are.
+_METRICS: Mapping[str, Metric] = {"erase": Metric.EUCLIDEAN, **maps.METRICS}
 _NEIGHBOURS = 10
 
 
@@ -45,7 +48,7 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A fitted transform, what can be said of it, and by record id the vectors that were made while fitting."""
+    """A fitted transform, what can be said of it, and by vector id those that were made while fitting."""
 
     transform: Transform
     about: Mapping[str, Any]
@@ -63,7 +66,7 @@ def add_reduced_space(
 
     def fitted(points: Points) -> tuple[SpaceRow, Metric, Made]:
         made = fit(points, wanted)
-        kind = metric or maps.METRICS.get(wanted.method, points.metric)
+        kind = metric or _METRICS.get(wanted.method, points.metric)
         kept = _fidelity(points, made, kind, wanted.seed)
         about = {
             "method": wanted.method, "fitted_at": now(), "n_fitted": points.n, "seed": wanted.seed,
@@ -81,11 +84,12 @@ def add_reduced_space(
 def _check(wanted: Wanted) -> None:
     if wanted.method not in METHODS:
         raise InvalidInput(f"a space cannot be reduced by {wanted.method!r}; the methods are {', '.join(METHODS)}")
-    for name, least in (("dim", 1), ("sample", 10), ("seed", 0)):
-        value = getattr(wanted, name)
-        right = isinstance(value, int) and not isinstance(value, bool) and value >= least
-        if not right and (name, value) != ("dim", None):
-            raise InvalidInput(f"{name} is {value!r}; it must be a whole number from {least} on")
+    if wanted.dim is not None:
+        check_whole("dim", wanted.dim, 1)
+    check_whole("sample", wanted.sample, 10)
+    check_seed(wanted.seed)
+    if wanted.label is not None and not isinstance(wanted.label, str):
+        raise InvalidInput(f"label is {wanted.label!r}; give the name of a field")
     needs_label = wanted.method in ("lda", "erase")
     if needs_label != (wanted.label is not None):
         told = f"needs a label: the field whose values it {'tells apart' if wanted.method == 'lda' else 'erases'}"
@@ -112,7 +116,7 @@ def _fit_pca(points: Points, wanted: Wanted) -> Made:
 
 def _fit_whitening(points: Points, wanted: Wanted) -> Made:
     dim = _dim(points, wanted, 64)
-    whole = moments.moments_of(points.blocks())
+    whole = moments.moments_of(points.blocks(), exact=True)
     found, shares = moments.whitening(whole, dim, normalize=points.metric is Metric.COSINE)
     return Made(found, _shares(shares))
 
@@ -155,9 +159,9 @@ def _by_label(points: Points, wanted: Wanted) -> tuple[moments.Moments, dict[Any
     assert wanted.label is not None  # by ``_check``
     whole, classes = moments.moments_by_label(points.blocks(), points.labels(wanted.label, wanted.where))
     if len(classes) < 2:
-        only = next(iter(classes), None)
+        only = next(iter(classes), (None, None))[1]
         raise InvalidInput(f"the field {wanted.label!r} has one value only, {only!r}; there must be two at least")
-    if len(classes) > points.n // 2:
+    if len(classes) > max(2, points.n // 2):
         raise InvalidInput(
             f"the field {wanted.label!r} has {len(classes):,} values for {points.n:,} records; give a field of classes"
         )
@@ -186,7 +190,7 @@ def _fit_map(points: Points, wanted: Wanted) -> Made:
     n_components = min(maps.MOST_COMPONENTS, points.dim, len(vectors) - 1)
     reducer, _ = moments.pca(whole, n_components, normalize=points.metric is Metric.COSINE)
     landmarks = maps.draw(wanted.method, reducer, vectors, dim, wanted.seed)
-    placed = dict(zip(record_ids.tolist(), landmarks.places, strict=True))
+    placed = dict(zip(points.vector_ids(record_ids), landmarks.places, strict=True))
     return Made(landmarks, {"n_fitted": len(vectors), "sampled": len(vectors) < points.n}, placed)
 
 
@@ -204,9 +208,9 @@ def _fidelity(points: Points, made: Made, metric: Metric, seed: int) -> dict[str
     if len(before) < 2 * _NEIGHBOURS + 2:
         return {}
     after = made.transform.apply(before)
-    for line, record_id in enumerate(record_ids.tolist()):
-        if record_id in made.placed:
-            after[line] = made.placed[record_id]
+    for line, vector_id in enumerate(points.vector_ids(record_ids) if made.placed else ()):
+        if vector_id in made.placed:
+            after[line] = made.placed[vector_id]
     kept = fidelity(before, normalized(after) if metric is Metric.COSINE else after, _NEIGHBOURS,
                     metric=points.metric, metric_after=metric)  # fmt: skip
     return {"fidelity": kept.to_dict()}

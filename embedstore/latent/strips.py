@@ -17,6 +17,7 @@ STILL = (".png", ".webp")
 MOVING = (".gif",)
 _LEAST_SIDE = 96
 _GAP = 2
+_MOST_WEBP = 16_383
 
 
 def check_strip(file: str | os.PathLike[str]) -> Path:
@@ -38,6 +39,7 @@ def save_strip(rows: Sequence[Sequence[Any]], file: str | os.PathLike[str], *, s
 
     path = check_strip(file)
     images = [one for row in rows for one in row]
+    rows = [row for row in rows if row]
     if not images or not all(isinstance(one, Image) for one in images):
         raise InvalidInput("what these points decode to is no picture, so there is nothing to draw")
     try:
@@ -46,7 +48,10 @@ def save_strip(rows: Sequence[Sequence[Any]], file: str | os.PathLike[str], *, s
             shown += shown[-2:0:-1]
             shown[0].save(path, save_all=True, append_images=shown[1:], duration=round(1000 * seconds), loop=0)
         else:
-            sheet(rows).save(path)
+            drawn = sheet(rows)
+            if path.suffix.lower() == ".webp" and max(drawn.size) > _MOST_WEBP:
+                raise InvalidInput(f"a WebP has {_MOST_WEBP:,} pixels a side at most; take a PNG, or fewer steps")
+            drawn.save(path)
     except OSError as error:
         kind = StorageFull if is_full(error) else StorageFailed
         raise kind(f"{path} cannot be written: {error.strerror or error}") from error

@@ -85,7 +85,7 @@ def structure(collection: Collection, space: str, where: Where | None, sample: i
         squared = _squared_distances(vectors)
         nearest = np.argpartition(squared, _NEIGHBOURS, axis=1)[:, :_NEIGHBOURS]
         sorted_near = np.sqrt(np.sort(np.take_along_axis(squared, nearest, axis=1), axis=1))
-        duplicates, near = _close(squared, sorted_near[:, 0], keys)
+        duplicates, near = _close(vectors, squared, sorted_near[:, 0], keys)
         counts = np.bincount(nearest.ravel(), minlength=len(vectors))
         variances = np.maximum(np.linalg.eigvalsh(np.cov(vectors.T.astype(np.float64)).reshape(points.dim, -1)), 0.0)
         return Structure(
@@ -220,22 +220,26 @@ def _squared_distances(vectors: np.ndarray) -> np.ndarray:
     given = given - given.mean(axis=0)  # so that little is lost to rounding
     lengths = np.einsum("ij,ij->i", given, given)
     squared = np.maximum(lengths[:, None] + lengths - 2 * (given @ given.T), 0.0)
-    squared[squared < _SAME**2 * max(float(lengths.mean()), 1e-300)] = 0.0
+    squared[squared < _SAME**2 * np.minimum(lengths[:, None], lengths)] = 0.0
     np.fill_diagonal(squared, np.inf)
     return np.asarray(squared)
 
 
 def _close(
-    squared: np.ndarray, nearest: np.ndarray, keys: list[str]
+    vectors: FloatMatrix, squared: np.ndarray, nearest: np.ndarray, keys: list[str]
 ) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     """Pairs of the same vector, and pairs that are nearly so; of each the first hundred."""
     typical = float(np.median(nearest[nearest > 0])) if (nearest > 0).any() else 0.0
-    first, second = np.nonzero(np.triu(squared <= (typical / 100) ** 2, 1))
-    same = squared[first, second] == 0
-    pairs = [(keys[one], keys[other]) for one, other in zip(first.tolist(), second.tolist(), strict=True)]
-    equal = [pair for pair, is_same in zip(pairs, same, strict=True) if is_same]
-    nearly = [pair for pair, is_same in zip(pairs, same, strict=True) if not is_same]
-    return equal[:_MOST_PAIRS], nearly[:_MOST_PAIRS]
+    equal: list[tuple[str, str]] = []
+    nearly: list[tuple[str, str]] = []
+    for one in range(len(vectors)):
+        for other in np.flatnonzero(squared[one, one + 1 :] <= (typical / 100) ** 2).tolist():
+            pair = (keys[one], keys[one + 1 + other])
+            (equal if (vectors[one] == vectors[one + 1 + other]).all() else nearly).append(pair)
+            if len(equal) >= _MOST_PAIRS and len(nearly) >= _MOST_PAIRS:
+                return equal[:_MOST_PAIRS], nearly[:_MOST_PAIRS]
+        del equal[_MOST_PAIRS:], nearly[_MOST_PAIRS:]
+    return equal, nearly
 
 
 def _anisotropy(vectors: FloatMatrix) -> float:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from embedstore.checks import check_seed
 from embedstore.encoders.spec import IMAGE_VAE, TABLE_VAE
 from embedstore.errors import InvalidInput
 from embedstore.latent.points import Points, look_at
@@ -39,6 +41,8 @@ def along(start: Vector, dimension: int, values: Sequence[float] | None) -> list
         raise InvalidInput(f"dimension is {dimension!r}; it must be from 0 to {len(start) - 1}")
     made = []
     for value in np.linspace(-_SPREAD, _SPREAD, 7).tolist() if values is None else values:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not np.isfinite(value):
+            raise InvalidInput(f"a value of the dimension is {value!r}; it must be a finite number")
         array = start.array.copy()
         array[dimension] = value
         made.append(Vector(start.space, array, start.sources))
@@ -51,6 +55,7 @@ def drawn(collection: Collection, space: Space, n: int, of: str, seed: int) -> l
         raise InvalidInput(f"of is {of!r}; it must be prior or posterior")
     if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= 100_000:
         raise InvalidInput(f"n is {n!r}; it must be a whole number from 1 to 100,000")
+    check_seed(seed)
     if of == "prior":
         family = space.family
         if family not in (IMAGE_VAE, TABLE_VAE) or space.dim is None:
@@ -71,12 +76,16 @@ def _of_mixture(points: Points, n: int, seed: int) -> FloatMatrix:
     most = min(_MOST_COMPONENTS, max(1, len(vectors) // (4 * points.dim)))
     tried = [size for size in (1, 2, 4, 8, 16, 32) if size <= most]
     kind = "full" if len(vectors) > 10 * points.dim else "diag"
-    fitted = [
-        GaussianMixture(size, covariance_type=kind, random_state=seed, reg_covar=1e-4).fit(vectors.astype(np.float64))
-        for size in tried
-    ]
-    best = min(fitted, key=lambda one: one.bic(vectors))
-    made = best.sample(n)[0]
+    scale = max(float(np.sqrt(vectors.var(axis=0, dtype=np.float64).sum())), 1e-30)
+    given = vectors.astype(np.float64) / scale
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of fewer distinct vectors than parts
+            fitted = [GaussianMixture(size, covariance_type=kind, random_state=seed).fit(given) for size in tried]
+    except ValueError as error:
+        raise InvalidInput(f"no mixture can be fitted to these vectors: {str(error).splitlines()[0]}") from None
+    best = min(fitted, key=lambda one: one.bic(given))
+    made = best.sample(n)[0] * scale
     return np.asarray(np.random.default_rng(seed).permutation(made), np.float32)
 
 
@@ -87,7 +96,7 @@ def keep_decoded(
     if not points:
         raise InvalidInput("there are no points to keep")
     space = points[0].space
-    kind = "row" if space.family == TABLE_VAE else "image"
+    kind = "row" if space.root.family == TABLE_VAE else "image"
     decoded = space.decode(np.stack([one.array for one in points]))
     mark = "-".join(str(value) for value in about.values()) or "point"
     records = [
@@ -97,4 +106,4 @@ def keep_decoded(
         }
         for number, item in enumerate(decoded)
     ]  # fmt: skip
-    return collection.store.collection(into, encoder=space.encoder_name).upsert(records)
+    return collection.store.collection(into, encoder=space.root.encoder_name).upsert(records)

@@ -28,7 +28,7 @@ from embedstore.storage.fitted import all_fitted
 from embedstore.storage.layout import ID_SHIFT, id_range
 from embedstore.storage.sqlite import SQLiteDatabase
 from embedstore.storage.writing import shift_digest
-from embedstore.transforms import is_derived, parent_of, transform_from
+from embedstore.transforms import checked_transform, is_derived, parent_of
 
 _CHUNK = 2000
 MAX_PROBLEMS = 1000
@@ -202,13 +202,9 @@ def _check_spaces(transaction: Transaction, collection: CollectionRow, report: V
         with _read(report, "space", name):
             catalog.tuning_of(transaction, space.space_id)
         with _read(report, "space", name):
-            kept = {one.name: one for one in all_fitted(transaction, space.space_id)}
+            all_fitted(transaction, space.space_id)
             if is_derived(space):
-                parent_of(space, spaces)
-                if "" not in kept:
-                    report.add("space", name, "how it is made of another space is not there")
-                else:
-                    transform_from(kept[""])
+                checked_transform(transaction, space, parent_of(space, spaces))
         with _read(report, "space", name):
             _check_vectors(transaction, collection, space, report)
 

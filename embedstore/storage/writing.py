@@ -8,7 +8,7 @@ that are updated or deleted, and vectors that die, are noted in two logs by whic
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -43,6 +43,17 @@ class SpaceVectors(NamedTuple):
 
     positions: Sequence[int]
     matrix: FloatMatrix
+
+
+class Derive(NamedTuple):
+    """How the vectors of derived spaces are made: the name of the parent of each, and what makes them.
+
+    ``make`` gives, of a derived space and vectors (n, d) of its parent, vectors (n, dim) and which of them can be
+    compared there, bool (n,).
+    """
+
+    parents: Mapping[str, str]
+    make: Callable[[SpaceRow, FloatMatrix], tuple[FloatMatrix, np.ndarray]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,12 +160,16 @@ class CollectionWriter:
         *,
         encoded_spaces: Mapping[str, frozenset[Modality]] = _NONE,
         replace_existing: bool = True,
+        derive: Derive | None = None,
     ) -> WriteReport:
         """Write a batch. ``vectors`` holds, by space, the vectors of those records that bring a new one.
 
         A record without a new vector in a space of ``encoded_spaces``, whose encoder reads its modality, must already
         have one made from the same content; where that is not so any more, ``Raced`` is raised. Raises DuplicateKey
         for an existing key unless ``replace_existing``.
+
+        derive: makes the vectors of derived spaces of those of their parents that are new, but for records that bring
+        one; a record whose derived vector comes to nothing loses the one that it had.
         """
         # Where all are to be new and they are few, the database's own word that a key is taken is cheaper.
         unasked = not replace_existing and len(batch) <= FEW_ROWS and self._tx.dialect.goes_on
@@ -168,12 +183,22 @@ class CollectionWriter:
         hashes = {name: _vector_hashes(batch.keys, given) for name, given in vectors.items()}
         reach("write.records")
         revectored: set[int] = set()
-        for name, space in self._spaces.items():
+        written: dict[str, SpaceVectors] = {}
+        for name, space in list(self._spaces.items()):  # a derived one stands behind its parent
             given = vectors.get(name)
+            if derive is not None:
+                if (parent := written.get(derive.parents.get(name, ""))) is not None:
+                    given = self._derived(space, parent, given, derive, existing, record_ids)
+                    hashes[name] = [] if given is None else _vector_hashes(batch.keys, given)
+                if given is not None:
+                    written[name] = given
             if given is not None or name in encoded_spaces:
-                revectored |= self._write_vectors(
+                new = self._write_vectors(
                     space, batch, record_ids, existing, given, hashes.get(name, []), must_have=encoded_spaces.get(name)
                 )
+                revectored |= new
+                if name in written:
+                    written[name] = _only(written[name], new)
         reach("write.vectors")
         self.note_fields(batch.kinds)
         report = WriteReport(added=len(batch) - len(existing))
@@ -182,6 +207,30 @@ class CollectionWriter:
             report.updated = len(updated)
             report.unchanged = len(existing) - len(updated)
         return report
+
+    def _derived(
+        self,
+        space: SpaceRow,
+        parent: SpaceVectors,
+        given: SpaceVectors | None,
+        derive: Derive,
+        existing: dict[str, Existing],
+        record_ids: list[int],
+    ) -> SpaceVectors | None:
+        """The vectors that new ones of a parent become in a derived space; kills those that become nothing there."""
+        brought = set() if given is None else set(given.positions)
+        lines = [line for line, position in enumerate(parent.positions) if position not in brought]
+        if not lines:
+            return given
+        made, usable = derive.make(space, parent.matrix[lines])
+        positions = [parent.positions[line] for line in lines]
+        if existing and not usable.all():
+            nothing = [record_ids[positions[line]] for line in np.flatnonzero(~usable).tolist()]
+            self._kill_vectors(space, list(find_vectors(self._tx, space.space_id, nothing).values()))
+        kept = [position for position, right in zip(positions, usable, strict=True) if right]
+        if given is None:
+            return SpaceVectors(kept, made[usable]) if kept else None
+        return SpaceVectors([*given.positions, *kept], np.concatenate([given.matrix, made[usable]]))
 
     def _write_records(self, batch: Batch, existing: dict[str, Existing]) -> tuple[list[int], list[int]]:
         """Insert the new records and overwrite the changed ones.
@@ -486,6 +535,14 @@ def _duplicate(batch: Batch, position: int) -> DuplicateKey:
         f"key {shown(batch.keys[position])} is in the collection already; upsert overwrites",
         row=batch.row_numbers[position], field="key",
     )  # fmt: skip
+
+
+def _only(given: SpaceVectors, positions: set[int]) -> SpaceVectors:
+    """Those vectors whose places of the batch are among ``positions``."""
+    if len(positions) == len(given.positions):
+        return given
+    lines = [line for line, position in enumerate(given.positions) if position in positions]
+    return SpaceVectors([given.positions[line] for line in lines], given.matrix[lines])
 
 
 def _packed(given: SpaceVectors) -> FloatMatrix:

@@ -1,11 +1,18 @@
 """How the vectors of one space are made of those of another: fitted once, kept in the store, applied to what comes."""
 
 from embedstore.transforms.affine import Affine
-from embedstore.transforms.derived import DerivedEncoder, derived_spaces, is_derived, parent_of, transform_of
+from embedstore.transforms.derived import (
+    DerivedEncoder,
+    checked_transform,
+    derived_spaces,
+    is_derived,
+    parent_of,
+    transform_of,
+)
 from embedstore.transforms.landmarks import Landmarks
 from embedstore.transforms.stored import Transform, spec_of, stored, transform_from
 
 __all__ = [
-    "Affine", "DerivedEncoder", "Landmarks", "Transform", "derived_spaces", "is_derived", "parent_of", "spec_of",
-    "stored", "transform_from", "transform_of",
+    "Affine", "DerivedEncoder", "Landmarks", "Transform", "checked_transform", "derived_spaces", "is_derived",
+    "parent_of", "spec_of", "stored", "transform_from", "transform_of",
 ]  # fmt: skip

@@ -67,11 +67,17 @@ class Affine:
 
     @classmethod
     def made_from(cls, settings: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Affine:
-        """Of what ``settings`` and ``arrays`` gave; KeyError where something lacks."""
-        return cls(
+        """Of what ``settings`` and ``arrays`` gave; KeyError where something lacks, or does not fit."""
+        made = cls(
             arrays["matrix"], arrays["offset"], bool(settings["normalize"]), arrays.get("back"),
             arrays.get("back_offset"),
         )  # fmt: skip
+        shapes = {name: array.shape for name, array in made.arrays().items()}
+        k, d = made.matrix.shape if made.matrix.ndim == 2 else (-1, -1)
+        wanted = {"matrix": (k, d), "offset": (k,), "back": (d, k), "back_offset": (d,)}
+        if k < 1 or d < 1 or any(shape != wanted[name] for name, shape in shapes.items()):
+            raise KeyError(f"arrays of shapes {shapes}")
+        return made
 
 
 def normalized(vectors: FloatMatrix) -> FloatMatrix:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -15,14 +13,14 @@ from embedstore.model import FloatMatrix
 from embedstore.storage.catalog import SpaceRow
 from embedstore.storage.database import Transaction
 from embedstore.storage.fitted import fitted_of
-from embedstore.transforms.stored import Transform, transform_from
+from embedstore.transforms.stored import Transform, spec_of, transform_from
 
 if TYPE_CHECKING:
     from embedstore.encoders import Encoder
 
 _KEPT = 32
-_known: OrderedDict[tuple[str, int], Transform] = OrderedDict()
-_guard = threading.Lock()
+_known: dict[tuple[str, int], Transform] = {}
+"""By fingerprint, which tells of all that decides it, and dimension."""
 
 
 @lru_cache(maxsize=1024)
@@ -53,19 +51,34 @@ def derived_spaces(spaces: Mapping[str, SpaceRow], of: str | None = None) -> lis
 def transform_of(transaction: Transaction, space: SpaceRow) -> Transform:
     """How a derived space is made; DamagedRow where that is not what was written."""
     asked = (space.fingerprint, space.dim or 0)
-    with _guard:
-        held = _known.get(asked)
-        if held is not None:
-            _known.move_to_end(asked)
-            return held
+    held = _known.get(asked)
+    if held is None:
+        held = _remembered(asked, _read(transaction, space))
+    return held
+
+
+def checked_transform(transaction: Transaction, space: SpaceRow, parent: SpaceRow) -> Transform:
+    """As ``transform_of``, held against the space's fingerprint and its parent; DamagedRow where they do not agree."""
+    made = _read(transaction, space)
+    spec = EncoderSpec.from_json(space.encoder)
+    found = spec_of(made, spec.name, parent.name, parent.fingerprint)
+    if (found.fingerprint, made.dim, made.dim_in) != (space.fingerprint, space.dim, parent.dim):
+        raise DamagedRow(f"how the space {space.name!r} is made of {parent.name!r} is not what its fingerprint says")
+    return _remembered((space.fingerprint, space.dim or 0), made)
+
+
+def _read(transaction: Transaction, space: SpaceRow) -> Transform:
     row = fitted_of(transaction, space.space_id, "")
     if row is None:
         raise DamagedRow(f"how the space {space.name!r} is made of another one is not there")
-    made = transform_from(row)
-    with _guard:
-        _known[asked] = made
-        while len(_known) > _KEPT:
-            _known.popitem(last=False)
+    return transform_from(row)
+
+
+def _remembered(asked: tuple[str, int], made: Transform) -> Transform:
+    """Keep a transform for the next who asks. Without a lock, which a forked child would find held."""
+    if len(_known) >= _KEPT:
+        _known.clear()
+    _known[asked] = made
     return made
 
 

@@ -69,9 +69,13 @@ class Landmarks:
 
     @classmethod
     def made_from(cls, settings: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Landmarks:
-        """Of what ``settings`` and ``arrays`` gave; KeyError where something lacks."""
+        """Of what ``settings`` and ``arrays`` gave; KeyError where something lacks, or does not fit."""
         reducer = Affine.made_from(settings["reducer"], arrays)
-        return cls(reducer, arrays["points"], arrays["places"], int(settings["n_neighbours"]))
+        made = cls(reducer, arrays["points"], arrays["places"], int(settings["n_neighbours"]))
+        fits = made.points.ndim == made.places.ndim == 2 and len(made.points) == len(made.places) > 0
+        if not fits or made.points.shape[1] != reducer.dim or made.n_neighbours < 1:
+            raise KeyError(f"points of shape {made.points.shape} and places of shape {made.places.shape}")
+        return made
 
 
 def _memberships(distances: np.ndarray) -> np.ndarray:

@@ -62,12 +62,23 @@ def test_records_beyond_the_sample_are_assigned_too(store):
     assert len(collection.cluster(k=2, where="true = 1").keys) == 80
 
 
+def test_shares_stand_by_their_labels_where_parts_are_empty(store):
+    collection = store.collection("two", encoder="none", metric="euclidean")
+    collection.add([{"key": str(i), "vector": [float(i % 4 == 0), 0.0]} for i in range(40)])
+    found = collection.cluster(method="gmm", k=4)
+    assert found.sizes == [30, 10] and found.shares.shape == (40, 4)
+    assert (found.shares[np.arange(40), found.labels] == found.shares.max(axis=1)).all()
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
         ({}, "kmeans needs k"), ({"method": "x"}, "method is 'x'"), ({"k": 0}, "k is 0"), ({"k": 241}, "240 vectors"),
         ({"method": "hdbscan", "k": 3}, "finds the number of clusters itself"),
         ({"k": 2, "where": "true = 9"}, "there are 0 vectors"),
+        ({"k": 20, "sample": 10}, "there are 10 vectors to fit to, fewer than 20"),
+        ({"method": "hdbscan", "least": 300}, "there are 240 vectors to fit to, fewer than 300"),
+        ({"k": 2, "seed": 2**33}, "it must be below"),
         ({"k": 2, "space": "absent"}, "no space 'absent'"), ({"k": 2, "store_as": "_x"}, "no underscore"),
     ],
 )  # fmt: skip

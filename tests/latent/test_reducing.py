@@ -342,6 +342,162 @@ def test_filling_goes_on_where_it_was_interrupted(store, monkeypatch):
     assert collection.space("small").describe()["n_vectors"] == 200
 
 
+def test_a_space_that_was_held_while_its_parent_got_another_name_leads_nobody_astray(store):
+    words = store.collection("words", encoder="letters")
+    words.add([{"key": text, "text": text} for text in ("abc", "abcd", "deed", "cabbage", "facade", "ebb", "dab")])
+    held = words.add_space("two", reduce="pca", dim=2)
+    with embedstore.open(store.path) as other:
+        other.collection("words").reencode("letters:3", keep=True)
+    store._encoders.clear()
+    expected = words.vectors(["deed"], space="two")[0]
+    np.testing.assert_allclose(held.encode("deed").array, expected, atol=1e-6)
+    np.testing.assert_allclose(words.space("two").encode("deed").array, expected, atol=1e-6)
+
+
+def test_a_vector_that_comes_to_nothing_takes_the_old_one_with_it(any_store):
+    collection, _, _ = filled(any_store, metric="cosine")
+    collection.add_space("first", reduce="truncate", dim=2)
+    collection.add_space("one", reduce="truncate", dim=1, of="first")
+    collection.upsert([{"key": "3", "vector": [0.0] * 11 + [1.0], "n": 3}])
+    assert [space.describe()["n_vectors"] for space in collection.spaces()] == [200, 199, 200 - 0]
+    with pytest.raises(embedstore.RecordNotFound, match="'3' of 'points' has no vector in space 'first'"):
+        collection.space("first")["3"]
+    assert any_store.verify().problems == []
+
+
+def test_what_is_not_changed_is_not_written_again(store):
+    collection, vectors, classes = filled(store)
+    records = [{"key": str(i), "vector": vectors[i], "class": f"c{classes[i]}", "n": i} for i in range(200)]
+    collection.add_space("small", reduce="pca", dim=5)
+    collection.add_space("map", reduce="tsne")
+    held = {space: collection.vectors(keys(), space=space) for space in ("small", "map")}
+    assert collection.upsert(records).unchanged == 200
+    assert all(collection.upsert([record]).unchanged == 1 for record in records[:20])
+    assert collection.upsert(records[:77]).unchanged == 77
+    for space, before in held.items():
+        np.testing.assert_array_equal(collection.vectors(keys(), space=space), before)
+
+
+def test_what_is_written_while_a_map_is_drawn_is_placed_by_its_new_vector(store, monkeypatch):
+    from embedstore.latent import maps
+
+    collection, vectors, _ = filled(store)
+    draw = maps.draw
+
+    def drawn(*arguments):
+        with embedstore.open(store.path) as other:
+            other.collection("points").upsert([{"key": "0", "vector": vectors[150], "n": 0}])
+        return draw(*arguments)
+
+    monkeypatch.setattr(maps, "draw", drawn)
+    space = collection.add_space("map", reduce="tsne")
+    spread = collection.vectors(keys(), space="map").std()
+    assert space["0"].distance(space["150"]) < spread < space["0"].distance(space["1"]) + spread
+
+
+def test_an_erased_space_is_compared_as_it_is_and_tells_nothing_in_any_unit(store):
+    drawn = np.random.default_rng(0)
+    labels = drawn.integers(0, 2, 900)
+    plain = drawn.standard_normal((900, 5)) * np.where(labels, 1.0, 3.0)[:, None]
+    plain[:, 1] += 4 * labels
+    for name, units in (("one", np.ones(5)), ("other", np.array([1e6, 1.0, 1e-3, 1.0, 10.0]))):
+        collection = store.collection(name, encoder="none", metric="cosine" if name == "one" else "euclidean")
+        collection.add([
+            {"key": str(i), "vector": one, "label": bool(labels[i])} for i, one in enumerate(plain * units)
+        ])  # fmt: skip
+        space = collection.add_space("erased", reduce="erase", label="label")
+        assert space.metric.value == "euclidean"
+        left = collection.vectors([str(i) for i in range(900)], space="erased").astype(np.float64)
+        gap = np.abs(left[labels == 1].mean(axis=0) - left[labels == 0].mean(axis=0)) / left.std(axis=0)
+        assert gap.max() < 1e-3
+
+
+def test_a_rare_class_is_erased_too():
+    drawn = np.random.default_rng(0)
+    labels = np.zeros(20_000, int)
+    labels[:3], labels[3:8000] = 2, 1
+    vectors = drawn.standard_normal((20_000, 6)).astype(np.float32)
+    vectors[labels == 1, 0] += 10
+    vectors[labels == 2, 1] += 50
+    whole, classes = moments.moments_by_label([(np.arange(20_000), vectors)], dict(enumerate(labels.tolist())))
+    left = moments.erasure(whole, classes, normalize=False).apply(vectors)
+    for one in range(3):
+        np.testing.assert_allclose(left[labels == one].mean(axis=0), left.mean(axis=0), atol=1e-3)
+
+
+def test_labels_of_other_types_are_other_classes():
+    vectors = np.random.default_rng(0).standard_normal((40, 3)).astype(np.float32)
+    labels = dict(enumerate([True, 1, "x", 2.5] * 10))
+    assert len(moments.moments_by_label([(np.arange(40), vectors)], labels)[1]) == 4
+
+
+def test_whitening_refuses_dimensions_that_are_rounding_alone():
+    for seed in range(6):
+        drawn = np.random.default_rng(seed)
+        flat = (drawn.standard_normal((300, 5)) @ drawn.standard_normal((5, 6))).astype(np.float32)
+        whole = moments.moments_of([(None, flat)], exact=True)
+        with pytest.raises(InvalidInput, match="only 5 components vary"):
+            moments.whitening(whole, 6, normalize=False)
+        made, _ = moments.whitening(whole, 5, normalize=False)
+        np.testing.assert_allclose(np.cov(made.apply(flat).T), np.eye(5), atol=1e-3)
+
+
+def test_vectors_beyond_all_bounds_are_left_out_of_a_derived_space(store):
+    collection, vectors, _ = filled(store, metric="cosine")
+    collection.add_space("first", reduce="truncate", dim=2)
+    collection.add([{"key": "tiny", "vector": [1e-25, 0.0, *vectors[0, 2:]]}])
+    assert collection.space("first").describe()["n_vectors"] == 200
+    hits = collection.search(like=["7"], k=201, space="first")
+    assert len(hits) == 199 and all(np.isfinite(hit.score) for hit in hits)
+
+
+def test_maps_of_too_little_get_one_line(store):
+    same = store.collection("same", encoder="none", metric="euclidean")
+    same.add([{"key": str(i), "vector": [1.0, 2.0, 3.0]} for i in range(40)])
+    few = store.collection("few", encoder="none", metric="euclidean")
+    few.add([{"key": str(i), "vector": one} for i, one in enumerate(points(18)[0])])
+    for method in ("umap", "tsne", "pacmap"):
+        with pytest.raises(InvalidInput, match="all 40 vectors are the same"):
+            same.add_space("map", reduce=method)
+    with pytest.raises(InvalidInput, match="a map of 18 records has 16 numbers at most, not 17|17"):
+        few.add_space("map", reduce="umap", dim=17)
+
+
+def test_a_transform_of_another_space_is_not_imported(store, tmp_path):
+    import json
+
+    collection, vectors, _ = filled(store)
+    collection.add_space("small", reduce="pca", dim=3)
+    collection.export(str(tmp_path / "out.jsonl"))
+    lines = (tmp_path / "out.jsonl").read_text().splitlines()
+    header = json.loads(lines[0])
+    spaces = header["embedstore_export"]["spaces"]
+    other = store.collection("others", encoder="none", metric="euclidean")
+    other.add([{"key": str(i), "vector": one} for i, one in enumerate(vectors * 2)])
+    other.add_space("small", reduce="pca", dim=3)
+    other.export(str(tmp_path / "other.jsonl"))
+    theirs = json.loads((tmp_path / "other.jsonl").read_text().splitlines()[0])["embedstore_export"]["spaces"]
+
+    def refused(change):
+        changed = json.loads(lines[0])
+        change(changed["embedstore_export"]["spaces"])
+        (tmp_path / "bad.jsonl").write_text("\n".join([json.dumps(changed), *lines[1:]]) + "\n")
+        with pytest.raises(InvalidInput, match="cannot be used"):
+            store.collection("new").import_(str(tmp_path / "bad.jsonl"))
+        assert "new" not in store.collections()
+
+    def swap(given):
+        given[1]["fitted"] = theirs[1]["fitted"]
+
+    def drop(given):
+        given[1]["fitted"] = []
+
+    for change in (swap, drop, lambda given: given.reverse(), lambda given: given[1]["fitted"][0].update(body="AA==")):
+        refused(change)
+    assert len(spaces) == 2
+    collection.add([{"key": "late", "vector": vectors[0]}])  # nothing of the refused ones is remembered
+
+
 @pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
 def test_an_export_brings_derived_spaces_back(store, tmp_path, suffix):
     collection, vectors, _ = filled(store)

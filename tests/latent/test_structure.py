@@ -58,6 +58,13 @@ def test_a_space_is_told_of(any_store):
     assert shifted.anisotropy > 0.95 and shifted.two_nn == pytest.approx(found.two_nn, rel=0.02)
 
 
+def test_a_far_outlier_makes_no_duplicates_of_others(store):
+    vectors = np.random.default_rng(1).standard_normal((200, 6)).astype(np.float32)
+    vectors[5] = 1e8
+    found = stored(store, vectors).space().structure()
+    assert found.duplicates == [] and np.isfinite(found.two_nn)
+
+
 def test_drift_is_found_where_it_is_and_not_where_it_is_not(store):
     drawn = np.random.default_rng(2)
     vectors = drawn.standard_normal((400, 6)).astype(np.float32)

@@ -58,6 +58,9 @@ def test_one_number_changes_at_a_time(shapes):
     assert len(space.traverse(space["3"], 0)) == 7
     with pytest.raises(InvalidInput, match="dimension is 99; it must be from 0 to"):
         space.traverse("3", 99)
+    for value in (float("nan"), "x", True):
+        with pytest.raises(InvalidInput, match="it must be a finite number"):
+            space.traverse("3", 0, [value])
 
 
 def test_points_are_drawn_of_the_prior_and_of_what_the_space_holds(shapes, store):
@@ -95,6 +98,9 @@ def test_what_is_decoded_is_kept_as_records(shapes, store, people_model):
     rows.add([{"key": str(i), "row": row} for i, row in enumerate(people(30))])
     assert rows.keep_decoded(rows.space().sample(3), "more").added == 3
     assert set(store.collection("more").get("point-1").row) == set(people(1)[0])
+    shapes.add_space("turned", reduce="pca", dim=shapes.space().dim)
+    turned = shapes.keep_decoded([shapes.space("turned")["4"]], "turned", about={"n": 1})
+    assert turned.added == 1 and np.asarray(store.collection("turned").get("1-0").image()).shape == (16, 16)
     with pytest.raises(InvalidInput, match="no points to keep"):
         rows.keep_decoded([], "none")
 

@@ -232,6 +232,8 @@ def move_command(state: State, /, collection: str, key: str, direction: str, **o
         space = found.space(options["space"])
         way, strength = space.direction(direction), options["strength"]
         if options["out"] is not None:
+            if options["steps"] < 2:
+                raise click.UsageError(f"--steps is {options['steps']}; it must be 2 or more")
             shares = np.linspace(-strength, strength, options["steps"]).tolist()
             show_points(state, [[space[key] + share * way for share in shares]], options["out"])
             return
