@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 MOST_CLASSES = 200
 """A field of more values than that is no field of classes."""
 _BLOCK_BYTES = 32 << 20
-_SUMMED = 256
+_SUMMED, _SUMMED_BYTES = 256, 1 << 20  # what stays in a core's cache
 _Answer = TypeVar("_Answer")
 
 
@@ -69,7 +69,7 @@ class Points:
         if not self.n:
             raise InvalidInput("there are no vectors to take a mean of")
         total = np.zeros(self.dim, np.float64)
-        for _, vectors in self.view.blocks(max(1, _BLOCK_BYTES // (4 * self.dim)), self.selection):
+        for _, vectors in self.view.blocks(max(1, _SUMMED_BYTES // (4 * self.dim)), self.selection):
             total += sum_of(vectors)
         return total / self.n
 
