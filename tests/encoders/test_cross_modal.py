@@ -102,7 +102,7 @@ def test_what_it_does_not_read_is_refused(store, clip_folder, tmp_path):
     with pytest.raises(InvalidRecord, match="the collection's encoder reads image or text; the record has a row"):
         things.add([{"key": "a", "row": {"x": 1}}])
     things.add([{"key": "a", "text": "red"}])
-    with pytest.raises(InvalidInput, match="reads image or text; the query is dict"):
+    with pytest.raises(InvalidInput, match="reads image or text; the query is a row"):
         things.search({"x": 1})
     (tmp_path / "config.json").write_text((clip_folder / "config.json").read_text())
     (tmp_path / "pytorch_model.bin").write_bytes(b"pickled")

@@ -131,7 +131,7 @@ def refuses_to_write(folder: Path, caplog) -> None:
 @pytest.mark.parametrize(
     ("one", "searching"),
     [
-        (Damage("flip", "store.db", 8 * 8192 * 20 + 8 * 8000), None),
+        (Damage("flip", "store.db", 8 * 8192 * 22 + 8 * 8000), None),
         (Damage("zero", "store.db", 0), 4),
         (Damage("cut", "store.db", 5000), 4),
         (Damage("flip", "cache/keywords-1.db", 8 * 9000), 0),

@@ -324,7 +324,8 @@ def test_vectors_know_their_space_and_arithmetic_is_right(store):
     with pytest.raises(SpaceMismatch, match="'c/text' and 'c/other' cannot be added"):
         text["a"] + other["a"]
     with pytest.raises(SpaceMismatch, match="belongs to the space 'c/other'"):
-        collection.search(other["a"])
+        collection.search(other["a"], space="text")
+    assert collection.search(other["a"], k=1).keys == ["a"]  # in its own space
     with pytest.raises(InvalidInput, match="zero"):
         text["a"] / 0
 
