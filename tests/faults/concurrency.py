@@ -26,6 +26,8 @@ import numpy as np
 
 import embedstore
 from embedstore import RecordNotFound
+from embedstore.storage import catalog
+from embedstore.storage.fitted import fitted_of
 
 TESTS = Path(__file__).resolve().parent.parent
 BATCH = 5
@@ -257,9 +259,11 @@ def spawn(role: str, folder: Path, cache: Path, url: str | None, seconds: float,
 
 
 def prepare(cache: Path, url: str | None) -> None:
-    """Make the collection, with one record, so that every field is known."""
+    """Make the collection, with one record, so that every field is known, and with a space made of its vectors."""
     with embedstore.open(cache, database=url) as store:
-        store.collection("c", encoder="none").add([{**records_of("seed", 0)[0], "batch": "seed"}])
+        collection = store.collection("c", encoder="none")
+        collection.add([{**records_of("seed", 0)[0], "batch": "seed"}])
+        collection.add_space("half", reduce="random", dim=DIM // 2)
 
 
 def run_parts(
@@ -315,7 +319,21 @@ def final_faults(journals: Path, caches: Sequence[Path], url: str | None) -> lis
                     faults.append(f"{tag} is not what was acknowledged last: {history}")
             faults += [f"{tag} was never written" for tag in found]
             faults += [f"verify: {problem}" for problem in store.verify().problems]
+            faults += derived_faults(store)
     return faults
+
+
+def derived_faults(store: embedstore.Store) -> list[str]:
+    """Where the space that is made of another one does not hold what becomes of that one's vectors."""
+    collection = store.collection("c")
+    keys = [record.key for record in collection.records()]
+    parents, found = collection.vectors(keys), collection.vectors(keys, space="half")
+    with store.reading() as transaction:
+        row = catalog.require_collection(transaction, "c")
+        kept = fitted_of(transaction, catalog.spaces_of(transaction, row.collection_id)["half"].space_id, "")
+    unit = parents / np.linalg.norm(parents, axis=1, keepdims=True)
+    wrong = np.abs(unit @ kept.arrays["matrix"].T - found).max(axis=1) > 1e-4
+    return [f"{key} in the derived space is not of its vector" for key, bad in zip(keys, wrong, strict=True) if bad]
 
 
 def freshness(caches: Sequence[Path], url: str | None, n_times: int) -> list[str]:
