@@ -16,7 +16,7 @@ from embedstore.transforms import Affine
 
 _LEAST_VARIANCE = 1e-9
 """Of the greatest: below it a dimension is taken for constant."""
-_LEAST_CONTRAST = 1e-9
+_LEAST_CONTRAST = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,9 +145,14 @@ def discriminants(
 
 
 def _scales(moments: Moments) -> np.ndarray:
-    """The deviation of every number, one where it does not vary: so that what is small beside others is not lost."""
+    """The deviation of every number, so that what is small beside others is not lost; the greatest for constant ones.
+
+    What varies by less than float32 can tell beside the greatest, or by less than a millionth of itself, is rounding.
+    """
     deviations = np.sqrt(np.maximum(np.diag(moments.covariance), 0.0))
-    return np.where(deviations > 1e-12 * max(float(deviations.max()), 1e-300), deviations, 1.0)
+    greatest = max(float(deviations.max()), 1e-300)
+    varies = (deviations > 1e-6 * np.abs(moments.mean)) & (deviations > 1e-7 * greatest)
+    return np.where(varies, deviations, greatest)
 
 
 def erasure(moments: Moments, classes: Mapping[Any, tuple[int, np.ndarray]], *, normalize: bool) -> Affine:
@@ -164,7 +169,9 @@ def erasure(moments: Moments, classes: Mapping[Any, tuple[int, np.ndarray]], *, 
     whiten = (vectors / np.sqrt(values)) @ vectors.T
     unwhiten = (vectors * np.sqrt(values)) @ vectors.T
     left, sizes, _ = np.linalg.svd(whiten @ cross, full_matrices=False)  # cross is (d, classes)
-    span = left[:, sizes > _LEAST_CONTRAST * max(float(sizes.max()), 1e-300)]
+    told = sizes > _LEAST_CONTRAST * max(float(sizes.max()), 1e-300)
+    told[len(classes) - 1 :] = False  # the classes' contrasts sum to nothing, so that one less tells all
+    span = left[:, told]
     removed = (unwhiten @ span @ span.T @ whiten) * np.outer(scale, 1 / scale)
     kept = np.eye(len(moments.mean)) - removed
     return Affine(kept.astype(np.float32), (removed @ moments.mean).astype(np.float32), normalize)
