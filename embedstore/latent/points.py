@@ -69,7 +69,8 @@ class Points:
         if not self.n:
             raise InvalidInput("there are no vectors to take a mean of")
         total = np.zeros(self.dim, np.float64)
-        for _, vectors in self.view.blocks(max(1, _SUMMED_BYTES // (4 * self.dim)), self.selection):
+        n_bytes = _BLOCK_BYTES if self.selection is None else _SUMMED_BYTES  # the former are not copied
+        for _, vectors in self.view.blocks(max(1, n_bytes // (4 * self.dim)), self.selection):
             total += sum_of(vectors)
         return total / self.n
 
