@@ -106,13 +106,13 @@ def draw_map(space: Space, file: str, *, label: str | None = None, where: Where 
         drawn = axes.scatter(places[:, 0], places[:, 1], s=size, c=numbers, linewidths=0, cmap="viridis")
         figure.colorbar(drawn, ax=axes, label=label)
     else:
-        counts = Counter("" if one is None else str(one) for one in labels)
+        counts = Counter(str(one) for one in labels if one is not None)
         shown = [word for word, _ in counts.most_common(_MOST_COLOURS)]
         words = np.asarray(["" if one is None else str(one) for one in labels])
         rest = ~np.isin(words, shown)
         if rest.any():
             x, y = places[rest].T
-            axes.scatter(x, y, s=size, color="lightgrey", linewidths=0, label="others")
+            axes.scatter(x, y, s=size, color="lightgrey", linewidths=0, label="others, or none")
         for number, word in enumerate(shown):
             x, y = places[words == word].T
             axes.scatter(x, y, s=size, linewidths=0, label=word, color=f"C{number}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from embedstore.checks import check_text, check_vector
+from embedstore.checks import check_text, check_vector, check_whole
 from embedstore.errors import InvalidInput
 from embedstore.model import FloatMatrix, Hits, Metric
 from embedstore.storage import catalog
@@ -108,6 +108,8 @@ class Space:
         """The mean of points of this space."""
         if not vectors:
             raise InvalidInput("the mean of no vectors is not defined; give at least one")
+        if not all(isinstance(one, Vector) for one in vectors):
+            raise InvalidInput("a mean is taken of points; make them by space['key'] or space.encode(...)")
         total = vectors[0]
         for one in vectors[1:]:
             total = total + one
@@ -275,6 +277,7 @@ class Space:
         self, vector: Vector, k: int = 10, *, where: Where | None = None, exclude: Sequence[str] = ()
     ) -> Hits:
         """The ``k`` records nearest to a point, leaving out the keys of ``exclude``."""
+        check_whole("k", k, 1)
         hits = self._collection.search(vector, k + len(exclude), where=where, space=self.name)
         kept = [hit for hit in hits if hit.key not in exclude][:k]
         ranked = [type(hit)(hit.record, hit.score, rank) for rank, hit in enumerate(kept, start=1)]

@@ -59,23 +59,27 @@ class Vector:
         return self._made(self.array / np.float32(length), self)
 
     def __add__(self, other: Vector) -> Vector:
-        return self._made(self.array + self._same(other, "added"), self, other)
+        with np.errstate(over="ignore", invalid="ignore"):
+            return self._made(self.array + self._same(other, "added"), self, other)
 
     def __sub__(self, other: Vector) -> Vector:
-        return self._made(self.array - self._same(other, "subtracted"), self, other)
+        with np.errstate(over="ignore", invalid="ignore"):
+            return self._made(self.array - self._same(other, "subtracted"), self, other)
 
     def __neg__(self) -> Vector:
         return self._made(-self.array, self)
 
     def __mul__(self, factor: float) -> Vector:
-        return self._made(self.array * np.float32(_number(factor)), self)
+        with np.errstate(over="ignore", invalid="ignore"):
+            return self._made(self.array * np.float32(_number(factor)), self)
 
     __rmul__ = __mul__
 
     def __truediv__(self, divisor: float) -> Vector:
         if _number(divisor) == 0:
             raise InvalidInput("a vector cannot be divided by zero")
-        return self._made(self.array / np.float32(divisor), self)
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            return self._made(self.array / np.float32(divisor), self)
 
     def lerp(self, other: Vector, t: float) -> Vector:
         """The point at share ``t`` of the straight way to ``other``: 0 is here, 1 is there."""
@@ -151,6 +155,8 @@ class Vector:
         return other.array
 
     def _made(self, array: FloatVector, *parents: Vector) -> Vector:
+        if not np.isfinite(array).all():
+            raise InvalidInput("the result is beyond what float32 holds; take smaller factors")
         return Vector(self.space, array, frozenset().union(*(parent.sources for parent in parents)))
 
 

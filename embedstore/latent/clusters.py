@@ -71,7 +71,7 @@ def cluster(
             raise InvalidInput(f"there are {points.n} vectors to cluster; {max(2, k or 1)} or more are needed")
         _, drawn = points.sample(sample, seed)
         if max(k or 1, least if method == "hdbscan" else 1) > len(drawn):
-            raise InvalidInput(f"there are {len(drawn)} vectors to fit to, fewer than {k or least}; raise the sample")
+            raise InvalidInput(f"there are {len(drawn)} vectors to fit to, fewer than {k or least}")
         assign, bic = _FITTED[method](drawn, k, seed, least, points.metric)
         ids, labels, shares = [], [], []
         for record_ids, vectors in points.blocks():
@@ -112,9 +112,9 @@ def _check(method: str, k: int | None, sample: int, seed: int, least: int) -> No
     check_whole("least", least, 2)
     check_seed(seed)
     if method == "kmeans" and k is None:
-        raise InvalidInput("kmeans needs k, the number of clusters; gmm chooses it itself, by the BIC")
+        raise InvalidInput("kmeans needs the number of clusters (k=, --clusters); gmm chooses it itself, by the BIC")
     if method == "hdbscan" and k is not None:
-        raise InvalidInput("hdbscan finds the number of clusters itself; leave k out, or change least")
+        raise InvalidInput("hdbscan finds the number of clusters itself; leave it out, or change least")
 
 
 Assign = Callable[[FloatMatrix], tuple[IntVector, np.ndarray]]

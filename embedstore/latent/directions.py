@@ -86,7 +86,8 @@ def fit_direction(
     chosen = method or ("mean" if pairs is None else "pairs")
     if chosen not in METHODS:
         raise InvalidInput(f"method is {chosen!r}; it must be one of {', '.join(METHODS)}")
-    if (pairs is None) == (positive is None or negative is None):
+    grouped = positive is not None or negative is not None
+    if (pairs is not None) == grouped or (grouped and (positive is None or negative is None)):
         raise InvalidInput("a direction needs two groups (positive and negative), or pairs of keys, and not both")
     if chosen == "pairs" and pairs is None:
         raise InvalidInput("the method 'pairs' needs pairs of keys, from which and to which it leads")
@@ -202,7 +203,8 @@ def _fitted(groups: _Groups, method: str, *, whole: bool = False) -> np.ndarray:
 
         vectors = np.concatenate([groups.positive, groups.negative]).astype(np.float64)
         scale = vectors.std(axis=0)
-        scale[scale == 0] = 1.0
+        greatest = max(float(scale.max()), 1e-300)
+        scale = np.where(scale > 1e-7 * greatest, scale, greatest)  # what varies less is rounding
         labels = np.repeat([1, 0], [len(groups.positive), len(groups.negative)])
         found = LogisticRegression(max_iter=1000, class_weight="balanced").fit(vectors / scale, labels)
         normal = found.coef_[0] / scale

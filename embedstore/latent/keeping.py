@@ -19,15 +19,18 @@ if TYPE_CHECKING:
     from embedstore.collection import Collection
 
 _PAGE = 1000
+_OWN = ("key", "text", "image", "row", "vector", "vectors", "uri", "metadata")
 
 
 def check_field(transaction: Transaction, owner: CollectionRow, name: str, stored: Several[str]) -> None:
     """InvalidInput for a field that records have for something else than an object of the names ``stored``."""
     if not isinstance(name, str) or not name or name.startswith("_"):
         raise InvalidInput(f"store_as is {name!r}; give the name of a field, which begins with no underscore")
+    if "." in name or name in _OWN:
+        raise InvalidInput(f"store_as is {name!r}; give a name without a dot that is no part of a record itself")
     kinds = catalog.field_kinds(transaction, owner.collection_id)
     others = [path for path, _ in kinds if path[0] == name and path[1:] not in [(one,) for one in stored]]
-    there = {f'"{name}"' if "." in name else name: {"$exists": True}}
+    there = {name: {"$exists": True}}
     if others and count_records(transaction, owner, checked_where(transaction, owner, there)):
         raise InvalidInput(f"records have a field {name!r} that holds something else; give store_as another name")
 

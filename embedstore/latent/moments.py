@@ -112,7 +112,7 @@ def whitening(moments: Moments, dim: int, *, normalize: bool) -> tuple[Affine, n
         raise InvalidInput(f"only {n_usable} components vary, so {dim} cannot be brought to variance one; ask for less")
     deviations = np.sqrt(variances)
     made = around(moments.mean, directions / deviations[:, None], directions.T * deviations, normalize=normalize)
-    return made, variances / float(np.trace(moments.covariance))
+    return made, variances / max(float(np.trace(moments.covariance)), 1e-300)
 
 
 def all_but_the_top(moments: Moments, n_removed: int, *, normalize: bool) -> tuple[Affine, np.ndarray]:
@@ -120,7 +120,7 @@ def all_but_the_top(moments: Moments, n_removed: int, *, normalize: bool) -> tup
     directions, variances = principal(moments, n_removed)
     kept = np.eye(len(moments.mean)) - directions.T @ directions
     made = around(moments.mean, kept, kept, normalize=normalize)
-    return made, variances / float(np.trace(moments.covariance))
+    return made, variances / max(float(np.trace(moments.covariance)), 1e-300)
 
 
 def discriminants(

@@ -109,13 +109,13 @@ def _shares(shares: np.ndarray) -> dict[str, Any]:
 
 
 def _fit_pca(points: Points, wanted: Wanted) -> Made:
-    dim = _dim(points, wanted, 64)
+    dim = _dim(points, wanted, min(64, max(points.n - 1, 1)))
     found, shares = moments.pca(moments.moments_of(points.blocks()), dim, normalize=points.metric is Metric.COSINE)
     return Made(found, _shares(shares))
 
 
 def _fit_whitening(points: Points, wanted: Wanted) -> Made:
-    dim = _dim(points, wanted, 64)
+    dim = _dim(points, wanted, min(64, max(points.n - 1, 1)))
     whole = moments.moments_of(points.blocks(), exact=True)
     found, shares = moments.whitening(whole, dim, normalize=points.metric is Metric.COSINE)
     return Made(found, _shares(shares))

@@ -46,11 +46,19 @@ def report_on(
     return told
 
 
-def write_page(told: Mapping[str, Any], file: str | os.PathLike[str]) -> None:
-    """Write a report as one HTML file that needs no other."""
+def check_page(file: str | os.PathLike[str]) -> Path:
+    """The path of a page that can be written; else InvalidInput."""
     path = Path(file)
     if path.suffix.lower() not in (".html", ".htm"):
         raise InvalidInput(f"{str(file)!r} must end in .html")
+    if not path.absolute().parent.is_dir():
+        raise InvalidInput(f"there is no folder {str(path.parent)!r} for the page {str(file)!r}")
+    return path
+
+
+def write_page(told: Mapping[str, Any], file: str | os.PathLike[str]) -> None:
+    """Write a report as one HTML file that needs no other."""
+    path = check_page(file)
     title = html.escape(f"The space {told['space']}")
     parts = [f"<h1>{title}</h1>", "<table>"]
     for name, value in told.items():

@@ -59,7 +59,9 @@ def drawn(collection: Collection, space: Space, n: int, of: str, seed: int) -> l
     if of == "prior":
         family = space.family
         if family not in (IMAGE_VAE, TABLE_VAE) or space.dim is None:
-            raise InvalidInput(f"{space} is no space of a variational autoencoder and has no prior; take the posterior")
+            raise InvalidInput(
+                f"{space} is no space of a variational autoencoder and has no prior; take of='posterior' (--of posterior)"
+            )
         found: FloatMatrix = np.random.default_rng(seed).standard_normal((n, space.dim), np.float32)
     else:
         found = look_at(collection, space.name, None, lambda points: _of_mixture(points, n, seed))

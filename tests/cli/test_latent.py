@@ -89,6 +89,10 @@ def test_walks_are_shown_or_drawn(words, shapes, tmp_path):
 
 
 def test_samples_are_kept_as_records(shapes, tmp_path):
+    refused = shapes("latent", "sample", "shapes", "--into", "never", "--out", "x.bmp")
+    assert refused.returncode == 2 and "never" not in shapes("collections").stdout
+    refused = shapes("latent", "sample", "shapes", "--into", "shapes")
+    assert refused.returncode == 2 and "names the collection itself" in refused.stderr
     report = told(shapes("--format", "json", "latent", "sample", "shapes", "-n", "3", "--seed", "7", "--into", "drawn"))
     assert (report["collection"], report["added"]) == ("drawn", 3)
     with embedstore.open(tmp_path / "store") as store:
@@ -110,6 +114,11 @@ def test_directions_are_fitted_listed_applied_and_forgotten(words, shapes, tmp_p
     assert [row["direction"] for row in told(words("--format", "json", "latent", "directions", "words"))] == ["royal"]
     assert words("latent", "direction", "words", "royal", "--forget").returncode == 0
     assert told(words("--format", "json", "latent", "directions", "words")) == []
+    (tmp_path / "pairs.tsv").write_text("man\tking\nwoman queen\n")
+    refused = words("latent", "direction", "words", "royal", "--pairs", "pairs.tsv")
+    assert refused.returncode == 2 and "line 2: 1 parts; a pair is two keys with a tab between" in refused.stderr
+    refused = words("latent", "direction", "words", "royal", "--pairs", "pairs.tsv", "--positive", "n = 1")
+    assert refused.returncode == 2
     refused = words("latent", "move", "words", "man", "royal")
     assert refused.returncode == 2 and "has no direction 'royal'" in refused.stderr
 
@@ -120,7 +129,7 @@ def test_clusters_are_counted_and_kept(words, tmp_path):
     counted = told(words("--format", "json", "count", "words", "--where", "group.label = 0"))
     assert counted["count"] == report["sizes"][0]
     refused = words("latent", "cluster", "words")
-    assert refused.returncode == 2 and "kmeans needs k" in refused.stderr
+    assert refused.returncode == 2 and "kmeans needs the number of clusters" in refused.stderr
 
 
 def test_spaces_are_reduced_mapped_and_drawn(words, tmp_path):
@@ -138,7 +147,15 @@ def test_spaces_are_reduced_mapped_and_drawn(words, tmp_path):
         with Image.open(tmp_path / f"{label}.png") as drawn:
             assert drawn.size == (960, 840)
     refused = words("latent", "map", "words", "--name", "pca", "--out", "x.png")
-    assert refused.returncode == 2 and "has 3 numbers a vector; a map has 2" in refused.stderr
+    assert refused.returncode == 2 and "there is a space 'pca' already, of 3 numbers, made by pca" in refused.stderr
+    refused = words("latent", "map", "words", "--method", "umap")
+    assert refused.returncode == 2 and "made by pca of vector; give the map another --name" in refused.stderr
+    refused = words("latent", "map", "words", "--method", "pca", "--name", "new", "--label", "zzz", "--out", "x.png")
+    assert refused.returncode == 2 and "zzz" in refused.stderr and not (tmp_path / "x.png").exists()
+    assert "new" not in words("spaces", "words").stdout
+    with embedstore.open(tmp_path / "store") as store:
+        places, _ = store.collection("words").space("map").places()
+        assert np.linalg.norm(places, axis=1).std() > 0.05  # no ring
 
 
 def test_a_space_is_diagnosed(words, shapes, tmp_path):
@@ -148,6 +165,8 @@ def test_a_space_is_diagnosed(words, shapes, tmp_path):
     assert (report["space"], report["beside"]["space"]) == ("words/vector", "pca")
     assert report["drift"]["p_value"] > 0.01
     assert "words/vector" in (tmp_path / "page.html").read_text()
+    refused = words("latent", "diagnose", "words", "--html", "absent/page.html")
+    assert refused.returncode == 2 and "there is no folder 'absent'" in refused.stderr
     report = told(shapes("--format", "json", "latent", "diagnose", "shapes", "--label", "left"))
     assert report["active_units"] >= 1 and report["two_nn"] > 0
     assert set(report["reconstruction_by_label"]) == {"True", "False"}

@@ -46,6 +46,19 @@ def test_a_regression_tells_apart_better_than_the_means_where_another_dimension_
     assert by_model.norm() == pytest.approx(float(by_means.array @ normal), rel=1e-4)
 
 
+def test_numbers_that_never_vary_do_not_swallow_a_regression(store):
+    collection, vectors, labels = filled(store)
+    wide = store.collection("wide", encoder="none", metric="cosine")
+    still = np.repeat([[1e-33, 0.0, 1e-9]], len(vectors), axis=0).astype(np.float32)
+    wide.add([
+        {"key": str(i), "vector": np.concatenate([one, still[i]]), "smiles": bool(labels[i])}
+        for i, one in enumerate(vectors)
+    ])  # fmt: skip
+    groups = {"positive": "smiles = true", "negative": "smiles = false"}
+    by_model = wide.space().fit_direction("model", **groups, method="logistic")
+    assert by_model.norm() > 0.3 * wide.space().fit_direction("means", **groups).norm()
+
+
 def test_what_means_nothing_is_not_told_apart(store):
     collection, _, _ = filled(store)
     found = collection.space().fit_direction("none", positive="n < 150", negative="n >= 150", method="logistic")

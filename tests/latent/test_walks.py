@@ -49,6 +49,18 @@ def test_projections_are_those_of_the_formula(store):
         space["a"].project(space["b"] * 0)
 
 
+def test_points_beyond_all_bounds_and_numbers_of_hits_that_cannot_be_are_refused(shapes):
+    space = shapes.space()
+    for make in (lambda: space["1"] * 1e39, lambda: space["1"] * 1e38 * 1e5, lambda: space["1"] / 1e-45):
+        with pytest.raises(InvalidInput, match="beyond what float32 holds"):
+            make()
+    for k in (0, -3, "a"):
+        with pytest.raises(InvalidInput, match="k is .*; it must be a whole number from 1 on"):
+            space["1"].nearest(k)
+    with pytest.raises(InvalidInput, match="a mean is taken of points"):
+        space.mean(["1", "2"])
+
+
 def test_one_number_changes_at_a_time(shapes):
     space = shapes.space()
     made = space.traverse("3", 1, [-1.0, 2.0])
@@ -77,7 +89,7 @@ def test_points_are_drawn_of_the_prior_and_of_what_the_space_holds(shapes, store
     assert space.sample(1)[0].decode().size == (16, 16)
     plain = store.collection("plain", encoder="none")
     plain.add([{"key": str(i), "vector": np.random.default_rng(i).standard_normal(4)} for i in range(30)])
-    with pytest.raises(InvalidInput, match="has no prior; take the posterior"):
+    with pytest.raises(InvalidInput, match="has no prior; take of=.posterior"):
         plain.space().sample(2)
     assert len(plain.space().sample(2, of="posterior")) == 2
     for options, told in (({"n": 0}, "n is 0"), ({"of": "x"}, "of is 'x'")):

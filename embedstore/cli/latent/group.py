@@ -40,10 +40,11 @@ def show_points(state: State, rows: list[list[Any]], out: str | None) -> None:
         print_rows((point.decode() for row in rows for point in row), state.format_)
         return
     found = []
-    for row in rows:
+    for line, row in enumerate(rows):
         for number, point in enumerate(row):
             nearest = point.nearest(1, include_sources=True)
-            found.append({"step": number, **(shown_hit(nearest[0]) if nearest else {})})
+            place = {"row": line, "step": number} if len(rows) > 1 else {"step": number}
+            found.append({**place, **(shown_hit(nearest[0]) if nearest else {})})
     print_rows(found, state.format_)
 
 
@@ -53,6 +54,12 @@ def read_pairs(file: str) -> list[list[str]]:
 
     try:
         with open(file, encoding="utf-8-sig") as lines:
-            return [line.rstrip("\n").split("\t") for line in lines if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"the pairs {file!r} cannot be read: {error}") from None
+            pairs = [line.rstrip("\n").split("\t") for line in lines]
+    except OSError as error:
+        raise InvalidInput(f"the pairs {file!r} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise InvalidInput(f"the pairs {file!r} are not UTF-8 text") from None
+    for number, pair in enumerate(pairs, start=1):
+        if len(pair) != 2 and pair != [""]:
+            raise InvalidInput(f"{file}, line {number}: {len(pair)} parts; a pair is two keys with a tab between")
+    return [pair for pair in pairs if pair != [""]]

@@ -153,13 +153,18 @@ def decode_command(state: State, /, collection: str, keys: tuple[str, ...], **op
 def sample_command(state: State, /, collection: str, into: str | None, **options: Any) -> None:
     """Draw points at random and decode them."""
     from embedstore.cli.output import print_mapping
+    from embedstore.latent.strips import check_strip
 
+    if options["out"] is not None:
+        check_strip(options["out"])
+    if into == collection:
+        raise click.UsageError("--into names the collection itself; give another one for what is drawn")
     with state.collection(collection) as found:
         points = found.space(options["space"]).sample(options["n"], of=options["of"], seed=options["seed"])
         if into is not None:
             report = found.keep_decoded(points, into, about={"of": options["of"], "seed": options["seed"]})
+            print_mapping({"collection": into, **report.to_dict()}, state.format_)
             if options["out"] is None:
-                print_mapping({"collection": into, **report.to_dict()}, state.format_)
                 return
         show_points(state, [points], options["out"])
 

@@ -64,8 +64,10 @@ def diagnose_command(state: State, /, collection: str, **options: Any) -> None:
     embedstore latent diagnose papers --beside pca --html papers.html
     """
     from embedstore.cli.output import print_mapping
-    from embedstore.latent.report import report_on, write_page
+    from embedstore.latent.report import check_page, report_on, write_page
 
+    if options["html"] is not None:
+        check_page(options["html"])
     with state.collection(collection) as found:
         told = report_on(
             found, options["space"], where=options["where"], label=options["label"], sample=options["sample"],

@@ -61,15 +61,25 @@ def map_command(state: State, /, collection: str, method: str, name: str, **opti
     embedstore latent map papers --label venue --out papers.png
     """
     from embedstore.cli.output import print_mapping
+    from embedstore.errors import InvalidInput
     from embedstore.plots import check_picture, draw_map
 
     if options["out"] is not None:
         check_picture(options["out"])
     with state.collection(collection) as found:
+        label, parent = options["label"], found.space(options["space"]).name
+        if label is not None:
+            found.count({label: {"$exists": True}})  # refuses a field that no record has
         if name not in [space.name for space in found.spaces()]:
-            found.add_space(name, reduce=method, dim=2, of=options["space"], sample=options["sample"],
+            found.add_space(name, reduce=method, dim=2, of=parent, sample=options["sample"], metric="euclidean",
                             seed=options["seed"], where=options["where"])  # fmt: skip
         space = found.space(name)
+        made = space.describe()
+        if (made["dim"], made.get("method"), made.get("made_of")) != (2, method, parent):
+            of = f", made by {made['method']} of {made['made_of']}" if "made_of" in made else ""
+            raise InvalidInput(
+                f"there is a space {name!r} already, of {made['dim']} numbers{of}; give the map another --name"
+            )
         if options["out"] is not None:
             draw_map(space, options["out"], label=options["label"], where=options["where"])
         told = space.describe()
