@@ -60,7 +60,8 @@ def drawn(collection: Collection, space: Space, n: int, of: str, seed: int) -> l
         family = space.family
         if family not in (IMAGE_VAE, TABLE_VAE) or space.dim is None:
             raise InvalidInput(
-                f"{space} is no space of a variational autoencoder and has no prior; take of='posterior' (--of posterior)"
+                f"{space} is no space of a variational autoencoder, so it has no prior; take of='posterior'"
+                " (--of posterior)"
             )
         found: FloatMatrix = np.random.default_rng(seed).standard_normal((n, space.dim), np.float32)
     else:

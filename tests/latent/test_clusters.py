@@ -73,7 +73,8 @@ def test_shares_stand_by_their_labels_where_parts_are_empty(store):
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({}, "kmeans needs the number of clusters"), ({"method": "x"}, "method is 'x'"), ({"k": 0}, "k is 0"), ({"k": 241}, "240 vectors"),
+        ({}, "kmeans needs the number of clusters"),
+        ({"method": "x"}, "method is 'x'"), ({"k": 0}, "k is 0"), ({"k": 241}, "240 vectors"),
         ({"method": "hdbscan", "k": 3}, "finds the number of clusters itself"),
         ({"k": 2, "where": "true = 9"}, "there are 0 vectors"),
         ({"k": 20, "sample": 10}, "there are 10 vectors to fit to, fewer than 20"),
