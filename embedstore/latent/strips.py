@@ -30,20 +30,24 @@ def check_strip(file: str | os.PathLike[str]) -> Path:
     return path
 
 
-def save_strip(rows: Sequence[Sequence[Any]], file: str | os.PathLike[str], *, seconds: float = 0.12) -> None:
+def save_strip(
+    rows: Sequence[Sequence[Any]], file: str | os.PathLike[str], *, moving: bool = False, seconds: float = 0.12
+) -> None:
     """Write rows of Pillow images to a PNG or WebP, small ones magnified; to a GIF, one after the other, to and fro.
 
-    InvalidInput where what was decoded is no picture.
+    moving: so to a WebP, too. InvalidInput where what was decoded is no picture, and for a moving PNG.
     """
     from PIL.Image import Image
 
     path = check_strip(file)
+    if moving and path.suffix.lower() == ".png":
+        raise InvalidInput(f"{str(file)!r} cannot move; take a GIF or a WebP")
     images = [one for row in rows for one in row]
     rows = [row for row in rows if row]
     if not images or not all(isinstance(one, Image) for one in images):
         raise InvalidInput("what these points decode to is no picture, so there is nothing to draw")
     try:
-        if path.suffix.lower() in MOVING:
+        if path.suffix.lower() in MOVING or moving:
             shown = [_magnified(one) for one in images]
             shown += shown[-2:0:-1]
             shown[0].save(path, save_all=True, append_images=shown[1:], duration=round(1000 * seconds), loop=0)

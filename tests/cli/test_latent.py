@@ -80,6 +80,9 @@ def test_walks_are_shown_or_drawn(words, shapes, tmp_path):
         assert done.returncode == 0 and done.stdout == "", done.stderr
         with Image.open(tmp_path / "walk.png") as drawn:
             assert drawn.size == size
+    assert shapes("latent", "interpolate", "shapes", "1", "2", "--moving", "--out", "walk.webp").returncode == 0
+    with Image.open(tmp_path / "walk.webp") as drawn:
+        assert drawn.n_frames == 16
     rows = told(shapes("--format", "json", "latent", "decode", "people", "1", "2"))
     assert len(rows) == 2 and set(rows[0]) == set(people(1)[0])
     refused = shapes("latent", "decode", "people", "1", "--out", "walk.png")

@@ -127,6 +127,11 @@ def test_a_strip_holds_what_was_decoded(shapes, tmp_path):
     with Image.open(tmp_path / "walk.gif") as walk:
         assert walk.n_frames == 8  # to and fro
     save_strip(rows, tmp_path / "strip.webp")
+    save_strip(rows[:1], tmp_path / "walk.webp", moving=True)
+    with Image.open(tmp_path / "walk.webp") as walk, Image.open(tmp_path / "strip.webp") as still:
+        assert (walk.n_frames, walk.size, still.size) == (8, (96, 96), (488, 194))
+    with pytest.raises(InvalidInput, match="cannot move"):
+        save_strip(rows, tmp_path / "walk.png", moving=True)
     for file, told in (("strip.txt", "must end in .png"), ("absent/strip.png", "there is no folder")):
         with pytest.raises(InvalidInput, match=told):
             save_strip(rows, tmp_path / file)

@@ -26,7 +26,7 @@ def shown_hit(hit: Any) -> dict[str, Any]:
     return {"key": hit.key, "score": hit.score, "text": hit.record.summary}
 
 
-def show_points(state: State, rows: list[list[Any]], out: str | None) -> None:
+def show_points(state: State, rows: list[list[Any]], out: str | None, *, moving: bool = False) -> None:
     """Draw what rows of points decode to; else print the rows that they decode to, or the record nearest to each."""
     from embedstore.cli.output import print_rows
     from embedstore.encoders.spec import TABLE_VAE
@@ -34,7 +34,7 @@ def show_points(state: State, rows: list[list[Any]], out: str | None) -> None:
 
     if out is not None:
         check_strip(out)
-        save_strip([[point.decode() for point in row] for row in rows], out)
+        save_strip([[point.decode() for point in row] for row in rows], out, moving=moving)
         return
     if rows and rows[0] and rows[0][0].space.root.family == TABLE_VAE:
         print_rows((point.decode() for row in rows for point in row), state.format_)

@@ -94,6 +94,7 @@ def analogies_command(state: State, /, collection: str, file: str, **options: An
 @click.option("--steps", type=int, default=9, show_default=True, metavar="N", help="Points, both ends among them.")
 @click.option("--way", type=click.Choice(["slerp", "lerp"]), default="slerp", show_default=True,
               help="Along the great circle, or straight.")
+@click.option("--moving", is_flag=True, help="One after the other in a WebP, too, as in a GIF.")
 @out_option
 @space_option
 @pass_state
@@ -106,7 +107,7 @@ def interpolate_command(state: State, /, collection: str, start: str, end: str, 
     with state.collection(collection) as found:
         space = found.space(options["space"])
         points = space.interpolate(start, end, options["steps"], way=options["way"])
-        show_points(state, [points], options["out"])
+        show_points(state, [points], options["out"], moving=options["moving"])
 
 
 @latent_command.command("traverse")
