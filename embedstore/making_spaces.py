@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from embedstore.checks import check_whole
 from embedstore.deriving import fill_derived, named_newly, refuse_where_derived
 from embedstore.errors import EncoderUnavailable, InvalidInput, InvalidRecord, SpaceNotFound
 from embedstore.indexing.faiss_index import require_served
@@ -204,10 +205,8 @@ def _check_tuning(recall: float, k: int, recipes: Sequence[str] | None, seed: in
     """InvalidInput for arguments of ``tune`` that cannot be."""
     if isinstance(recall, bool) or not isinstance(recall, (int, float)) or not 0 < recall <= 1:
         raise InvalidInput(f"recall is {recall!r}; it must be above 0 and at most 1")
-    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-        raise InvalidInput(f"k is {k!r}; it must be a whole number from 1 on")
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise InvalidInput(f"seed is {seed!r}; it must be a whole number from 0 on")
+    check_whole("k", k, 1)
+    check_whole("seed", seed, 0)
     if isinstance(recipes, str) or (recipes is not None and not recipes):
         raise InvalidInput(f"recipes is {recipes!r}; give a list of names, or None for all: recipes=['hnsw']")
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from pathlib import Path
 
 from embedstore.errors import InvalidInput
 
@@ -38,6 +40,16 @@ def check_path(path: str | os.PathLike[str], *, room: int = 0) -> None:
         raise InvalidInput(f"the path {ascii(text[:60])} holds a NUL, which no path may")
     if any(len(os.fsencode(part)) > MAX_PART_BYTES for part in text.split(os.sep)):
         raise InvalidInput(f"a part of the path {text[:60]!r}... has over {MAX_PART_BYTES} bytes; give a shorter name")
+
+
+def check_file(file: str | os.PathLike[str], suffixes: Sequence[str], what: str) -> Path:
+    """The path of a file that is to be written; InvalidInput for another suffix, or a folder that is not there."""
+    path = Path(file)
+    if path.suffix.lower() not in suffixes:
+        raise InvalidInput(f"{str(file)!r} is no name of a {what}; it must end in {', '.join(suffixes)}")
+    if not path.absolute().parent.is_dir():
+        raise InvalidInput(f"there is no folder {str(path.parent)!r} for the {what} {str(file)!r}")
+    return path
 
 
 def check_dim(dim: int | None) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from embedstore.errors import InvalidInput, StorageFailed
+from embedstore.names import check_file
 from embedstore.optional import require
 
 if TYPE_CHECKING:
@@ -49,11 +50,7 @@ def plot_tuning(space: Space, file: str) -> None:
 
 def check_picture(file: str) -> Path:
     """The path of a picture that can be drawn; else InvalidInput, or MissingDependency without matplotlib."""
-    path = Path(file)
-    if path.suffix.lower() not in _SUFFIXES:
-        raise InvalidInput(f"{file!r} is no name of a picture; it must end in {', '.join(_SUFFIXES)}")
-    if not path.absolute().parent.is_dir():
-        raise InvalidInput(f"there is no folder {str(path.parent)!r} for the picture {file!r}")
+    path = check_file(file, _SUFFIXES, "picture")
     require("matplotlib", "viz")
     return path
 
@@ -84,10 +81,7 @@ def draw_curves(
     axes.set_title(title)
     axes.grid(visible=True, alpha=0.3)
     axes.legend(fontsize="small")
-    try:
-        figure.savefig(path, dpi=120)
-    except OSError as error:
-        raise StorageFailed(f"{path} cannot be written: {error.strerror or error}") from error
+    _save(figure, path)
 
 
 def draw_map(space: Space, file: str, *, label: str | None = None, where: Where | None = None) -> None:
@@ -120,6 +114,10 @@ def draw_map(space: Space, file: str, *, label: str | None = None, where: Where 
     axes.set_title(f"{space}, {len(places):,} records")
     axes.set_xticks([])
     axes.set_yticks([])
+    _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> None:
     try:
         figure.savefig(path, dpi=120)
     except OSError as error:

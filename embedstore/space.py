@@ -20,6 +20,7 @@ from embedstore.vector import Vector
 
 if TYPE_CHECKING:
     from embedstore.collection import Collection
+    from embedstore.encoders import EncoderSpec
     from embedstore.filters.parse import Where
     from embedstore.latent.analogies import AnalogyReport
     from embedstore.latent.directions import Direction
@@ -163,16 +164,14 @@ class Space:
     @property
     def encoder_name(self) -> str:
         """The name of what makes the vectors; 'none' for vectors from elsewhere."""
-        from embedstore.encoders import EncoderSpec
-
-        return EncoderSpec.from_json(self._row.encoder).name if self._row.encoder else "none"
+        spec = _spec(self._row)
+        return "none" if spec is None else spec.name
 
     @property
     def family(self) -> str:
         """The kind of encoder that makes the vectors; empty for vectors from elsewhere."""
-        from embedstore.encoders import EncoderSpec
-
-        return EncoderSpec.from_json(self._row.encoder).family if self._row.encoder else ""
+        spec = _spec(self._row)
+        return "" if spec is None else spec.family
 
     def interpolate(self, a: str | Vector, b: str | Vector, steps: int = 9, *, way: str = "slerp") -> list[Vector]:
         """Points from one record or point to another, both among them: 'slerp' along the great circle, or 'lerp'."""
@@ -336,6 +335,11 @@ class Space:
 
 def row_encoder(row: SpaceRow) -> str:
     """A space's encoder in a few words."""
+    spec = _spec(row)
+    return "none" if spec is None else spec.describe()
+
+
+def _spec(row: SpaceRow) -> EncoderSpec | None:
     from embedstore.encoders import EncoderSpec
 
-    return EncoderSpec.from_json(row.encoder).describe() if row.encoder else "none"
+    return EncoderSpec.from_json(row.encoder) if row.encoder else None

@@ -195,6 +195,7 @@ class _Ingest:
     def _field_map(self, source: Source) -> FieldMap | None:
         """The meaning of a source's fields; None where that is only known from its first row."""
         self._refuse_unread(source)
+        self._expect_types(source)
         columns = source.columns()
         if columns is None and source.rereadable:
             first = next(iter(source.rows(on_error=None if self._options.on_error == "abort" else _pass_over)), None)
@@ -204,10 +205,7 @@ class _Ingest:
         return choose_fields(self._options, columns, source.name, read=self._read_by_encoder)
 
     def _refuse_unread(self, source: Source) -> None:
-        """InvalidInput for pictures that no encoder of the collection reads, or rows of a model's columns in no table.
-
-        Columns of a CSV file are read as the model has them, where it has them otherwise than they look.
-        """
+        """InvalidInput for pictures that no encoder of the collection reads."""
         read = self._read_by_encoder
         if isinstance(source, ImageFiles) and read and Modality.IMAGE not in read:
             words = " and ".join(sorted(one.value for one in read))
@@ -215,7 +213,10 @@ class _Ingest:
                 f"{source.name}: the encoder of {self._collection.name!r} reads {words}, not pictures; give --encoder"
                 " MODEL, a folder of 'train image' or another model of pictures, or --encoder none"
             )
-        if isinstance(source, DelimitedFile) and read == {Modality.ROW}:
+
+    def _expect_types(self, source: Source) -> None:
+        """Have the columns of a CSV file read as a model of tables has them, where they look otherwise."""
+        if isinstance(source, DelimitedFile) and self._read_by_encoder == {Modality.ROW}:
             named = self._collection.defaults.encoder
             new = named is not None and self._collection.layout() is None
             encoder: Any = self._collection.store.load_encoder(str(named)) if new else self._collection.encoder()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from embedstore.checks import check_whole
 from embedstore.errors import InvalidInput, RecordNotFound
 from embedstore.filters.parse import Where
 from embedstore.indexing.exact import top_k
@@ -90,8 +91,7 @@ def analogy(
 ) -> Hits:  # fmt: skip
     """See ``Space.analogy``."""
     _check_method(method)
-    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-        raise InvalidInput(f"k is {k!r}; it must be a whole number from 1 on")
+    check_whole("k", k, 1)
     vectors = normalized(collection.vectors(list(keys), space=space))
     given = (vectors[0:1], vectors[1:2], vectors[2:3])
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from embedstore.checks import check_whole
 from embedstore.errors import InvalidInput
 from embedstore.filters.parse import Where
 from embedstore.latent.keeping import check_field, keep_fields
@@ -88,9 +89,8 @@ def find_anomalies(
 def _check(method: str, top: int, quantile: float, neighbour: int) -> None:
     if method not in METHODS:
         raise InvalidInput(f"method is {method!r}; it must be one of {', '.join(METHODS)}")
-    for name, value in (("top", top), ("neighbour", neighbour)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise InvalidInput(f"{name} is {value!r}; it must be a whole number from 1 on")
+    check_whole("top", top, 1)
+    check_whole("neighbour", neighbour, 1)
     if isinstance(quantile, bool) or not isinstance(quantile, (int, float)) or not 0 < quantile < 1:
         raise InvalidInput(f"quantile is {quantile!r}; it must lie between 0 and 1")
 

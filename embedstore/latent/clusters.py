@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -13,11 +12,11 @@ from embedstore.checks import check_seed, check_whole
 from embedstore.errors import InvalidInput
 from embedstore.filters.parse import Where
 from embedstore.latent.keeping import check_field, keep_fields
+from embedstore.latent.mixtures import fit_mixture
 from embedstore.latent.points import Points, look_at
 from embedstore.model import FloatMatrix, IntVector, Metric
 from embedstore.optional import load_faiss
 from embedstore.reading import keys_by_id
-from embedstore.transforms.affine import normalized
 
 if TYPE_CHECKING:
     from embedstore.collection import Collection
@@ -141,43 +140,26 @@ def _kmeans(drawn: FloatMatrix, k: int | None, seed: int, least: int, metric: Me
 def _hdbscan(drawn: FloatMatrix, k: int | None, seed: int, least: int, metric: Metric) -> Fit:
     from sklearn.cluster import HDBSCAN
 
-    given = normalized(drawn) if metric is Metric.COSINE else drawn
-    labels = HDBSCAN(min_cluster_size=least, copy=True).fit(given.astype(np.float64)).labels_
+    labels = HDBSCAN(min_cluster_size=least, copy=True).fit(drawn.astype(np.float64)).labels_
     index = load_faiss().IndexFlatL2(drawn.shape[1])
-    index.add(np.ascontiguousarray(given))
+    index.add(np.ascontiguousarray(drawn))
 
     def assign(vectors: FloatMatrix) -> tuple[IntVector, np.ndarray]:
-        asked = normalized(vectors) if metric is Metric.COSINE else vectors
-        nearest = index.search(np.ascontiguousarray(asked), 1)[1][:, 0]
+        nearest = index.search(np.ascontiguousarray(vectors), 1)[1][:, 0]
         return labels[nearest].astype(np.int64), np.empty((len(vectors), 0))
 
     return assign, {}
 
 
 def _gmm(drawn: FloatMatrix, k: int | None, seed: int, least: int, metric: Metric) -> Fit:
-    from sklearn.mixture import GaussianMixture
-
-    given = drawn.astype(np.float64)
-    tried = [k] if k is not None else list(range(1, min(_MOST_TRIED, len(drawn) // 2) + 1))
-    kind = "full" if len(drawn) > 10 * drawn.shape[1] else "diag"
-    scale = max(float(np.sqrt(given.var(axis=0).sum())), 1e-30)  # so that the least variance is one of the data's own
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of fewer distinct vectors than parts, which the BIC or the user asked for
-            fitted = {
-                size: GaussianMixture(size, covariance_type=kind, n_init=3, random_state=seed).fit(given / scale)
-                for size in tried
-            }
-    except ValueError as error:
-        raise InvalidInput(f"no mixture can be fitted to these vectors: {str(error).splitlines()[0]}") from None
-    bic = {size: float(one.bic(given / scale)) for size, one in fitted.items()}
-    best = fitted[min(bic, key=lambda size: bic[size])]
+    tried = [k] if k is not None else range(1, min(_MOST_TRIED, len(drawn) // 2) + 1)
+    mixture = fit_mixture(drawn, tried, seed, n_starts=3)
 
     def assign(vectors: FloatMatrix) -> tuple[IntVector, np.ndarray]:
-        shares = best.predict_proba(vectors.astype(np.float64) / scale)
+        shares = mixture.shares(vectors)
         return shares.argmax(axis=1).astype(np.int64), shares
 
-    return assign, bic
+    return assign, mixture.bic
 
 
 _Fit = Callable[[FloatMatrix, int | None, int, int, Metric], Fit]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from embedstore.checks import shown
+from embedstore.checks import check_whole, shown
 from embedstore.errors import InvalidInput
 from embedstore.filters.parse import Where
 from embedstore.latent.points import MOST_CLASSES, field_of
@@ -28,8 +28,7 @@ def diagnose_space(
         raise InvalidInput(f"the encoder of {row.name!r}, {encoder.spec.name!r}, is no trained autoencoder")
     read = modalities_read(row)
     items, labels, unreadable = [], [], list[str]()
-    if isinstance(sample, bool) or not isinstance(sample, int) or sample < 1:
-        raise InvalidInput(f"sample is {sample!r}; it must be a whole number from 1 on")
+    check_whole("sample", sample, 1)
     for record in collection.sample(sample, where=where, seed=seed):
         if record.content is None or record.modality not in read:
             continue

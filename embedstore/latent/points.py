@@ -58,6 +58,11 @@ class Points:
         """How they are compared."""
         return self.view.metric
 
+    @property
+    def at_length_one(self) -> bool:
+        """Whether directions are compared, so that all have length one."""
+        return self.metric is Metric.COSINE
+
     def blocks(self) -> Iterator[tuple[IntVector, FloatMatrix]]:
         """All of them, in parts: record ids int64 (n,) and vectors float32 (n, dim), which must not be written to."""
         at_once = max(1, _BLOCK_BYTES // (4 * self.dim))

@@ -20,12 +20,12 @@ from embedstore.latent.quality import fidelity
 from embedstore.model import Metric
 from embedstore.storage.catalog import SpaceRow, now
 from embedstore.transforms import Affine, Transform
-from embedstore.transforms.affine import normalized
 
 if TYPE_CHECKING:
     from embedstore.collection import Collection
 
 _COMPARED = 2000
+_USUAL = 64
 _LOOKED_AT = 64
 # Vectors at length one could be told apart again after an erasure, so that they are compared as they are.
 _METRICS: Mapping[str, Metric] = {"erase": Metric.EUCLIDEAN, **maps.METRICS}
@@ -104,50 +104,54 @@ def _dim(points: Points, wanted: Wanted, default: int, most: int | None = None) 
     return dim
 
 
+def _keeps_all(points: Points, wanted: Wanted) -> None:
+    """InvalidInput where a method that keeps all numbers is asked for fewer."""
+    if wanted.dim not in (None, points.dim):
+        raise InvalidInput(f"{wanted.method!r} keeps all {points.dim} numbers of a vector; leave dim out")
+
+
 def _shares(shares: np.ndarray) -> dict[str, Any]:
     return {"explained_variance": round(float(shares.sum()), 6), "shares": [round(float(one), 6) for one in shares]}
 
 
 def _fit_pca(points: Points, wanted: Wanted) -> Made:
-    dim = _dim(points, wanted, min(64, max(points.n - 1, 1)))
-    found, shares = moments.pca(moments.moments_of(points.blocks()), dim, normalize=points.metric is Metric.COSINE)
+    dim = _dim(points, wanted, min(_USUAL, max(points.n - 1, 1)))
+    found, shares = moments.pca(moments.moments_of(points.blocks()), dim, normalize=points.at_length_one)
     return Made(found, _shares(shares))
 
 
 def _fit_whitening(points: Points, wanted: Wanted) -> Made:
-    dim = _dim(points, wanted, min(64, max(points.n - 1, 1)))
+    dim = _dim(points, wanted, min(_USUAL, max(points.n - 1, 1)))
     whole = moments.moments_of(points.blocks(), exact=True)
-    found, shares = moments.whitening(whole, dim, normalize=points.metric is Metric.COSINE)
+    found, shares = moments.whitening(whole, dim, normalize=points.at_length_one)
     return Made(found, _shares(shares))
 
 
 def _fit_all_but_the_top(points: Points, wanted: Wanted) -> Made:
-    if wanted.dim not in (None, points.dim):
-        raise InvalidInput(f"'all-but-the-top' keeps all {points.dim} numbers of a vector; leave dim out")
+    _keeps_all(points, wanted)
     n_removed = max(1, points.dim // 100)
     whole = moments.moments_of(points.blocks())
-    found, shares = moments.all_but_the_top(whole, n_removed, normalize=points.metric is Metric.COSINE)
+    found, shares = moments.all_but_the_top(whole, n_removed, normalize=points.at_length_one)
     return Made(found, {"n_removed": n_removed, "removed_variance": round(float(shares.sum()), 6)})
 
 
 def _fit_random(points: Points, wanted: Wanted) -> Made:
-    dim = _dim(points, wanted, 64)
+    dim = _dim(points, wanted, _USUAL)
     drawn = np.random.default_rng(wanted.seed).standard_normal((dim, points.dim)) / np.sqrt(dim)
     matrix = drawn.astype(np.float32)
-    return Made(Affine(matrix, np.zeros(dim, np.float32), points.metric is Metric.COSINE), {})
+    return Made(Affine(matrix, np.zeros(dim, np.float32), points.at_length_one), {})
 
 
 def _fit_truncation(points: Points, wanted: Wanted) -> Made:
     dim = _dim(points, wanted, max(1, points.dim // 2))
     matrix = np.eye(dim, points.dim, dtype=np.float32)
     nothing = np.zeros(dim, np.float32)
-    return Made(Affine(matrix, nothing, points.metric is Metric.COSINE), {})
+    return Made(Affine(matrix, nothing, points.at_length_one), {})
 
 
 def _fit_pullback(points: Points, wanted: Wanted) -> Made:
-    if wanted.dim not in (None, points.dim):
-        raise InvalidInput(f"'pullback' keeps all {points.dim} numbers of a vector; leave dim out")
-    if points.metric is Metric.COSINE or not isinstance(wanted.encoder, Autoencoder):
+    _keeps_all(points, wanted)
+    if points.at_length_one or not isinstance(wanted.encoder, Autoencoder):
         raise InvalidInput(
             f"'pullback' needs a space of a trained autoencoder, compared by distance; {points.space.name!r} is none"
         )
@@ -171,15 +175,14 @@ def _by_label(points: Points, wanted: Wanted) -> tuple[moments.Moments, dict[Any
 def _fit_discriminants(points: Points, wanted: Wanted) -> Made:
     whole, classes = _by_label(points, wanted)
     dim = _dim(points, wanted, len(classes) - 1, min(len(classes) - 1, points.dim))
-    found = moments.discriminants(whole, classes, dim, normalize=points.metric is Metric.COSINE)
+    found = moments.discriminants(whole, classes, dim, normalize=points.at_length_one)
     return Made(found, {"n_labelled": whole.n, "classes": len(classes)})
 
 
 def _fit_erasure(points: Points, wanted: Wanted) -> Made:
-    if wanted.dim not in (None, points.dim):
-        raise InvalidInput(f"'erase' keeps all {points.dim} numbers of a vector; leave dim out")
+    _keeps_all(points, wanted)
     whole, classes = _by_label(points, wanted)
-    found = moments.erasure(whole, classes, normalize=points.metric is Metric.COSINE)
+    found = moments.erasure(whole, classes, normalize=points.at_length_one)
     return Made(found, {"n_labelled": whole.n, "classes": len(classes)})
 
 
@@ -188,7 +191,7 @@ def _fit_map(points: Points, wanted: Wanted) -> Made:
     record_ids, vectors = points.sample(wanted.sample, wanted.seed)
     whole = moments.moments_of(iter([(record_ids, vectors)]))
     n_components = min(maps.MOST_COMPONENTS, points.dim, len(vectors) - 1)
-    reducer, _ = moments.pca(whole, n_components, normalize=points.metric is Metric.COSINE)
+    reducer, _ = moments.pca(whole, n_components, normalize=points.at_length_one)
     landmarks = maps.draw(wanted.method, reducer, vectors, dim, wanted.seed)
     placed = dict(zip(points.vector_ids(record_ids), landmarks.places, strict=True))
     return Made(landmarks, {"n_fitted": len(vectors), "sampled": len(vectors) < points.n}, placed)
@@ -211,6 +214,5 @@ def _fidelity(points: Points, made: Made, metric: Metric, seed: int) -> dict[str
     for line, vector_id in enumerate(points.vector_ids(record_ids) if made.placed else ()):
         if vector_id in made.placed:
             after[line] = made.placed[vector_id]
-    kept = fidelity(before, normalized(after) if metric is Metric.COSINE else after, _NEIGHBOURS,
-                    metric=points.metric, metric_after=metric)  # fmt: skip
+    kept = fidelity(before, after, _NEIGHBOURS, metric=points.metric, metric_after=metric)
     return {"fidelity": kept.to_dict()}

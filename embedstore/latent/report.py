@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from embedstore.encoders.spec import IMAGE_VAE, TABLE_VAE
 from embedstore.errors import InvalidInput
 from embedstore.filters.parse import Where
+from embedstore.names import check_file
 from embedstore.storage.files import replace_file, storage_errors
 
 if TYPE_CHECKING:
@@ -48,12 +49,7 @@ def report_on(
 
 def check_page(file: str | os.PathLike[str]) -> Path:
     """The path of a page that can be written; else InvalidInput."""
-    path = Path(file)
-    if path.suffix.lower() not in (".html", ".htm"):
-        raise InvalidInput(f"{str(file)!r} must end in .html")
-    if not path.absolute().parent.is_dir():
-        raise InvalidInput(f"there is no folder {str(path.parent)!r} for the page {str(file)!r}")
-    return path
+    return check_file(file, (".html", ".htm"), "page")
 
 
 def write_page(told: Mapping[str, Any], file: str | os.PathLike[str]) -> None:

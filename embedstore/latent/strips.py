@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embedstore.errors import InvalidInput, StorageFailed, StorageFull
+from embedstore.names import check_file
 from embedstore.storage.files import is_full
 
 if TYPE_CHECKING:
@@ -22,12 +23,7 @@ _MOST_WEBP = 16_383
 
 def check_strip(file: str | os.PathLike[str]) -> Path:
     """The path of a strip that can be written; else InvalidInput."""
-    path = Path(file)
-    if path.suffix.lower() not in (*STILL, *MOVING):
-        raise InvalidInput(f"{str(file)!r} must end in {', '.join((*STILL, *MOVING))}")
-    if not path.absolute().parent.is_dir():
-        raise InvalidInput(f"there is no folder {str(path.parent)!r} for the picture {str(file)!r}")
-    return path
+    return check_file(file, (*STILL, *MOVING), "strip")
 
 
 def save_strip(

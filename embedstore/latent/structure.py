@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from embedstore.checks import check_seed, check_whole
 from embedstore.errors import InvalidInput
 from embedstore.filters.parse import Where
 from embedstore.latent.points import Points, look_at
-from embedstore.model import FloatMatrix, Metric
+from embedstore.model import FloatMatrix
 from embedstore.reading import keys_by_id
 from embedstore.transforms.affine import normalized
 
@@ -131,12 +132,9 @@ def likeness(first: Points, second: Points, sample: int, seed: int, k: int = _NE
     both = ~np.isnan(others).any(axis=1)
     if both.sum() <= k:
         raise InvalidInput(f"only {int(both.sum())} records have a vector in both spaces; over {k} are needed")
-    near: list[np.ndarray] = [
-        np.argpartition(_squared_distances(_as_compared(part[both], one.metric)), k, axis=1)[:, :k]
-        for part, one in ((vectors, first), (others, second))
-    ]
+    parts = vectors[both], others[both]
+    near: list[np.ndarray] = [np.argpartition(_squared_distances(part), k, axis=1)[:, :k] for part in parts]
     shared = [len(np.intersect1d(one, other)) for one, other in zip(*near, strict=True)]
-    parts = _as_compared(vectors[both], first.metric), _as_compared(others[both], second.metric)
     return Likeness(int(both.sum()), float(np.mean(shared) / k), cka(*parts))
 
 
@@ -205,13 +203,8 @@ def mmd_test(first: FloatMatrix, second: FloatMatrix, seed: int) -> Drift:
 
 
 def _check(sample: int, seed: int) -> None:
-    for name, value, least in (("sample", sample, _LEAST), ("seed", seed, 0)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise InvalidInput(f"{name} is {value!r}; it must be a whole number from {least} on")
-
-
-def _as_compared(vectors: FloatMatrix, metric: Metric) -> FloatMatrix:
-    return normalized(vectors) if metric is Metric.COSINE else vectors
+    check_whole("sample", sample, _LEAST)
+    check_seed(seed)
 
 
 def _squared_distances(vectors: np.ndarray) -> np.ndarray:

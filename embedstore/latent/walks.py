@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ import numpy as np
 from embedstore.checks import check_seed
 from embedstore.encoders.spec import IMAGE_VAE, TABLE_VAE
 from embedstore.errors import InvalidInput
+from embedstore.latent.mixtures import fit_mixture
 from embedstore.latent.points import Points, look_at
 from embedstore.model import FloatMatrix, WriteReport
 from embedstore.vector import Vector
@@ -71,24 +71,11 @@ def drawn(collection: Collection, space: Space, n: int, of: str, seed: int) -> l
 
 def _of_mixture(points: Points, n: int, seed: int) -> FloatMatrix:
     """Points of a Gaussian mixture that is fitted to a space, with as many parts as the BIC prefers."""
-    from sklearn.mixture import GaussianMixture
-
     _, vectors = points.sample(_FITTED, seed)
     if len(vectors) < 2:
         raise InvalidInput(f"the space holds {len(vectors)} vectors; a distribution is fitted to 2 or more")
     most = min(_MOST_COMPONENTS, max(1, len(vectors) // (4 * points.dim)))
-    tried = [size for size in (1, 2, 4, 8, 16, 32) if size <= most]
-    kind = "full" if len(vectors) > 10 * points.dim else "diag"
-    scale = max(float(np.sqrt(vectors.var(axis=0, dtype=np.float64).sum())), 1e-30)
-    given = vectors.astype(np.float64) / scale
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of fewer distinct vectors than parts
-            fitted = [GaussianMixture(size, covariance_type=kind, random_state=seed).fit(given) for size in tried]
-    except ValueError as error:
-        raise InvalidInput(f"no mixture can be fitted to these vectors: {str(error).splitlines()[0]}") from None
-    best = min(fitted, key=lambda one: one.bic(given))
-    made = best.sample(n)[0] * scale
+    made = fit_mixture(vectors, [size for size in (1, 2, 4, 8, 16, 32) if size <= most], seed).sample(n)
     return np.asarray(np.random.default_rng(seed).permutation(made), np.float32)
 
 
