@@ -226,11 +226,19 @@ class CollectionWriter:
         positions = [parent.positions[line] for line in lines]
         if existing and not usable.all():
             nothing = [record_ids[positions[line]] for line in np.flatnonzero(~usable).tolist()]
-            self._kill_vectors(space, list(find_vectors(self._tx, space.space_id, nothing).values()))
+            self._kill_derived(space.name, derive.parents, nothing)
         kept = [position for position, right in zip(positions, usable, strict=True) if right]
         if given is None:
             return SpaceVectors(kept, made[usable]) if kept else None
         return SpaceVectors([*given.positions, *kept], np.concatenate([given.matrix, made[usable]]))
+
+    def _kill_derived(self, name: str, parents: Mapping[str, str], record_ids: list[int]) -> None:
+        """Kill the vectors of records in a derived space, and in those that are made of it."""
+        space = self._spaces[name]
+        self._kill_vectors(space, list(find_vectors(self._tx, space.space_id, record_ids).values()))
+        for child, parent in parents.items():
+            if parent == name:
+                self._kill_derived(child, parents, record_ids)
 
     def _write_records(self, batch: Batch, existing: dict[str, Existing]) -> tuple[list[int], list[int]]:
         """Insert the new records and overwrite the changed ones.
