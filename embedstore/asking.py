@@ -89,7 +89,7 @@ def is_item(query: Any) -> bool:
 def encode_item(encoder: Encoder, query: Any) -> FloatVector:
     """The vector of one thing by an encoder that may read texts, pictures or rows; InvalidInput where it cannot."""
     if isinstance(encoder, DerivedEncoder):
-        made: FloatVector = encoder.transform(encode_item(encoder.parent, query)[None, :])[0]
+        made: FloatVector = encoder.transform([part[None, :] for part in _encoded_parts(encoder, query)])[0]
         return made
     read = encoder.spec.modalities
     if isinstance(query, str) and Modality.TEXT in read:
@@ -106,6 +106,24 @@ def encode_item(encoder: Encoder, query: Any) -> FloatVector:
     is_row, is_text = isinstance(query, Mapping), isinstance(query, str)
     came = "a row" if is_row else "a text" if is_text else "a picture"
     raise InvalidInput(f"the encoder {encoder.spec.name!r} reads {wanted}; the query is {came}")
+
+
+def _encoded_parts(encoder: DerivedEncoder, query: Any) -> list[FloatVector]:
+    """The vector of a query in each of the spaces that one is made of; of several, a mapping may say what in which."""
+    names = encoder.spec.parents
+    if len(names) == 1 or not isinstance(query, Mapping) or not query.keys() <= set(names):
+        return [encode_item(parent, query) for parent in encoder.parents.values()]
+    lacking = [name for name in names if name not in query]
+    if lacking:
+        raise InvalidInput(f"the query says nothing of {' and '.join(lacking)}; it must of each of {', '.join(names)}")
+    parts: list[FloatVector] = []
+    for name in names:
+        part = query[name]
+        if isinstance(part, Vector):
+            part = part.array
+        is_numbers = not isinstance(part, str) and not is_item(part)
+        parts.append(check_vector(part, name=name) if is_numbers else encode_item(encoder.parent(name), part))
+    return parts
 
 
 def search(collection: Collection, asked: Asked) -> Hits:

@@ -470,7 +470,8 @@ class Collection:
         recipe: str = "flat",
         dim: int | None = None,
         reduce: str | None = None,
-        of: str | None = None,
+        of: str | Sequence[str] | None = None,
+        weights: Sequence[float] | None = None,
         label: str | None = None,
         where: Where | None = None,
         sample: int = 10_000,
@@ -487,22 +488,24 @@ class Collection:
         numbers, for Matryoshka encoders), 'pullback' (of an autoencoder's space: distances as its decoder sees them),
         'lda' (what tells the values of the field ``label`` apart), 'erase' (LEACE: no linear model tells them apart any
         more), or a map: 'umap', 'tsne', 'pacmap'. It is fitted to the records under ``where``, maps to at most
-        ``sample`` of them; all others, and those that come later, are placed by it.
+        ``sample`` of them; all others, and those that come later, are placed by it. 'product' puts the vectors of
+        several spaces side by side, ``of=['text', 'picture']``, with their ``weights``: records are near each other
+        there that are so in all of them together.
         """
         self._known = None  # else the next write would encode once for the spaces that there were
         chosen = None if metric is None else choose(Metric, metric, "metric")
         if reduce is None:
             from embedstore.making_spaces import add_space
 
-            if of is not None or label is not None or where is not None:
-                raise InvalidInput("of, label and where say of what a space is made; say how, too: reduce='pca'")
+            if any(one is not None for one in (of, weights, label, where)):
+                raise InvalidInput("of, weights, label and where say what a space is of; say how, too: reduce='pca'")
             add_space(self, name, encoder=encoder, metric=chosen, recipe=recipe, dim=dim)
         else:
             from embedstore.latent.reducing import Wanted, add_reduced_space
 
             if encoder != NO_ENCODER:
                 raise InvalidInput("a space is made by an encoder or of another space (reduce=), not by both")
-            wanted = Wanted(reduce, dim, of, label, where, sample, seed)
+            wanted = Wanted(reduce, dim, of, label, where, sample, seed, weights)
             add_reduced_space(self, name, wanted, metric=chosen, recipe=recipe)
         return self.space(name)
 
@@ -558,10 +561,11 @@ class Collection:
     ) -> Clustering:
         """Group the records of a space into clusters, numbered by size.
 
-        method: 'kmeans' (``k`` clusters, by FAISS), 'gmm' (a Gaussian mixture of ``k`` parts, or as many, up to 12, as
-        the BIC prefers), 'hdbscan' (dense regions of ``least`` records or more; the rest is in none). It is fitted to
-        at most ``sample`` records, all are assigned. store_as: a metadata field that takes the ``label`` of every
-        record, and of a mixture its ``share`` and the ``shares`` of all parts, to be filtered by.
+        method: 'kmeans' (``k`` clusters, by FAISS; by angle under cosine, else by distance), 'gmm' (a Gaussian mixture
+        of ``k`` parts, or as many, up to 12, as the BIC prefers), 'hdbscan' (dense regions of ``least`` records or
+        more; the rest is in none). It is fitted to at most ``sample`` records, all are assigned. store_as: a metadata
+        field that takes the ``label`` of every record, and of a mixture its ``share`` and the ``shares`` of all parts,
+        to be filtered by.
         """
         from embedstore.latent.clusters import cluster
 

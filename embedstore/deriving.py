@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from embedstore.encoders.spec import EncoderSpec
+from embedstore.encoders.spec import EncoderSpec, derived_location
 from embedstore.errors import DamagedRow, InvalidInput
 from embedstore.indexing.faiss_index import require_served
 from embedstore.model import Metric
@@ -20,9 +20,9 @@ from embedstore.storage.catalog import SpaceRow
 from embedstore.storage.database import Transaction
 from embedstore.storage.fitted import put_fitted
 from embedstore.storage.layout import id_range
-from embedstore.storage.writing import CollectionWriter
+from embedstore.storage.writing import CollectionWriter, stored_vectors
 from embedstore.storing import usable_lines
-from embedstore.transforms import Transform, derived_spaces, is_derived, parent_of, spec_of, stored, transform_of
+from embedstore.transforms import Transform, derived_spaces, is_derived, parents_of, spec_of, stored, transform_of
 
 if TYPE_CHECKING:
     from embedstore.collection import Collection
@@ -41,25 +41,27 @@ def refuse_where_derived(spaces: Mapping[str, SpaceRow], row: SpaceRow, what_to_
 
 def named_newly(spaces: Mapping[str, SpaceRow], row: SpaceRow, name: str) -> dict[str, str]:
     """By derived space of this one, its encoder once this one has another name."""
-    return {
-        one.name: replace(EncoderSpec.from_json(one.encoder), location=name).to_json()
-        for one in derived_spaces(spaces, row.name)
-    }
+    renamed: dict[str, str] = {}
+    for one in derived_spaces(spaces, row.name):
+        spec = EncoderSpec.from_json(one.encoder)
+        parents = [name if parent == row.name else parent for parent in spec.parents]
+        renamed[one.name] = replace(spec, location=derived_location(parents)).to_json()
+    return renamed
 
 
 def add_derived_space(
     collection: Collection, name: str, transform: Transform, about: Mapping[str, Any], *,
-    method: str, parent: SpaceRow, metric: Metric, recipe: str, placed: Mapping[int, np.ndarray],
+    method: str, parents: Sequence[SpaceRow], metric: Metric, recipe: str, placed: Mapping[int, np.ndarray],
 ) -> int:  # fmt: skip
-    """Add a space that is made of another one, with a vector for every record that has one there; how many.
+    """Add a space that is made of others, with a vector for every record that has one in each of them; how many.
 
-    ``placed``: by vector id in the parent, vectors that the transform need not make. InvalidInput where the parent is
-    not what it was when the transform was fitted.
+    ``placed``: by vector id in the first parent, vectors that the transform need not make. InvalidInput where a parent
+    is not what it was when the transform was fitted.
     """
     check_collection_name(name)
     require_served(recipe, metric)
     database = collection.store.database
-    spec = spec_of(transform, method, parent.name, parent.fingerprint)
+    spec = spec_of(transform, method, {parent.name: parent.fingerprint for parent in parents})
     with database.write() as transaction:
         transaction.alone()
         owner = catalog.require_collection(transaction, collection.name)
@@ -69,9 +71,10 @@ def add_derived_space(
                 f"the collection {collection.name!r} has a space {name!r} already; where an interruption left it filled"
                 " in part, fill_spaces() goes on"
             )
-        here = spaces.get(parent.name)
-        if here is None or (here.space_id, here.fingerprint) != (parent.space_id, parent.fingerprint):
-            raise InvalidInput(f"another writer changed the space {parent.name!r} meanwhile; try again")
+        for parent in parents:
+            here = spaces.get(parent.name)
+            if here is None or (here.space_id, here.fingerprint) != (parent.space_id, parent.fingerprint):
+                raise InvalidInput(f"another writer changed the space {parent.name!r} meanwhile; try again")
         made = catalog.create_space(
             transaction, owner.collection_id, name, dim=transform.dim, metric=metric.value, encoder=spec.to_json(),
             fingerprint=spec.fingerprint, recipe=recipe,
@@ -81,7 +84,7 @@ def add_derived_space(
 
 
 def fill_derived(collection: Collection, name: str, placed: Mapping[int, np.ndarray] = _NONE_PLACED) -> int:
-    """Give every record that has a vector in the parent of a derived space one there; how many lacked it.
+    """Give every record that has a vector in each parent of a derived space one there; how many lacked it.
 
     A page is read, transformed and written under the writer's lock, so that no other write comes between.
     """
@@ -92,10 +95,14 @@ def fill_derived(collection: Collection, name: str, placed: Mapping[int, np.ndar
             space = writer.spaces.get(name)
             if space is None or not is_derived(space):
                 return n
-            page = _lacking(transaction, parent_of(space, writer.spaces), space, after)
+            parents = parents_of(space, writer.spaces)
+            page = _lacking(transaction, parents[0], space, after)
             if not page:
                 return n
             after = page[-1].vector_id
+            page = _with_the_others(transaction, parents[1:], page)
+            if not page:
+                continue
             matrix = transform_of(transaction, space).apply(np.stack([one.vector for one in page]))
             for line, one in enumerate(page):
                 if one.vector_id in placed:
@@ -134,3 +141,16 @@ def _lacking(transaction: Transaction, parent: SpaceRow, space: SpaceRow, after:
     return [
         _Lacking(vector_id, record_id, key, np.frombuffer(vec, "<f4")) for vector_id, record_id, key, vec, _ in rows
     ]
+
+
+def _with_the_others(transaction: Transaction, others: Sequence[SpaceRow], page: list[_Lacking]) -> list[_Lacking]:
+    """Those of a page whose records have vectors in all other parents, too; the vectors side by side."""
+    keys = {one.record_id: one.key for one in page}
+    for parent in others:
+        beside = stored_vectors(transaction, parent.space_id, keys)
+        page = [
+            one._replace(vector=np.concatenate([one.vector, beside[one.record_id]]))
+            for one in page
+            if one.record_id in beside
+        ]
+    return page

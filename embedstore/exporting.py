@@ -18,7 +18,6 @@ import numpy as np
 import orjson
 
 from embedstore.encoders import EncoderSpec
-from embedstore.encoders.spec import DERIVED
 from embedstore.errors import EmbedstoreError, EncoderMismatch, InvalidInput, StorageFailed, StorageFull
 from embedstore.filters import Node
 from embedstore.filters.parse import Where
@@ -208,15 +207,15 @@ def _check_fitted(fields: dict[str, Any], before: Mapping[str, dict[str, Any]]) 
     """InvalidInput where a space's transform or directions are not as they were written, or its parent is not there."""
     kept = [fitted_from_json(one) for one in fields.get("fitted", [])]
     spec = EncoderSpec.from_json(fields["encoder"]) if fields["encoder"] else None
-    if spec is None or spec.family != DERIVED:
+    if spec is None or not spec.parents:
         return
-    parent = before.get(str(spec.location))
     transforms = [transform_from(one) for one in kept if not one.name]
-    if parent is None or len(transforms) != 1:
-        raise InvalidInput(f"how the space {fields['name']!r} is made of {spec.location!r} is not told")
-    found = spec_of(transforms[0], spec.name, str(spec.location), parent["fingerprint"])
+    if not {*spec.parents} <= before.keys() or len(transforms) != 1:
+        raise InvalidInput(f"how the space {fields['name']!r} is made of {' and '.join(spec.parents)} is not told")
+    found = spec_of(transforms[0], spec.name, {name: before[name]["fingerprint"] for name in spec.parents})
     dims = transforms[0].dim, transforms[0].dim_in
-    if found.fingerprint != fields["fingerprint"] or dims != (fields["dim"], parent["dim"]):
+    dim_in = sum(int(before[name]["dim"]) for name in spec.parents)
+    if found.fingerprint != fields["fingerprint"] or dims != (fields["dim"], dim_in):
         raise InvalidInput(f"how the space {fields['name']!r} is made is not what its fingerprint says")
 
 
@@ -281,6 +280,16 @@ def _prepare_spaces(collection: Collection, spaces: list[dict[str, Any]], defaul
                     f"the space {name!r} of {collection.name!r} was made by another encoder or for another metric than"
                     " that of the file; import into another collection"
                 )
+            else:
+                _keep_directions(transaction, held[name], fields)
+
+
+def _keep_directions(transaction: Transaction, space: SpaceRow, fields: Mapping[str, Any]) -> None:
+    """Give a space that is there already the directions of the file whose names it does not have."""
+    there = {one.name for one in all_fitted(transaction, space.space_id)}
+    for one in map(fitted_from_json, fields.get("fitted", [])):
+        if one.name and one.name not in there:
+            put_fitted(transaction, space.space_id, one)
 
 
 def _read_parquet(path: Path) -> tuple[dict[str, Any] | None, Iterator[dict[str, Any]]]:

@@ -15,7 +15,7 @@ from embedstore.model import FloatMatrix, Hits, Metric
 from embedstore.storage import catalog
 from embedstore.storage.catalog import SpaceRow
 from embedstore.storage.fitted import fitted_of
-from embedstore.transforms import is_derived, parent_of
+from embedstore.transforms import is_derived, parents_of
 from embedstore.vector import Vector
 
 if TYPE_CHECKING:
@@ -157,9 +157,9 @@ class Space:
 
     @property
     def root(self) -> Space:
-        """The space that this one is made of in the end; itself where it is made of none."""
+        """The space that this one is made of in the end; itself where it is made of none, or of several."""
         made_of = self.made_of().get("made_of")
-        return self if made_of is None else self._collection.space(made_of).root
+        return self if not isinstance(made_of, str) else self._collection.space(made_of).root
 
     @property
     def encoder_name(self) -> str:
@@ -301,13 +301,15 @@ class Space:
         }  # fmt: skip
 
     def made_of(self) -> dict[str, Any]:
-        """Of which space this one is made, by what method, and what it keeps of it; empty where it is of none."""
+        """Of which space or spaces this one is made, by what method, and what it keeps; empty where of none."""
         if not is_derived(self._row):
             return {}
         with self.store.reading() as transaction:
             kept = fitted_of(transaction, self.space_id, "")
-            parent = parent_of(self._row, catalog.known_spaces(transaction, self._row.collection_id))
-        return {"made_of": parent.name, **({} if kept is None else kept.description.get("about", {}))}
+            parents = parents_of(self._row, catalog.known_spaces(transaction, self._row.collection_id))
+        names = [parent.name for parent in parents]
+        about = {} if kept is None else kept.description.get("about", {})
+        return {"made_of": names[0] if len(names) == 1 else names, **about}
 
     def tuning(self) -> dict[str, Any]:
         """The recall that was measured last, of which recipe and settings, when, and why to measure it again."""

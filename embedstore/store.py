@@ -34,7 +34,7 @@ from embedstore.storage.sqlite import SQLiteDatabase
 from embedstore.version import __version__
 
 if TYPE_CHECKING:
-    from embedstore.encoders import Encoder
+    from embedstore.encoders import Encoder, EncoderSpec
     from embedstore.maintenance.reports import BackupReport, CompactReport, RepairReport, RestoreReport
     from embedstore.storage.catalog import CollectionRow, SpaceRow
 
@@ -278,7 +278,7 @@ class Store:
         """The encoder that made a space; EncoderMismatch where what is found makes other vectors."""
         from embedstore.encoders import EncoderSpec, load_encoder
         from embedstore.encoders.spec import DERIVED
-        from embedstore.transforms import DerivedEncoder, checked_transform, parent_of
+        from embedstore.transforms import DerivedEncoder, checked_transform, parents_of
 
         if not space.encoder:
             raise InvalidInput(
@@ -286,8 +286,8 @@ class Store:
                 " or by keywords (mode='text')"
             )
         with self._guard:
-            held = self._encoders.get(space.fingerprint)
             pinned = EncoderSpec.from_json(space.encoder)
+            held = self._encoders.get(_known_by(pinned))
             if held is None and pinned.family != DERIVED:
                 held = load_encoder(
                     pinned.name, pinned=pinned, allow_network=self._allow_network, device=self.device
@@ -301,11 +301,13 @@ class Store:
             current = next((one for one in spaces.values() if one.space_id == space.space_id), None)
             if current is None:
                 raise SpaceNotFound(f"the space {space.name!r} was deleted meanwhile")
-            parent = parent_of(current, spaces)  # by its name of now, which is another where it was renamed
-            transform = checked_transform(transaction, current, parent)
-        derived = DerivedEncoder(pinned, transform, self.encoder_of(parent) if parent.encoder else None)
+            parents = parents_of(current, spaces)  # by their names of now, which are others where they were renamed
+            transform = checked_transform(transaction, current, parents)
+            spec = EncoderSpec.from_json(current.encoder)
+        encoders = [self.encoder_of(parent) if parent.encoder else None for parent in parents]
+        derived = DerivedEncoder(spec, transform, encoders)
         with self._guard:
-            return self._encoders.setdefault(space.fingerprint, derived)
+            return self._encoders.setdefault(_known_by(spec), derived)
 
     def load_encoder(self, name: str) -> Encoder | None:
         """A new encoder by name; None for 'none'."""
@@ -402,3 +404,8 @@ def open_store(
 
 def _can_write(folder: Path) -> bool:
     return not folder.exists() or os.access(folder, os.W_OK)
+
+
+def _known_by(spec: EncoderSpec) -> str:
+    """By what an encoder is kept: one that is made of other spaces knows their names, too."""
+    return "\n".join((spec.fingerprint, *spec.parents))

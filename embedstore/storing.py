@@ -28,7 +28,7 @@ from embedstore.storage.writing import (
     find_existing,
     find_vectors,
 )
-from embedstore.transforms import derived_spaces, is_derived, parent_of, transform_of
+from embedstore.transforms import derived_spaces, is_derived, parents_of, transform_of
 
 if TYPE_CHECKING:
     from embedstore.encoders import Encoder
@@ -371,7 +371,7 @@ def _vectors_by_space(batch: Batch, spaces: Mapping[str, SpaceRow], encoded: Enc
 
 def deriver(transaction: Transaction, spaces: Mapping[str, SpaceRow]) -> Derive | None:
     """What makes the vectors of derived spaces while a batch is written; None where there are no such spaces."""
-    parents = {space.name: parent_of(space, spaces).name for space in derived_spaces(spaces)}
+    parents = {space.name: [one.name for one in parents_of(space, spaces)] for space in derived_spaces(spaces)}
     if not parents:
         return None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,7 @@ TINY_AUTOENCODER = "taesd"
 DIFFUSERS = "diffusers"
 CLIP = "sentence-transformers-clip"
 DERIVED = "derived"
-"""Of a space that is made of another one's vectors, whose name is the location."""
+"""Of a space that is made of the vectors of others, whose names are the lines of the location."""
 
 _TEXT = frozenset({Modality.TEXT})
 _READ = {
@@ -49,7 +50,8 @@ class EncoderSpec:
     pool: mean, first, last, max, or the model's own word. normalize: whether vectors have length 1.
     weights, tokenizer, pipeline: SHA-256 in hex of the weights, of tokenizer.json and of the settings that
         matter; empty where there is none.
-    location: the folder last used. Like the name it is not part of the fingerprint.
+    location: the folder last used; of a derived space the names of its parents, a line each. Like the name it is not
+        part of the fingerprint.
     """
 
     name: str
@@ -68,6 +70,11 @@ class EncoderSpec:
     def modalities(self) -> frozenset[Modality]:
         """What the encoder reads: texts, pictures, rows; texts where another package made it."""
         return _READ.get(self.family, _TEXT)
+
+    @property
+    def parents(self) -> tuple[str, ...]:
+        """The names of the spaces whose vectors it is made of; empty for all that encode things."""
+        return tuple((self.location or "").split("\n")) if self.family == DERIVED else ()
 
     @property
     def metric(self) -> Metric:
@@ -94,7 +101,8 @@ class EncoderSpec:
             parts.append(f"layer {self.layer}")
         if self.weights:
             parts.append(f"weights {self.weights[:8]}…")
-        return f"{self.name}{f' of {self.location}' if self.family == DERIVED else ''} ({', '.join(parts)})"
+        made_of = f" of {' and '.join(self.parents)}" if self.parents else ""
+        return f"{self.name}{made_of} ({', '.join(parts)})"
 
     def to_json(self) -> str:
         """The spec as a JSON object that ``from_json`` reads."""
@@ -120,6 +128,11 @@ class EncoderSpec:
             )
         _check_fields(fields)
         return cls(**fields)
+
+
+def derived_location(parents: Iterable[str]) -> str:
+    """The location of a spec that is made of spaces of these names, which hold no line breaks."""
+    return "\n".join(parents)
 
 
 def _check_fields(fields: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from embedstore.deriving import add_derived_space
 from embedstore.encoders.autoencoder import Autoencoder
 from embedstore.errors import InvalidInput
 from embedstore.filters.parse import Where
-from embedstore.latent import maps, moments
+from embedstore.latent import maps, moments, products
 from embedstore.latent.points import Points, look_at
 from embedstore.latent.pullback import pullback
 from embedstore.latent.quality import fidelity
@@ -38,12 +38,20 @@ class Wanted:
 
     method: str
     dim: int | None
-    of: str | None
+    of: str | Sequence[str] | None
     label: str | None
     where: Where | None
     sample: int
     seed: int
+    weights: Sequence[float] | None = None
     encoder: Any = None
+
+    @property
+    def parent(self) -> str | None:
+        """The one space that it is made of; None for the default one."""
+        if self.of is None or isinstance(self.of, str):
+            return self.of
+        raise InvalidInput(f"{self.method!r} makes a space of one other; of is {self.of!r}: a product is of several")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,30 +68,47 @@ def add_reduced_space(
 ) -> int:
     """Fit, add the space with every record that has a vector in its parent, and note what it keeps; how many."""
     _check(wanted)
+    if wanted.method == products.METHOD:
+        return products.add_product_space(
+            collection, name, wanted.of or (), wanted.weights, where=wanted.where, metric=metric, recipe=recipe,
+            seed=wanted.seed,
+        )  # fmt: skip
     if wanted.method == "pullback":
-        wanted = replace(wanted, encoder=collection.encoder(wanted.of))
+        wanted = replace(wanted, encoder=collection.encoder(wanted.parent))
     fit = METHODS[wanted.method]
 
-    def fitted(points: Points) -> tuple[SpaceRow, Metric, Made]:
-        made = fit(points, wanted)
+    def fitted(points: Points) -> tuple[SpaceRow, Metric, Callable[[], Made]]:
+        begun = fit(points, wanted)
         kind = metric or _METRICS.get(wanted.method, points.metric)
-        kept = _fidelity(points, made, kind, wanted.seed)
+        judge = _judge(points, kind, wanted.seed)
         about = {
-            "method": wanted.method, "fitted_at": now(), "n_fitted": points.n, "seed": wanted.seed,
-            "label": wanted.label, "parent_dim": points.dim, **made.about, **kept,
+            "method": wanted.method, "n_fitted": points.n, "seed": wanted.seed, "label": wanted.label,
+            "parent_dim": points.dim,
         }  # fmt: skip
-        return points.space, kind, Made(made.transform, about, made.placed)
 
-    parent, kind, made = look_at(collection, wanted.of, wanted.where, fitted)
+        def finished() -> Made:
+            made = begun if isinstance(begun, Made) else begun()
+            told = {**about, "fitted_at": now(), **made.about, **judge(made)}
+            return Made(made.transform, told, made.placed)
+
+        return points.space, kind, finished
+
+    parent, kind, finish = look_at(collection, wanted.parent, wanted.where, fitted)
+    made = finish()  # outside of the snapshot, which keeps the database from tidying its log
     return add_derived_space(
-        collection, name, made.transform, made.about, method=wanted.method, parent=parent, metric=kind,
+        collection, name, made.transform, made.about, method=wanted.method, parents=[parent], metric=kind,
         recipe=recipe, placed=made.placed,
     )  # fmt: skip
 
 
 def _check(wanted: Wanted) -> None:
-    if wanted.method not in METHODS:
-        raise InvalidInput(f"a space cannot be reduced by {wanted.method!r}; the methods are {', '.join(METHODS)}")
+    if wanted.method not in METHODS and wanted.method != products.METHOD:
+        known = ", ".join([*METHODS, products.METHOD])
+        raise InvalidInput(f"a space cannot be reduced by {wanted.method!r}; the methods are {known}")
+    if wanted.weights is not None and wanted.method != products.METHOD:
+        raise InvalidInput(f"{wanted.method!r} takes no weights; a product of spaces does")
+    if wanted.dim is not None and wanted.method == products.METHOD:
+        raise InvalidInput("a product of spaces has the numbers of all of them; leave dim out")
     if wanted.dim is not None:
         check_whole("dim", wanted.dim, 1)
     check_whole("sample", wanted.sample, 10)
@@ -186,33 +211,43 @@ def _fit_erasure(points: Points, wanted: Wanted) -> Made:
     return Made(found, {"n_labelled": whole.n, "classes": len(classes)})
 
 
-def _fit_map(points: Points, wanted: Wanted) -> Made:
+def _fit_map(points: Points, wanted: Wanted) -> Callable[[], Made]:
     dim = _dim(points, wanted, 2)
     record_ids, vectors = points.sample(wanted.sample, wanted.seed)
     whole = moments.moments_of(iter([(record_ids, vectors)]))
     n_components = min(maps.MOST_COMPONENTS, points.dim, len(vectors) - 1)
     reducer, _ = moments.pca(whole, n_components, normalize=points.at_length_one)
-    landmarks = maps.draw(wanted.method, reducer, vectors, dim, wanted.seed)
-    placed = dict(zip(points.vector_ids(record_ids), landmarks.places, strict=True))
-    return Made(landmarks, {"n_fitted": len(vectors), "sampled": len(vectors) < points.n}, placed)
+    vector_ids, sampled = points.vector_ids(record_ids), len(vectors) < points.n
+
+    def drawn() -> Made:
+        landmarks = maps.draw(wanted.method, reducer, vectors, dim, wanted.seed)
+        placed = dict(zip(vector_ids, landmarks.places, strict=True))
+        return Made(landmarks, {"n_fitted": len(vectors), "sampled": sampled}, placed)
+
+    return drawn
 
 
-METHODS: Mapping[str, Callable[[Points, Wanted], Made]] = {
+METHODS: Mapping[str, Callable[[Points, Wanted], Made | Callable[[], Made]]] = {
     "pca": _fit_pca, "whiten": _fit_whitening, "all-but-the-top": _fit_all_but_the_top, "random": _fit_random,
     "truncate": _fit_truncation, "pullback": _fit_pullback, "lda": _fit_discriminants, "erase": _fit_erasure,
     **dict.fromkeys(maps.METHODS, _fit_map),
 }  # fmt: skip
-"""By name, what fits a method."""
+"""By name, what fits a method, or takes what it needs and gives what fits it in its own time."""
 
 
-def _fidelity(points: Points, made: Made, metric: Metric, seed: int) -> dict[str, Any]:
-    """What the new space keeps of its parent's neighbourhoods, by a sample; nothing where there are too few records."""
+def _judge(points: Points, metric: Metric, seed: int) -> Callable[[Made], dict[str, Any]]:
+    """Says what a new space keeps of its parent's neighbourhoods, by a sample; nothing where records are too few."""
     record_ids, before = points.sample(_COMPARED, seed)
-    if len(before) < 2 * _NEIGHBOURS + 2:
-        return {}
-    after = made.transform.apply(before)
-    for line, vector_id in enumerate(points.vector_ids(record_ids) if made.placed else ()):
-        if vector_id in made.placed:
-            after[line] = made.placed[vector_id]
-    kept = fidelity(before, after, _NEIGHBOURS, metric=points.metric, metric_after=metric)
-    return {"fidelity": kept.to_dict()}
+    vector_ids, metric_before = points.vector_ids(record_ids), points.metric
+
+    def judged(made: Made) -> dict[str, Any]:
+        if len(before) < 2 * _NEIGHBOURS + 2:
+            return {}
+        after = made.transform.apply(before)
+        for line, vector_id in enumerate(vector_ids if made.placed else ()):
+            if vector_id in made.placed:
+                after[line] = made.placed[vector_id]
+        kept = fidelity(before, after, _NEIGHBOURS, metric=metric_before, metric_after=metric)
+        return {"fidelity": kept.to_dict()}
+
+    return judged

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import orjson
 
-from embedstore.encoders.spec import DERIVED, EncoderSpec
+from embedstore.encoders.spec import EncoderSpec
 from embedstore.errors import InvalidInput
 from embedstore.indexing.recipes import DEFAULT_RECIPE, find_recipe
 from embedstore.model import Metric
@@ -68,11 +68,11 @@ def _check_derived(found: sqlite3.Connection, spaces: dict[int, SalvagedSpace], 
     """Make spaces of their own of those whose parent, or whose transform, is lost."""
     for space_id, space in spaces.items():
         spec = EncoderSpec.from_json(space.encoder) if space.encoder else None
-        if spec is None or spec.family != DERIVED:
+        if spec is None or not spec.parents:
             continue
         kept = found.execute("SELECT 1 FROM fitted WHERE space = ? AND name = ''", (space_id,)).fetchone()
-        if kept is None or spec.location not in [one.name for one in spaces.values()]:
-            complain(space.name, "how it was made of another space is lost; its vectors are kept as they are")
+        if kept is None or not {*spec.parents} <= {one.name for one in spaces.values()}:
+            complain(space.name, "how it was made of other spaces is lost; its vectors are kept as they are")
             spaces[space_id] = replace(space, encoder="", fingerprint="")
 
 

@@ -28,7 +28,7 @@ from embedstore.storage.fitted import all_fitted
 from embedstore.storage.layout import ID_SHIFT, id_range
 from embedstore.storage.sqlite import SQLiteDatabase
 from embedstore.storage.writing import shift_digest
-from embedstore.transforms import checked_transform, is_derived, parent_of
+from embedstore.transforms import checked_transform, is_derived, parents_of
 
 _CHUNK = 2000
 MAX_PROBLEMS = 1000
@@ -204,7 +204,7 @@ def _check_spaces(transaction: Transaction, collection: CollectionRow, report: V
         with _read(report, "space", name):
             all_fitted(transaction, space.space_id)
             if is_derived(space):
-                checked_transform(transaction, space, parent_of(space, spaces))
+                checked_transform(transaction, space, parents_of(space, spaces))
         with _read(report, "space", name):
             _check_vectors(transaction, collection, space, report)
 

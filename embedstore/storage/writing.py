@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from embedstore.checks import shown
-from embedstore.errors import CollectionNotFound, DuplicateKey
+from embedstore.errors import CollectionNotFound, DamagedRow, DuplicateKey, SpaceNotFound
 from embedstore.failpoints import reach
 from embedstore.metadata import FieldKinds
 from embedstore.model import FloatMatrix, Modality, WriteReport
-from embedstore.records import Batch, vector_hash
+from embedstore.records import Batch, vector_hash, vector_is_whole
 from embedstore.storage import catalog
 from embedstore.storage.catalog import CollectionRow, SpaceRow
 from embedstore.storage.database import FEW_ROWS, KeyTaken, RecordRows, Row, Transaction, VectorRows
@@ -46,13 +46,13 @@ class SpaceVectors(NamedTuple):
 
 
 class Derive(NamedTuple):
-    """How the vectors of derived spaces are made: the name of the parent of each, and what makes them.
+    """How the vectors of derived spaces are made: the names of the parents of each, and what makes them.
 
-    ``make`` gives, of a derived space and vectors (n, d) of its parent, vectors (n, dim) and which of them can be
-    compared there, bool (n,).
+    ``make`` gives, of a derived space and vectors (n, d) of its parent, or of several side by side, vectors (n, dim)
+    and which of them can be compared there, bool (n,).
     """
 
-    parents: Mapping[str, str]
+    parents: Mapping[str, Sequence[str]]
     make: Callable[[SpaceRow, FloatMatrix], tuple[FloatMatrix, np.ndarray]]
 
 
@@ -110,6 +110,26 @@ def find_vectors(
         )
         for record_id, vector_id, row_hash in rows:
             found[record_id] = (vector_id, bytes(row_hash))
+    return found
+
+
+def stored_vectors(transaction: Transaction, space_id: int, keys: Mapping[int, str]) -> dict[int, np.ndarray]:
+    """By record id, the vectors float32 (dim,) that a space has of records, which are given with their keys."""
+    found: dict[int, np.ndarray] = {}
+    members = transaction.dialect.members("records", "integer")
+    record_ids = list(keys)
+    for start in range(0, len(record_ids), _CHUNK):
+        rows = transaction.all(
+            f"SELECT record_id, vec, row_hash FROM vectors WHERE space_id = :space AND record_id IN {members}",
+            {
+                "space": space_id,
+                "records": transaction.dialect.list_parameter(record_ids[start : start + _CHUNK]),
+            },
+        )
+        for record_id, vec, hashed in rows:
+            if not vector_is_whole(vec, hashed, keys[record_id]):
+                raise DamagedRow(f"the vector of {shown(keys[record_id])} in space {space_id} is not what was written")
+            found[record_id] = np.frombuffer(vec, "<f4")
     return found
 
 
@@ -187,7 +207,9 @@ class CollectionWriter:
         for name, space in list(self._spaces.items()):  # a derived one stands behind its parent
             given = vectors.get(name)
             if derive is not None:
-                if (parent := written.get(derive.parents.get(name, ""))) is not None:
+                of = derive.parents.get(name, ())
+                if any(one in written for one in of):
+                    parent = written[of[0]] if len(of) == 1 else self._side_by_side(batch, of, written, record_ids)
                     given = self._derived(space, parent, given, derive, existing, record_ids)
                     hashes[name] = [] if given is None else _vector_hashes(batch.keys, given)
                 if given is not None:
@@ -207,6 +229,27 @@ class CollectionWriter:
             report.updated = len(updated)
             report.unchanged = len(existing) - len(updated)
         return report
+
+    def _side_by_side(
+        self, batch: Batch, parents: Sequence[str], written: Mapping[str, SpaceVectors], record_ids: list[int]
+    ) -> SpaceVectors:
+        """The vectors that several spaces have of records with a new one in any of them; those with one in each."""
+        changed = sorted({position for name in parents if name in written for position in written[name].positions})
+        parts: list[dict[int, np.ndarray]] = []
+        for name in parents:
+            new = written.get(name)
+            part = {} if new is None else dict(zip(new.positions, new.matrix, strict=True))
+            others = {record_ids[position]: position for position in changed if position not in part}
+            keys = {record_id: batch.keys[position] for record_id, position in others.items()}
+            for record_id, vector in stored_vectors(self._tx, self._spaces[name].space_id, keys).items():
+                part[others[record_id]] = vector
+            parts.append(part)
+        whole = [position for position in changed if all(position in part for part in parts)]
+        dim = sum(self._spaces[name].dim or 0 for name in parents)
+        matrix = np.empty((len(whole), dim), np.float32)
+        for line, position in enumerate(whole):
+            matrix[line] = np.concatenate([part[position] for part in parts])
+        return SpaceVectors(whole, matrix)
 
     def _derived(
         self,
@@ -232,12 +275,12 @@ class CollectionWriter:
             return SpaceVectors(kept, made[usable]) if kept else None
         return SpaceVectors([*given.positions, *kept], np.concatenate([given.matrix, made[usable]]))
 
-    def _kill_derived(self, name: str, parents: Mapping[str, str], record_ids: list[int]) -> None:
+    def _kill_derived(self, name: str, parents: Mapping[str, Sequence[str]], record_ids: list[int]) -> None:
         """Kill the vectors of records in a derived space, and in those that are made of it."""
         space = self._spaces[name]
         self._kill_vectors(space, list(find_vectors(self._tx, space.space_id, record_ids).values()))
-        for child, parent in parents.items():
-            if parent == name:
+        for child, made_of in parents.items():
+            if name in made_of:
                 self._kill_derived(child, parents, record_ids)
 
     def _write_records(self, batch: Batch, existing: dict[str, Existing]) -> tuple[list[int], list[int]]:
@@ -453,12 +496,16 @@ class CollectionWriter:
 
     def keep_fitted(self, space_name: str, fitted: Fitted) -> None:
         """Keep with a space what was fitted in it."""
-        put_fitted(self._tx, self._spaces[space_name].space_id, fitted)
+        space = self._spaces.get(space_name)
+        if space is None:
+            raise SpaceNotFound(f"the space {space_name!r} was deleted meanwhile")
+        put_fitted(self._tx, space.space_id, fitted)
         self._touched = True
 
     def forget_fitted(self, space_name: str, name: str) -> bool:
         """Forget what a space keeps under a name; whether there was something."""
-        found = bool(drop_fitted(self._tx, self._spaces[space_name].space_id, name))
+        space = self._spaces.get(space_name)
+        found = space is not None and bool(drop_fitted(self._tx, space.space_id, name))
         self._touched = self._touched or found
         return found
 

@@ -1,4 +1,4 @@
-"""How the vectors of one space are made of those of another: fitted once, kept in the store, applied to what comes."""
+"""How the vectors of one space are made of those of others: fitted once, kept in the store, applied to what comes."""
 
 from embedstore.transforms.affine import Affine
 from embedstore.transforms.derived import (
@@ -6,13 +6,14 @@ from embedstore.transforms.derived import (
     checked_transform,
     derived_spaces,
     is_derived,
-    parent_of,
+    parents_of,
     transform_of,
 )
 from embedstore.transforms.landmarks import Landmarks
+from embedstore.transforms.product import Product
 from embedstore.transforms.stored import Transform, spec_of, stored, transform_from
 
 __all__ = [
-    "Affine", "DerivedEncoder", "Landmarks", "Transform", "checked_transform", "derived_spaces", "is_derived",
-    "parent_of", "spec_of", "stored", "transform_from", "transform_of",
+    "Affine", "DerivedEncoder", "Landmarks", "Product", "Transform", "checked_transform", "derived_spaces",
+    "is_derived", "parents_of", "spec_of", "stored", "transform_from", "transform_of",
 ]  # fmt: skip

@@ -9,15 +9,15 @@ from typing import Any, Protocol
 import numpy as np
 import orjson
 
-from embedstore.encoders.spec import DERIVED, EncoderSpec
+from embedstore.encoders.spec import DERIVED, EncoderSpec, derived_location
 from embedstore.errors import DamagedRow
 from embedstore.model import FloatMatrix
 from embedstore.storage.fitted import TRANSFORM, Fitted
-from embedstore.transforms import affine, landmarks
+from embedstore.transforms import affine, landmarks, product
 
 
 class Transform(Protocol):
-    """Makes the vectors of one space of those of another."""
+    """Makes the vectors of one space of those of another, or of several side by side."""
 
     @property
     def dim_in(self) -> int:
@@ -59,15 +59,19 @@ def transform_from(row: Fitted) -> Transform:
             return landmarks.Landmarks.made_from(settings, row.arrays)
         if settings["kind"] == affine.KIND:
             return affine.Affine.made_from(settings, row.arrays)
+        if settings["kind"] == product.KIND:
+            return product.Product.made_from(settings, row.arrays)
         raise KeyError(settings["kind"])
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise DamagedRow(f"how a space is made of another one cannot be read: {error}") from None
 
 
-def spec_of(transform: Transform, method: str, parent_name: str, parent_fingerprint: str) -> EncoderSpec:
-    """The spec of a space that a transform makes of another one."""
-    hashed = hashlib.sha256(orjson.dumps([parent_fingerprint, transform.settings()], option=orjson.OPT_SORT_KEYS))
+def spec_of(transform: Transform, method: str, parents: Mapping[str, str]) -> EncoderSpec:
+    """The spec of a space that a transform makes of others, which are given with their fingerprints."""
+    fingerprints = list(parents.values())
+    made_of = fingerprints[0] if len(fingerprints) == 1 else fingerprints
+    hashed = hashlib.sha256(orjson.dumps([made_of, transform.settings()], option=orjson.OPT_SORT_KEYS))
     for name, array in sorted(transform.arrays().items()):
         hashed.update(f"\0{name}\0{array.dtype.str}\0{array.shape}\0".encode())
         hashed.update(np.ascontiguousarray(array).data)
-    return EncoderSpec(method, DERIVED, transform.dim, pipeline=hashed.hexdigest(), location=parent_name)
+    return EncoderSpec(method, DERIVED, transform.dim, pipeline=hashed.hexdigest(), location=derived_location(parents))

@@ -137,6 +137,12 @@ def test_directions_go_with_their_space_through_export_and_backup(store, tmp_pat
     other = store.collection("other")
     other.import_(str(tmp_path / "out.jsonl"))
     np.testing.assert_array_equal(other.space().direction("smile").array, held.array)
+    there = store.collection("there")  # a collection that exists keeps its own, and takes what it lacks
+    there.import_(str(tmp_path / "out.jsonl"))
+    there.space().forget_direction("smile")
+    there.import_(str(tmp_path / "out.jsonl"))
+    np.testing.assert_array_equal(there.space().direction("smile").array, held.array)
+    there.drop()
     store.backup(tmp_path / "b")
     embedstore.restore(tmp_path / "b", tmp_path / "restored")
     with embedstore.open(tmp_path / "restored") as again:

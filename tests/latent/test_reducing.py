@@ -136,7 +136,7 @@ def test_distances_are_taken_over_as_a_decoder_sees_them(store, square_model):
         moved = point.array.copy()
         moved[dimension] += 0.05
         pixels = np.linalg.norm(decode(moved[None]) - decode(point.array[None]))
-        told.append((pixels, np.linalg.norm(seen.transform(moved[None]) - seen.transform(point.array[None]))))
+        told.append((pixels, np.linalg.norm(seen.transform([moved[None]]) - seen.transform([point.array[None]]))))
     assert np.corrcoef(np.log(np.array(told).T))[0, 1] > 0.5
     given_back = np.asarray(space["5"].decode(), np.int16) - np.asarray(point.decode(), np.int16)
     assert np.abs(given_back).max() <= 2
@@ -549,7 +549,7 @@ def test_a_damaged_transform_is_found_and_its_vectors_are_salvaged(store, tmp_pa
     with embedstore.open(store.path) as again, pytest.raises(embedstore.StoreDamaged):
         again.collection("points").add([{"key": "late", "vector": points(201)[0][200]}])
     report = repair(store.path, tmp_path / "mended")
-    assert any("how it was made of another space is lost" in one.what for one in report.lost)
+    assert any("how it was made of other spaces is lost" in one.what for one in report.lost)
     with embedstore.open(tmp_path / "mended") as mended:
         np.testing.assert_array_equal(mended.collection("points").vectors(keys(), space="small"), held)
         assert mended.verify().problems == []

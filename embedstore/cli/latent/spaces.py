@@ -13,10 +13,13 @@ from embedstore.cli.state import State, pass_state
 @latent_command.command("reduce")
 @click.argument("collection")
 @click.option("--method", default="pca", show_default=True, metavar="NAME",
-              help="pca, whiten, all-but-the-top, random, truncate, pullback, lda, erase, umap, tsne, pacmap.")
+              help="pca, whiten, all-but-the-top, random, truncate, pullback, lda, erase, umap, tsne, pacmap, product.")
 @click.option("--dim", type=int, metavar="N", help="Numbers of a vector of the new space.")
 @click.option("--name", metavar="NAME", help="Of the new space; else that of the method.")
 @click.option("--label", metavar="FIELD", help="What lda tells apart, and erase makes untellable.")
+@click.option("--with", "others", multiple=True, metavar="NAME", help="Of a product, the spaces beside --space.")
+@click.option("--weight", "weights", type=float, multiple=True, metavar="X",
+              help="Of a product, what each space counts, in their order.")
 @click.option("--sample", type=int, default=10_000, show_default=True, metavar="N",
               help="To how many records a map is fitted.")
 @seed_option
@@ -29,15 +32,18 @@ def reduce_command(state: State, /, collection: str, method: str, name: str | No
     \b
     embedstore latent reduce papers --method pca --dim 64
     embedstore latent reduce papers --method erase --label language
+    embedstore latent reduce papers --method product --space title --with picture --weight 2 --weight 1
     """
     from embedstore.cli.output import print_mapping
 
-    options["of"] = options.pop("space")
+    first, others, weights = options.pop("space"), options.pop("others"), options.pop("weights")
     with state.collection(collection) as found:
-        space = found.add_space(name or method, reduce=method, **options)
+        options["of"] = [first or found.space().name, *others] if others else first
+        space = found.add_space(name or method, reduce=method, weights=weights or None, **options)
         told = space.describe()
     told.pop("shares", None)
-    kept = ("name", "dim", "metric", "n_vectors", "made_of", "method", "n_fitted", "explained_variance", "fidelity")
+    kept = ("name", "dim", "metric", "n_vectors", "made_of", "method", "n_fitted", "explained_variance", "parts",
+            "fidelity")  # fmt: skip
     print_mapping({name: told[name] for name in kept if name in told}, state.format_)
 
 
