@@ -29,7 +29,9 @@ _NEIGHBOURS = 10
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What is known of one of the spaces: its row, mean squared distance, and vectors of some records (n, dim)."""
+    """What is known of one of the spaces: its row, mean squared distance (1 where it is not asked), and vectors of
+    some records (n, dim).
+    """
 
     space: SpaceRow
     spread: float
@@ -53,8 +55,8 @@ def add_product_space(
     """
     shares = _checked(of, weights)
     check_seed(seed)
-    parts, n = _looked_at(collection, of, where, seed)
-    all_cosine = all(part.metric is Metric.COSINE for part in parts)
+    all_cosine = all(collection.space(one).metric is Metric.COSINE for one in of)
+    parts, n = _looked_at(collection, of, where, seed, in_units=not all_cosine)
     usual = Metric.COSINE if all_cosine else Metric.EUCLIDEAN
     scales = np.sqrt(shares if all_cosine else shares / np.array([part.spread for part in parts]))
     product = Product(
@@ -90,13 +92,13 @@ def _checked(of: Sequence[str], weights: Sequence[float] | None) -> np.ndarray:
 
 
 def _looked_at(
-    collection: Collection, of: Sequence[str], where: Where | None, seed: int
+    collection: Collection, of: Sequence[str], where: Where | None, seed: int, *, in_units: bool
 ) -> tuple[list[Part], int]:
     """The spaces, with vectors of the same records in each; and how many records the first has."""
     record_ids: IntVector | None = None
 
     def look(points: Points) -> tuple[Part, IntVector, int]:
-        spread = 2.0 * float(np.trace(moments_of(points.blocks()).covariance))
+        spread = 2.0 * float(np.trace(moments_of(points.blocks()).covariance)) if in_units else 1.0
         if record_ids is None:
             drawn, vectors = points.sample(_COMPARED, seed)
         else:
@@ -108,7 +110,7 @@ def _looked_at(
     for one in of:
         part, record_ids, n_here = look_at(collection, one, where, look)
         n = n or n_here
-        if part.metric is not Metric.COSINE and not part.spread > 0:
+        if not part.spread > 0:
             raise InvalidInput(f"all vectors of {part.space.name!r} are the same, so they tell nothing apart")
         parts.append(part)
     whole = np.logical_and.reduce([np.isfinite(part.vectors[:, 0]) for part in parts])

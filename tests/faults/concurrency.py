@@ -259,11 +259,12 @@ def spawn(role: str, folder: Path, cache: Path, url: str | None, seconds: float,
 
 
 def prepare(cache: Path, url: str | None) -> None:
-    """Make the collection, with one record, so that every field is known, and with a space made of its vectors."""
+    """Make the collection, with one record, so that every field is known, and with spaces made of its vectors."""
     with embedstore.open(cache, database=url) as store:
         collection = store.collection("c", encoder="none")
         collection.add([{**records_of("seed", 0)[0], "batch": "seed"}])
         collection.add_space("half", reduce="random", dim=DIM // 2)
+        collection.add_space("both", reduce="product", of=["half", "vector"])
 
 
 def run_parts(
@@ -324,16 +325,24 @@ def final_faults(journals: Path, caches: Sequence[Path], url: str | None) -> lis
 
 
 def derived_faults(store: embedstore.Store) -> list[str]:
-    """Where the space that is made of another one does not hold what becomes of that one's vectors."""
+    """Where the spaces that are made of others do not hold what becomes of those ones' vectors."""
     collection = store.collection("c")
     keys = [record.key for record in collection.records()]
-    parents, found = collection.vectors(keys), collection.vectors(keys, space="half")
+    parents, half, both = (collection.vectors(keys, space=name) for name in (None, "half", "both"))
     with store.reading() as transaction:
         row = catalog.require_collection(transaction, "c")
         kept = fitted_of(transaction, catalog.spaces_of(transaction, row.collection_id)["half"].space_id, "")
-    unit = parents / np.linalg.norm(parents, axis=1, keepdims=True)
-    wrong = np.abs(unit @ kept.arrays["matrix"].T - found).max(axis=1) > 1e-4
-    return [f"{key} in the derived space is not of its vector" for key, bad in zip(keys, wrong, strict=True) if bad]
+    whole = np.concatenate([unit(half), unit(parents)], axis=1) * np.sqrt(0.5)
+    faults = []
+    for name, wanted, found in (("half", unit(parents) @ kept.arrays["matrix"].T, half), ("both", whole, both)):
+        wrong = np.abs(wanted - found).max(axis=1) > 1e-4
+        faults += [f"{key} in {name!r} is not of its vector" for key, bad in zip(keys, wrong, strict=True) if bad]
+    return faults
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Vectors (n, d) at length one."""
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 def freshness(caches: Sequence[Path], url: str | None, n_times: int) -> list[str]:
