@@ -492,7 +492,7 @@ class Collection:
         several spaces side by side, ``of=['text', 'picture']``, with their ``weights``: records are near each other
         there that are so in all of them together.
         """
-        self._known = None  # else the next write would encode once for the spaces that there were
+        self.spaces_changed()
         chosen = None if metric is None else choose(Metric, metric, "metric")
         if reduce is None:
             from embedstore.making_spaces import add_space
@@ -721,6 +721,10 @@ class Collection:
 
     def _row(self, transaction: Transaction) -> CollectionRow:
         return catalog.require_collection(transaction, self.name)
+
+    def spaces_changed(self) -> None:
+        """Forget what is known of the spaces; else the next write would encode once for those that there were."""
+        self._known = None
 
     def layout(self) -> Layout | None:
         """The collection's row and its spaces, at one commit; None where it does not exist yet."""

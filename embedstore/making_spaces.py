@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from embedstore.checks import check_whole
 from embedstore.deriving import fill_derived, named_newly, refuse_where_derived
+from embedstore.encoders.ahead import one_ahead
 from embedstore.errors import EncoderUnavailable, InvalidInput, InvalidRecord, SpaceNotFound
 from embedstore.indexing.faiss_index import require_served
 from embedstore.indexing.recipes import find_recipe
 from embedstore.model import Metric, WriteReport
 from embedstore.names import check_collection_name, check_dim
-from embedstore.reading import space_row
-from embedstore.records import Preparer
+from embedstore.reading import space_row, stream_records
+from embedstore.records import Batch, Preparer
 from embedstore.storage import catalog
 from embedstore.storage.catalog import SpaceRow
 from embedstore.storage.writing import CollectionWriter
-from embedstore.storing import commit_missing_vectors, modalities_read
+from embedstore.storing import Encoded, commit_missing_vectors, encode_batch, modalities_read
 from embedstore.transforms import derived_spaces
 
 if TYPE_CHECKING:
     from embedstore.collection import Collection
-    from embedstore.encoders import Encoder
+    from embedstore.encoders import Encoder, EncoderSpec
     from embedstore.searching.tuning import TuningReport
 
 _PAGE = 2000
@@ -51,6 +51,34 @@ def add_space(
             fingerprint="" if made is None else made.spec.fingerprint, recipe=recipe_name,
         )  # fmt: skip
     return WriteReport() if made is None else fill_spaces(collection)
+
+
+def add_encoder_spaces(
+    collection: Collection, specs: Mapping[str, EncoderSpec], *, metric: Metric, recipe: str
+) -> WriteReport:
+    """Add a space for each of several encoders, at once, and encode every record that lacks a vector in any.
+
+    Those that are there already go on; InvalidInput for one of another encoder.
+    """
+    collection.create()
+    recipe_name = require_served(recipe, metric).name
+    with collection.store.database.write() as transaction:
+        transaction.alone()
+        owner = catalog.require_collection(transaction, collection.name)
+        spaces = catalog.spaces_of(transaction, owner.collection_id)
+        for name, spec in specs.items():
+            check_collection_name(name)
+            if name not in spaces:
+                catalog.create_space(
+                    transaction, owner.collection_id, name, dim=spec.dim, metric=metric.value, encoder=spec.to_json(),
+                    fingerprint=spec.fingerprint, recipe=recipe_name,
+                )  # fmt: skip
+            elif spaces[name].fingerprint != spec.fingerprint:
+                raise InvalidInput(
+                    f"the collection {collection.name!r} has a space {name!r} of another encoder; give the new ones a"
+                    " prefix, or drop it"
+                )
+    return fill_spaces(collection)
 
 
 def drop_space(collection: Collection, name: str) -> int:
@@ -144,17 +172,32 @@ def fill_spaces(collection: Collection) -> WriteReport:
         return report
     preparer = Preparer(vector_space=layout.collection.default_space, stored=True)
     store = collection.store
-    contents = (
-        {
-            "key": record.key, "text": record.content, "modality": record.modality, "uri": record.uri,
-            "metadata": record.metadata,
-        }
-        for record in collection.records()
-        if record.content is not None
-    )
-    while page := list(islice(contents, _PAGE)):
-        batch = preparer.prepare(page)
-        report += commit_missing_vectors(store.database, collection.name, batch, store.encoder_of)
+
+    def pages() -> Iterator[list[Batch]]:
+        after = 0
+        while True:
+            with store.reading() as transaction:  # one for each page: what is written meanwhile can be tidied away
+                owner = catalog.require_collection(transaction, collection.name)
+                page = list(stream_records(transaction, owner, None, _PAGE, after=after))
+            if not page:
+                return
+            after = page[-1][0]
+            yield [preparer.prepare([
+                {
+                    "key": record.key, "text": record.content, "modality": record.modality, "uri": record.uri,
+                    "metadata": record.metadata,
+                }
+                for _, record in page
+                if record.content is not None
+            ])]  # fmt: skip
+
+    def work(batch: Batch) -> tuple[Batch, Encoded]:
+        return batch, encode_batch(store.database, collection.name, batch, store.encoder_of)
+
+    for done in one_ahead(pages(), work, 1):  # a page is committed while the next is encoded
+        for batch, encoded in done:
+            if encoded.vectors:
+                report += commit_missing_vectors(store.database, collection.name, batch, store.encoder_of, encoded)
     for space in derived_spaces(layout.spaces):
         report.updated += fill_derived(collection, space.name)
     return report

@@ -126,10 +126,13 @@ def require_whole(transaction: Transaction, record_ids: Sequence[int]) -> None:
 
 
 def stream_records(
-    transaction: Transaction, collection: CollectionRow, where: Node | None, limit: int | None = None
-) -> Iterator[tuple[int, Record]]:
-    """The records under a filter with their ids, in the order in which they were first added."""
+    transaction: Transaction, collection: CollectionRow, where: Node | None, limit: int | None = None,
+    *, after: int = 0,
+) -> Iterator[tuple[int, Record]]:  # fmt: skip
+    """The records under a filter with their ids, in the order in which they were first added; those behind an id."""
     scope, parameters = _scope(transaction, collection, where)
+    if after:
+        scope, parameters["after"] = f"{scope} AND r.record_id > :after", after
     bounded = "" if limit is None else " LIMIT :limit"
     if limit is not None:
         parameters["limit"] = limit

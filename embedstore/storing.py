@@ -139,25 +139,38 @@ def encode_batch(
             for name, space in spaces.items()
         }
         default = row.default_space
-    for name, positions in needed.items():
+    for names in _together(needed, spaces, encoder_of):
+        positions = needed[names[0]]
         first_with: dict[bytes | None, int] = {}
         for position in positions:
             first_with.setdefault(batch.content_hashes[position], position)
-        if not first_with:
-            continue
-        encoder = encoder_of(spaces[name])
+        encoders = [encoder_of(spaces[name]) for name in names]
         # What the batch holds prepared was prepared for the encoder of the default space.
-        items = [_item(batch, position, encoder, prepared=name == default) for position in first_with.values()]
-        result = encoder.encode(items)
+        prepared = names[0] == default
+        items = [_item(batch, position, encoders[0], prepared=prepared) for position in first_with.values()]
+        results = [encoders[0].encode(items)] if len(names) == 1 else encoders[0].shared.encode_by(encoders, items)
         line_of = {content_hash: line for line, content_hash in enumerate(first_with)}
-        made = encoded.vectors.setdefault(name, {})
-        encoded.fingerprints[name] = (spaces[name].space_id, spaces[name].fingerprint)
-        for position in positions:
-            made[position] = result.vectors[line_of[batch.content_hashes[position]]]
+        for name, result in zip(names, results, strict=True):
+            made = encoded.vectors.setdefault(name, {})
+            encoded.fingerprints[name] = (spaces[name].space_id, spaces[name].fingerprint)
+            for position in positions:
+                made[position] = result.vectors[line_of[batch.content_hashes[position]]]
         encoded.n_encoded += len(items)
-        encoded.n_truncated += result.n_truncated
-        encoded.n_unknown += result.n_unknown
+        encoded.n_truncated += results[0].n_truncated
+        encoded.n_unknown += results[0].n_unknown
     return encoded
+
+
+def _together(
+    needed: Mapping[str, list[int]], spaces: Mapping[str, SpaceRow], encoder_of: Encoding
+) -> list[list[str]]:
+    """The spaces that need vectors; those of places in one model that need them of the same records together."""
+    groups: dict[Any, list[str]] = {}
+    for name, positions in needed.items():
+        if positions:
+            shared = getattr(encoder_of(spaces[name]), "shared", None)
+            groups.setdefault(name if shared is None else (id(shared), tuple(positions)), []).append(name)
+    return list(groups.values())
 
 
 def _item(batch: Batch, position: int, encoder: Any, *, prepared: bool) -> Any:
@@ -251,12 +264,15 @@ def commit_batch(
     raise InvalidInput(f"other writers kept changing the records of this batch of {collection!r}; try again")
 
 
-def commit_missing_vectors(database: Database, collection: str, batch: Batch, encoder_of: Encoding) -> WriteReport:
+def commit_missing_vectors(
+    database: Database, collection: str, batch: Batch, encoder_of: Encoding, encoded: Encoded | None = None
+) -> WriteReport:
     """Encode a batch of stored records into the spaces where they lack a vector, and commit those vectors alone.
 
-    Records that another writer changed or deleted meanwhile are passed over: that writer encoded them itself.
+    ``encoded`` is what was encoded before. Records that another writer changed or deleted meanwhile are passed over: that writer encoded them itself.
     """
-    encoded = encode_batch(database, collection, batch, encoder_of)
+    if encoded is None:
+        encoded = encode_batch(database, collection, batch, encoder_of)
     with database.write() as transaction:
         writer = CollectionWriter(transaction, collection)
         existing = find_existing(transaction, writer.collection.collection_id, batch.keys)

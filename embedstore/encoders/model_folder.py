@@ -61,6 +61,23 @@ class TextModel:
     text_prompt: str
     settings: dict[str, Any]
 
+    @property
+    def n_layers(self) -> int:
+        """Blocks of the transformer; of two stacks those of the encoder."""
+        return n_blocks(self.architecture)
+
+    @property
+    def head_dim(self) -> int:
+        """Numbers of one attention head's states; EncoderUnavailable where the model does not say."""
+        given = self.architecture.get("head_dim", self.architecture.get("d_kv"))
+        if isinstance(given, int):
+            return given
+        names = ("num_attention_heads", "n_head", "num_heads", "n_heads", "encoder_attention_heads")
+        heads = next((self.architecture[name] for name in names if isinstance(self.architecture.get(name), int)), 0)
+        if heads < 1:
+            raise EncoderUnavailable(f"config.json in {self.folder} does not say how many attention heads there are")
+        return self.dim // int(heads)
+
     def spec(self, name: str) -> EncoderSpec:
         """The spec of this model under ``name``; hashes the weights where their digest is not remembered."""
         return EncoderSpec(
@@ -135,28 +152,32 @@ def read_sentence_transformer(folder: Path) -> TextModel:
 
 def read_transformer(
     folder: Path, *, layer: int | None = None, pool: str = "mean", normalize: bool = False,
-    max_tokens: int | None = None,
+    max_tokens: int | None = None, for_states: bool = False,
 ) -> TextModel:  # fmt: skip
     """Read a transformers folder whose hidden states become vectors.
 
     layer: index in the hidden states (0 embeddings, n_layers or -1 the last); None is the last.
+    for_states: whether a model with an encoder and a decoder will do, and as many tokens are read as
+    sentence-transformers would.
     Raises InvalidInput for a layer or pool that does not exist, EncoderUnavailable for an unusable folder.
     """
     if pool not in POOLS:
         raise InvalidInput(f"pool is {pool!r}; it must be one of {', '.join(POOLS)}")
     architecture = _architecture(folder)
-    if architecture.get("is_encoder_decoder"):
+    if architecture.get("is_encoder_decoder") and not for_states:
         raise EncoderUnavailable(
             f"the model in {folder} has an encoder and a decoder; only one stack is supported"
         )
-    words = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
-    n_layers = next((int(architecture[key]) for key in words if isinstance(architecture.get(key), int)), 0)
+    n_layers = n_blocks(architecture)
     if n_layers == 0:
         raise EncoderUnavailable(f"config.json in {folder} does not say how many layers the model has")
     index = n_layers if layer is None else layer + n_layers + 1 if layer < 0 else layer
     if not 0 <= index <= n_layers:
         raise InvalidInput(f"layer is {layer}; the model in {folder} has hidden states 0 to {n_layers}")
     tokenizer_settings = _tokenizer_settings(folder)
+    if for_states and max_tokens is None:
+        own = _read(folder / "sentence_bert_config.json", dict, optional=True).get("max_seq_length")
+        max_tokens = own if isinstance(own, int) and own > 0 else None
     return TextModel(
         folder=folder, family=TRANSFORMERS, transformer=folder, architecture=architecture,
         modules=("Transformer",), weights_files=_weights_files(folder, ["Transformer"], [folder]),
@@ -165,6 +186,12 @@ def read_transformer(
         layer=index, pool=pool, normalize=normalize, query_prompt="", text_prompt="",
         settings={"architecture": _deciding(architecture), "tokenizer": tokenizer_settings},
     )  # fmt: skip
+
+
+def n_blocks(architecture: dict[str, Any]) -> int:
+    """How many blocks a transformer has by its config.json; 0 where that does not say."""
+    words = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers")
+    return next((int(architecture[key]) for key in words if isinstance(architecture.get(key), int)), 0)
 
 
 def digest_of_tokenizer(folder: Path) -> str:

@@ -44,6 +44,14 @@ class Decoder(Protocol):
         ...
 
 
+class Shared(Protocol):
+    """What encoders have in common under the name ``shared`` that are of one model, which all can use at once."""
+
+    def encode_by(self, encoders: Sequence[Any], texts: Sequence[str]) -> list[Encoded]:
+        """The same texts by each of several encoders that share this."""
+        ...
+
+
 @runtime_checkable
 class Encoder(Protocol):
     """Maps texts to the vectors of one space; those whose spec reads other modalities offer ``Items`` too."""

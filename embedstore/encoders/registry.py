@@ -11,6 +11,7 @@ from embedstore.encoders.cross_modal import CrossModalEncoder, is_cross_modal
 from embedstore.encoders.hub import cached_snapshot, download_snapshot
 from embedstore.encoders.latent_maps import CLASSES, TAESD, LatentMapEncoder, read_latent_map_folder
 from embedstore.encoders.latent_maps import OPTIONS as MAP_OPTIONS
+from embedstore.encoders.layer_states import LayerEncoder, shared_model
 from embedstore.encoders.model_config import model_format
 from embedstore.encoders.model_folder import (
     TextModel,
@@ -35,7 +36,8 @@ _POSSIBLE = (
 _IMAGE = "embedstore-image-vae"
 _TABLE = "embedstore-table-vae"
 _OWN = (_IMAGE, _TABLE)
-_HF_OPTIONS = ("layer", "pool", "normalize", "max_tokens")
+_HF_OPTIONS = ("site", "layer", "head", "pool", "special", "stack", "dtype", "normalize", "max_tokens")
+_STATES = {"site", "head", "special", "stack", "dtype"}  # of which one makes it an encoder of one place
 _OPTIONS_OF = {"hf": _HF_OPTIONS, "diffusers": MAP_OPTIONS}
 
 
@@ -167,6 +169,8 @@ def _load(request: _Request, pinned: EncoderSpec | None, allow_network: bool, de
         if found is None:
             raise InvalidInput(f"{place} holds no autoencoder that diffusers: reads ({', '.join(CLASSES)}, {TAESD})")
         return LatentMapEncoder(request.name, found, dict(request.options), device)
+    if request.kind == "hf" and _STATES & dict(request.options).keys():
+        return _layer_encoder(request, folder, allow_network, device)
     model = _read(request, folder or _folder(request, allow_network))
     return TextEncoder(model.spec(request.name), model, device)
 
@@ -208,6 +212,29 @@ def _folder(request: _Request, allow_network: bool) -> Path:
         f"{repository} is neither a folder nor in the Hugging Face cache;"
         " give a path, or allow the download with --allow-download (in Python: allow_network=True)"
     )
+
+
+def _layer_encoder(request: _Request, folder: Path | None, allow_network: bool, device: Device) -> Encoder:
+    options = dict(request.options)
+    if "normalize" in options:
+        raise InvalidInput(f"{request.name!r}: normalize does not go with site; leave it out")
+    found = folder or transformer_folder(request.model, allow_network=allow_network)
+    return LayerEncoder(request.name, options, shared_model(found, options, device))
+
+
+def transformer_folder(name: str, *, allow_network: bool = False) -> Path:
+    """The folder of the transformer of a text model.
+
+    name: ``minilm``, a folder, a hub name, or one of these behind ``hf:`` or ``st:``.
+    """
+    if not isinstance(name, str) or not name:
+        raise InvalidInput(f"a model is {name!r}; give a folder, a hub name or 'minilm'")
+    kind, colon, rest = name.partition(":")
+    request = _Request(kind, rest) if colon and kind in ("hf", "st") else _Request("hf", name)
+    if request.model == MINILM:
+        return load_minilm(allow_network=allow_network)[0].transformer
+    folder = _folder(request, allow_network)
+    return read_sentence_transformer(folder).transformer if is_sentence_transformer(folder) else folder
 
 
 def _read(request: _Request, folder: Path) -> TextModel:

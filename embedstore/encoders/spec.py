@@ -24,6 +24,8 @@ TABLE_VAE = "table-vae"
 TINY_AUTOENCODER = "taesd"
 DIFFUSERS = "diffusers"
 CLIP = "sentence-transformers-clip"
+LAYER_STATES = "layer-states"
+"""Pooled states of one place in a transformer, by hooks."""
 DERIVED = "derived"
 """Of a space that is made of the vectors of others, whose names are the lines of the location."""
 

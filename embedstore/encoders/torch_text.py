@@ -45,7 +45,7 @@ class TorchText:
         self.pad_id = pad_id(model)
         self.devices = tuple(devices)
         module, self.tokenizer = _loaded(model)
-        with _memory_told(self.devices[0]):
+        with memory_told(self.devices[0]):
             self.module = module.to(self.devices[0])
             self.is_half = half and self._halve(model)
             if half and not self.is_half:
@@ -87,7 +87,7 @@ class TorchText:
 
         module, device = self._idle.get()
         try:
-            with _memory_told(device), torch.no_grad():
+            with memory_told(device), torch.no_grad():
                 return module(torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device))
         finally:
             self._idle.put((module, device))
@@ -112,7 +112,7 @@ class TorchText:
 
 
 @contextlib.contextmanager
-def _memory_told(device: str) -> Iterator[None]:
+def memory_told(device: str) -> Iterator[None]:
     """Raise DeviceUnavailable where the device has too little memory."""
     import torch
 
@@ -128,7 +128,7 @@ def _memory_told(device: str) -> Iterator[None]:
 
 def _loaded(model: TextModel) -> tuple[Any, Any]:
     """The module that pools, on the CPU, and a ``tokenizers.Tokenizer`` without padding or truncation."""
-    with _quiet():
+    with quiet():
         try:
             module, tokenizer = _load(model)
         # Libraries raise OSError, ValueError, KeyError and more for the one fact: no such model.
@@ -153,7 +153,7 @@ _quiet_lock = threading.RLock()
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No progress bars for files that are read from disk, and no warnings about other people's code."""
     from transformers.utils import logging
 
