@@ -103,26 +103,37 @@ def encode_item(encoder: Encoder, query: Any) -> FloatVector:
         assert partly is not None
         return encoder.encode_query(partly(query))
     wanted = " or ".join(sorted(one.value for one in read))
-    is_row, is_text = isinstance(query, Mapping), isinstance(query, str)
-    came = "a row" if is_row else "a text" if is_text else "a picture"
+    kinds = {Mapping: "a row", str: "a text"}
+    known = next((word for kind, word in kinds.items() if isinstance(query, kind)), None)
+    came = known or ("a picture" if is_item(query) else f"of type {type(query).__name__}")
     raise InvalidInput(f"the encoder {encoder.spec.name!r} reads {wanted}; the query is {came}")
 
 
 def _encoded_parts(encoder: DerivedEncoder, query: Any) -> list[FloatVector]:
     """The vector of a query in each of the spaces that one is made of; of several, a mapping may say what in which."""
     names = encoder.spec.parents
-    if len(names) == 1 or not isinstance(query, Mapping) or not query.keys() <= set(names):
+    if len(names) == 1 or not isinstance(query, Mapping) or not query.keys() & set(names):
+        if len(names) > 1 and not all(encoder.has_parent(name) for name in names):
+            raise InvalidInput(
+                f"of the spaces {', '.join(names)} one holds vectors computed elsewhere; say what to look for in each,"
+                f" as {{{', '.join(f'{name!r}: ...' for name in names)}}}"
+            )
         return [encode_item(parent, query) for parent in encoder.parents.values()]
     lacking = [name for name in names if name not in query]
-    if lacking:
-        raise InvalidInput(f"the query says nothing of {' and '.join(lacking)}; it must of each of {', '.join(names)}")
+    others = [str(name) for name in query if name not in names]
+    if lacking or others:
+        told = f"says nothing of {' and '.join(lacking)}" if lacking else f"speaks of {' and '.join(others)}, too"
+        raise InvalidInput(f"the query {told}; it must of each of {', '.join(names)}, and of nothing else")
     parts: list[FloatVector] = []
     for name in names:
         part = query[name]
         if isinstance(part, Vector):
             part = part.array
         is_numbers = not isinstance(part, str) and not is_item(part)
-        parts.append(check_vector(part, name=name) if is_numbers else encode_item(encoder.parent(name), part))
+        vector = check_vector(part, name=name) if is_numbers else encode_item(encoder.parent(name), part)
+        if len(vector) != (dim := encoder.dims[name]):
+            raise InvalidInput(f"for {name!r} the query has {len(vector)} numbers; the space holds {dim}")
+        parts.append(vector)
     return parts
 
 

@@ -68,8 +68,8 @@ def add_derived_space(
         spaces = catalog.spaces_of(transaction, owner.collection_id)
         if name in spaces:
             raise InvalidInput(
-                f"the collection {collection.name!r} has a space {name!r} already; where an interruption left it filled"
-                " in part, fill_spaces() goes on"
+                f"the collection {collection.name!r} has a space {name!r} already; give another name, or drop it first"
+                " (where an interruption left it filled in part, fill_spaces() goes on, spaces --fill)"
             )
         for parent in parents:
             here = spaces.get(parent.name)

@@ -101,7 +101,7 @@ def draw_map(space: Space, file: str, *, label: str | None = None, where: Where 
         figure.colorbar(drawn, ax=axes, label=label)
     else:
         counts = Counter(str(one) for one in labels if one is not None)
-        shown = [word for word, _ in counts.most_common(_MOST_COLOURS)]
+        shown = sorted((word for word, _ in counts.most_common(_MOST_COLOURS)), key=_in_order)
         words = np.asarray(["" if one is None else str(one) for one in labels])
         rest = ~np.isin(words, shown)
         if rest.any():
@@ -115,6 +115,14 @@ def draw_map(space: Space, file: str, *, label: str | None = None, where: Where 
     axes.set_xticks([])
     axes.set_yticks([])
     _save(figure, path)
+
+
+def _in_order(word: str) -> tuple[float, str]:
+    """Numbers by size, then words."""
+    try:
+        return float(word), word
+    except ValueError:
+        return float("inf"), word
 
 
 def _save(figure: Any, path: Path) -> None:

@@ -144,7 +144,7 @@ def encode_batch(
         first_with: dict[bytes | None, int] = {}
         for position in positions:
             first_with.setdefault(batch.content_hashes[position], position)
-        encoders = [encoder_of(spaces[name]) for name in names]
+        encoders: list[Any] = [encoder_of(spaces[name]) for name in names]
         # What the batch holds prepared was prepared for the encoder of the default space.
         prepared = names[0] == default
         items = [_item(batch, position, encoders[0], prepared=prepared) for position in first_with.values()]
@@ -269,7 +269,8 @@ def commit_missing_vectors(
 ) -> WriteReport:
     """Encode a batch of stored records into the spaces where they lack a vector, and commit those vectors alone.
 
-    ``encoded`` is what was encoded before. Records that another writer changed or deleted meanwhile are passed over: that writer encoded them itself.
+    ``encoded`` is what was encoded before. Records that another writer changed or deleted meanwhile are passed over:
+    that writer encoded them itself.
     """
     if encoded is None:
         encoded = encode_batch(database, collection, batch, encoder_of)
@@ -495,8 +496,9 @@ def refuse_given_vectors(batch: Batch, spaces: dict[str, SpaceRow]) -> None:
         if name in spaces and spaces[name].encoder:
             position = next((p for p, line in enumerate(lines) if line is not None), None)
             if position is not None:
+                made_by = "of other spaces" if is_derived(spaces[name]) else "by its encoder"
                 raise InvalidRecord(
-                    f"the vectors of space {name!r} are made by its encoder; leave the vector out, or keep vectors"
+                    f"the vectors of space {name!r} are made {made_by}; leave the vector out, or keep vectors"
                     " computed elsewhere in a collection with encoder='none'",
                     row=batch.row_numbers[position], field="vector",
                 )  # fmt: skip

@@ -62,6 +62,11 @@ class Vector:
         with np.errstate(over="ignore", invalid="ignore"):
             return self._made(self.array + self._same(other, "added"), self, other)
 
+    def __radd__(self, other: int) -> Vector:
+        if isinstance(other, int) and other == 0:  # with which ``sum`` begins
+            return self
+        return NotImplemented
+
     def __sub__(self, other: Vector) -> Vector:
         with np.errstate(over="ignore", invalid="ignore"):
             return self._made(self.array - self._same(other, "subtracted"), self, other)
@@ -111,7 +116,7 @@ class Vector:
         return self._made((length * direction).astype(np.float32), self, other)
 
     def distance(self, other: Vector) -> float:
-        """The Euclidean distance to ``other``."""
+        """The Euclidean distance to ``other``, whatever the space compares by."""
         return float(np.linalg.norm(self.array.astype(np.float64) - self._same(other, "compared")))
 
     def cosine(self, other: Vector) -> float:

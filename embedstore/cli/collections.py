@@ -25,14 +25,17 @@ def collections_command(state: State) -> None:
 @click.command("spaces")
 @click.argument("collection")
 @click.option("--drop", metavar="NAME", help="Delete this space with its vectors first; not the default one.")
+@click.option("--fill", is_flag=True, help="Give records the vectors that they lack, where something was interrupted.")
 @pass_state
-def spaces_command(state: State, collection: str, drop: str | None) -> None:
+def spaces_command(state: State, collection: str, drop: str | None, fill: bool) -> None:
     """List the spaces of COLLECTION."""
     from embedstore.cli.output import print_rows
 
     with state.collection(collection) as found:
         if drop is not None:
             state.note(f"{found.drop_space(drop):,} vectors deleted with the space {drop!r}")
+        if fill:
+            state.note(f"{found.fill_spaces().updated:,} records lacked vectors")
         shown = ("name", "dim", "metric", "recipe", "n_vectors", "encoder")
         print_rows(
             [{name: described[name] for name in shown} for described in (s.describe() for s in found.spaces())],

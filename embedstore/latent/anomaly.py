@@ -12,7 +12,7 @@ import numpy as np
 from embedstore.checks import check_whole
 from embedstore.errors import InvalidInput
 from embedstore.filters.parse import Where
-from embedstore.latent.keeping import check_field, keep_fields
+from embedstore.latent.keeping import check_field, keep_field
 from embedstore.model import Metric, Record
 from embedstore.reading import checked_where, space_row, stream_records, vectors_of
 from embedstore.storage import catalog
@@ -74,13 +74,15 @@ def find_anomalies(
         keys, scores, unreadable, quantiles = _by_model(collection, row, where, method)
     if unreadable and not keys:
         raise InvalidInput(f"none of {len(unreadable):,} records could be scored; the first: {unreadable[0]}")
+    if not keys:
+        raise InvalidInput(f"the space {row.name!r} holds no vectors of such records, so nothing can be scored")
     from embedstore.vae.scoring import share_below, threshold_at
 
     shares = share_below(scores, quantiles)
     threshold = threshold_at(quantiles, quantile)
     strange = scores > threshold
     if store_as is not None and keys:
-        keep_fields(collection, _fields(keys, scores, shares, strange, store_as))
+        keep_field(collection, store_as, _fields(keys, scores, shares, strange))
     order = np.argsort(-scores, kind="stable")[:top].tolist()
     found = [Anomaly(keys[place], float(scores[place]), float(shares[place]), bool(strange[place])) for place in order]
     return AnomalyReport(method, threshold, len(keys), int(strange.sum()), found, unreadable)
@@ -169,8 +171,8 @@ def _nth_score(
 
 
 def _fields(
-    keys: list[str], scores: np.ndarray, shares: np.ndarray, strange: np.ndarray, name: str
+    keys: list[str], scores: np.ndarray, shares: np.ndarray, strange: np.ndarray
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
     for place, key in enumerate(keys):
         share, is_strange = round(float(shares[place]), 6), bool(strange[place])
-        yield key, {name: {"score": float(scores[place]), "share": share, "strange": is_strange}}
+        yield key, {"score": float(scores[place]), "share": share, "strange": is_strange}

@@ -11,7 +11,7 @@ import numpy as np
 from embedstore.checks import check_seed, check_whole
 from embedstore.errors import InvalidInput
 from embedstore.filters.parse import Where
-from embedstore.latent.keeping import check_field, keep_fields
+from embedstore.latent.keeping import check_field, keep_field
 from embedstore.latent.mixtures import fit_mixture
 from embedstore.latent.points import Points, look_at
 from embedstore.model import FloatMatrix, IntVector, Metric
@@ -52,7 +52,8 @@ class Clustering:
             "method": self.method, "records": len(self.keys), "clusters": len(self.sizes), "sizes": self.sizes,
             "in_none": int((self.labels == NO_CLUSTER).sum()),
             "silhouette": None if self.silhouette is None else round(self.silhouette, 4),
-            "bic": {str(size): round(value, 1) for size, value in self.bic.items()}, "sampled": self.sampled,
+            **({"bic": {str(size): round(value, 1) for size, value in self.bic.items()}} if self.bic else {}),
+            "sampled": self.sampled,
         }  # fmt: skip
 
 
@@ -89,17 +90,17 @@ def cluster(
 
     made = look_at(collection, space, where, found)
     if store_as is not None:
-        keep_fields(collection, _fields(made, store_as))
+        keep_field(collection, store_as, _fields(made))
     return made
 
 
-def _fields(made: Clustering, name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _fields(made: Clustering) -> Iterator[tuple[str, Mapping[str, Any]]]:
     for place, key in enumerate(made.keys):
         fields: dict[str, Any] = {"label": int(made.labels[place])}
         if made.shares.size:
             fields["share"] = round(float(made.shares[place].max()), 6)
             fields["shares"] = [round(float(one), 6) for one in made.shares[place]]
-        yield key, {name: fields}
+        yield key, fields
 
 
 def _check(method: str, k: int | None, sample: int, seed: int, least: int) -> None:

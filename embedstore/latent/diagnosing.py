@@ -25,7 +25,10 @@ def diagnose_space(
         row = space_row(transaction, catalog.require_collection(transaction, collection.name), space)
     encoder: Any = collection.store.encoder_of(row)
     if not hasattr(encoder, "diagnose"):
-        raise InvalidInput(f"the encoder of {row.name!r}, {encoder.spec.name!r}, is no trained autoencoder")
+        raise InvalidInput(
+            f"the encoder of {row.name!r}, {encoder.spec.name!r}, is no trained autoencoder; space.structure() tells"
+            " what any space is like"
+        )
     read = modalities_read(row)
     items, labels, unreadable = [], [], list[str]()
     check_whole("sample", sample, 1)
@@ -33,8 +36,6 @@ def diagnose_space(
         if record.content is None or record.modality not in read:
             continue
         value = None if label is None else field_of(record.metadata, label)
-        if label is not None and value is None:
-            continue
         try:
             items.append(prepared_content(encoder, record.modality, record.content, record.uri))
         except InvalidInput as error:  # such as a picture whose file is gone
@@ -43,11 +44,11 @@ def diagnose_space(
         labels.append(value)
     if unreadable and not items:
         raise InvalidInput(f"none of {len(unreadable):,} records could be read; the first: {unreadable[0]}")
-    if label is not None and not items:
-        raise InvalidInput(f"no record has the field {label!r}")
     if not items:
         raise InvalidInput("there is no record to look through; the space, or the filter, leaves none")
-    if label is not None and len({str(one) for one in labels}) > MOST_CLASSES:
+    if label is not None and all(one is None for one in labels):
+        raise InvalidInput(f"no record has the field {label!r}, with a single value")
+    if label is not None and len({str(one) for one in labels if one is not None}) > MOST_CLASSES:
         raise InvalidInput(f"the field {label!r} has over {MOST_CLASSES} values; give a field of classes")
     diagnosis: Diagnosis = encoder.diagnose(items, None if label is None else labels)
     diagnosis.unreadable = unreadable

@@ -88,7 +88,8 @@ def fit_direction(
         raise InvalidInput(f"method is {chosen!r}; it must be one of {', '.join(METHODS)}")
     grouped = positive is not None or negative is not None
     if (pairs is not None) == grouped or (grouped and (positive is None or negative is None)):
-        raise InvalidInput("a direction needs two groups (positive and negative), or pairs of keys, and not both")
+        told = "groups and pairs came both" if grouped and pairs is not None else "a group is missing"
+        raise InvalidInput(f"a direction needs two groups, positive and negative, or pairs of keys, not both; {told}")
     if chosen == "pairs" and pairs is None:
         raise InvalidInput("the method 'pairs' needs pairs of keys, from which and to which it leads")
     groups = _of_pairs(collection, space, pairs) if pairs is not None else None
@@ -173,7 +174,8 @@ def _of_pairs(collection: Collection, space: Space, pairs: Sequence[Sequence[str
     if wrong is not None:
         raise InvalidInput(f"a pair is two keys, from which and to which the direction leads; this is {wrong!r}")
     if len(given) < _LEAST:
-        raise InvalidInput(f"there are {len(given)} pairs; {_LEAST} or more are needed")
+        n = f"is {len(given)} pair" if len(given) == 1 else f"are {len(given)} pairs"
+        raise InvalidInput(f"there {n}; {_LEAST} or more are needed")
     here = _compared(space, collection.vectors([one for one, _ in given], space=space.name))
     there = _compared(space, collection.vectors([other for _, other in given], space=space.name))
     means = there.mean(axis=0, dtype=np.float64), here.mean(axis=0, dtype=np.float64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection as Several
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -35,7 +35,25 @@ def check_field(transaction: Transaction, owner: CollectionRow, name: str, store
         raise InvalidInput(f"records have a field {name!r} that holds something else; give store_as another name")
 
 
-def keep_fields(collection: Collection, fields: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
+def keep_field(collection: Collection, name: str, values: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
+    """Give records, by key, a field; others, which may have it of an earlier time, have it no longer."""
+    kept: set[str] = set()
+
+    def noted() -> Iterator[tuple[str, Mapping[str, Any]]]:
+        for key, value in values:
+            kept.add(key)
+            yield key, {name: value}
+
+    _keep(collection, noted())
+    with collection.store.reading() as transaction:
+        owner = catalog.require_collection(transaction, collection.name)
+        known = any(path[0] == name for path, _ in catalog.field_kinds(transaction, owner.collection_id))
+    if known:
+        others = [one.key for one in collection.records({name: {"$exists": True}}) if one.key not in kept]
+        _keep(collection, ((key, {name: None}) for key in others))
+
+
+def _keep(collection: Collection, fields: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
     """Merge fields into the metadata of records, by key; those that were deleted meanwhile are passed over."""
     waiting = iter(fields)
     while page := list(islice(waiting, _PAGE)):

@@ -37,6 +37,8 @@ def moments_of(blocks: Iterable[tuple[IntVector, FloatMatrix]], *, exact: bool =
     shift: np.ndarray | None = None
     total = squares = np.zeros(0)
     for _, vectors in blocks:
+        if not len(vectors):
+            continue
         if shift is None:
             d = vectors.shape[1]
             shift, total, squares = (sum_of(vectors) / len(vectors)).astype(np.float32), np.zeros(d), np.zeros((d, d))
@@ -75,6 +77,13 @@ def moments_by_label(
     return moments, {label: (n, total / n) for label, (n, total) in sums.items()}
 
 
+def require_spread(moments: Moments) -> None:
+    """InvalidInput where all vectors are the same, but for rounding."""
+    deviations = np.sqrt(np.maximum(np.diag(moments.covariance), 0.0))
+    if not (deviations > 1e-6 * np.abs(moments.mean)).any() or not deviations.any():
+        raise InvalidInput(f"all {moments.n:,} vectors are the same, so there is nothing to fit")
+
+
 def principal(moments: Moments, dim: int) -> tuple[np.ndarray, np.ndarray]:
     """The ``dim`` directions of greatest variance, orthonormal (dim, d), with their variances (dim,), greatest first.
 
@@ -104,10 +113,16 @@ def pca(moments: Moments, dim: int, *, normalize: bool) -> tuple[Affine, np.ndar
     return around(moments.mean, directions, directions.T, normalize=normalize), variances / max(total, 1e-300)
 
 
-def whitening(moments: Moments, dim: int, *, normalize: bool) -> tuple[Affine, np.ndarray]:
-    """Principal components brought to variance one, and the shares of the variance that they had."""
-    directions, variances = principal(moments, dim)
+def whitening(moments: Moments, dim: int | None, *, normalize: bool, usual: int) -> tuple[Affine, np.ndarray]:
+    """Principal components brought to variance one, and the shares of the variance that they had.
+
+    dim: None for ``usual`` ones, or as many as vary.
+    """
+    directions, variances = principal(moments, usual if dim is None else dim)
     n_usable = min(int((variances > _LEAST_VARIANCE * variances[0]).sum()), moments.n - 1)
+    if dim is None:
+        dim = min(usual, max(n_usable, 1))
+        directions, variances = directions[:dim], variances[:dim]
     if n_usable < dim:
         raise InvalidInput(f"only {n_usable} components vary, so {dim} cannot be brought to variance one; ask for less")
     deviations = np.sqrt(variances)

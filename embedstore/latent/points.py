@@ -108,7 +108,12 @@ class Points:
             if value is not None:
                 found[record_id] = value
         if not found:
-            raise InvalidInput(f"no record of {self.owner.name!r} has the field {field!r}")
+            kinds = catalog.field_kinds(self.transaction, self.owner.collection_id)
+            known = sorted({".".join(path) for path, _ in kinds})
+            raise InvalidInput(
+                f"no record of {self.owner.name!r} has the field {field!r} with a single value; there are"
+                f" {', '.join(known[:20]) or 'no fields'}"
+            )
         return found
 
 

@@ -77,7 +77,9 @@ def add_product_space(
 def _checked(of: Sequence[str], weights: Sequence[float] | None) -> np.ndarray:
     """The weights, which sum to one; InvalidInput for spaces and weights that make no product."""
     if isinstance(of, str) or len(of) < 2 or len(set(of)) < len(of) or not all(isinstance(one, str) for one in of):
-        raise InvalidInput(f"a product is of two different spaces at least; of is {of!r}: give of=['text', 'picture']")
+        raise InvalidInput(
+            "a product is of two different spaces at least; give of=['text', 'picture'] (--space and --with)"
+        )
     given = [1.0] * len(of) if weights is None else list(weights)
     right = all(
         isinstance(one, (int, float)) and not isinstance(one, bool) and 1e-6 <= one <= 1e6 for one in given

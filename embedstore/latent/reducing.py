@@ -80,6 +80,8 @@ def add_reduced_space(
     def fitted(points: Points) -> tuple[SpaceRow, Metric, Callable[[], Made]]:
         begun = fit(points, wanted)
         kind = metric or _METRICS.get(wanted.method, points.metric)
+        if metric is None and isinstance(begun, Made) and begun.transform.dim == 1:
+            kind = Metric.EUCLIDEAN  # by cosine, one number would tell a sign alone
         judge = _judge(points, kind, wanted.seed)
         about = {
             "method": wanted.method, "n_fitted": points.n, "seed": wanted.seed, "label": wanted.label,
@@ -139,23 +141,29 @@ def _shares(shares: np.ndarray) -> dict[str, Any]:
     return {"explained_variance": round(float(shares.sum()), 6), "shares": [round(float(one), 6) for one in shares]}
 
 
+def _moments(points: Points, *, exact: bool = False) -> moments.Moments:
+    found = moments.moments_of(points.blocks(), exact=exact)
+    moments.require_spread(found)
+    return found
+
+
 def _fit_pca(points: Points, wanted: Wanted) -> Made:
     dim = _dim(points, wanted, min(_USUAL, max(points.n - 1, 1)))
-    found, shares = moments.pca(moments.moments_of(points.blocks()), dim, normalize=points.at_length_one)
+    found, shares = moments.pca(_moments(points), dim, normalize=points.at_length_one)
     return Made(found, _shares(shares))
 
 
 def _fit_whitening(points: Points, wanted: Wanted) -> Made:
-    dim = _dim(points, wanted, min(_USUAL, max(points.n - 1, 1)))
-    whole = moments.moments_of(points.blocks(), exact=True)
-    found, shares = moments.whitening(whole, dim, normalize=points.at_length_one)
+    usual = _dim(points, wanted, min(_USUAL, max(points.n - 1, 1)))
+    whole = _moments(points, exact=True)
+    found, shares = moments.whitening(whole, wanted.dim, normalize=points.at_length_one, usual=usual)
     return Made(found, _shares(shares))
 
 
 def _fit_all_but_the_top(points: Points, wanted: Wanted) -> Made:
     _keeps_all(points, wanted)
     n_removed = max(1, points.dim // 100)
-    whole = moments.moments_of(points.blocks())
+    whole = _moments(points)
     found, shares = moments.all_but_the_top(whole, n_removed, normalize=points.at_length_one)
     return Made(found, {"n_removed": n_removed, "removed_variance": round(float(shares.sum()), 6)})
 
@@ -187,6 +195,7 @@ def _fit_pullback(points: Points, wanted: Wanted) -> Made:
 def _by_label(points: Points, wanted: Wanted) -> tuple[moments.Moments, dict[Any, tuple[int, np.ndarray]]]:
     assert wanted.label is not None  # by ``_check``
     whole, classes = moments.moments_by_label(points.blocks(), points.labels(wanted.label, wanted.where))
+    moments.require_spread(whole)
     if len(classes) < 2:
         only = next(iter(classes), (None, None))[1]
         raise InvalidInput(f"the field {wanted.label!r} has one value only, {only!r}; there must be two at least")

@@ -73,8 +73,8 @@ def capture(
     dtype: 'float32', 'bfloat16' or 'float16'; what is stored is float32. stack: of a model with an encoder and a
         decoder, which of them. max_tokens: of a text, the rest is not read. threads: cores in use.
 
-    Each text goes through the model once, up to the highest layer asked for. Interrupted, the same call goes on where it
-    was. The spaces have encoders of their own, so that texts which come later are captured, too, and queries can be.
+    Each text goes through the model once, up to the highest layer asked for. Interrupted, the same call goes on where
+    it was. The spaces have encoders of their own, so that texts which come later are captured, too, and queries can be.
     """
     from embedstore.encoders.layer_states import LayerEncoder
 

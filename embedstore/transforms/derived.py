@@ -105,6 +105,17 @@ class DerivedEncoder:
         """What encodes things into each parent space; InvalidInput where nothing does."""
         return {name: self.parent(name) for name in self._spec.parents}
 
+    @property
+    def dims(self) -> dict[str, int]:
+        """The numbers of a vector in each parent space."""
+        transform = self._transform
+        dims = transform.dims if isinstance(transform, Product) else (transform.dim_in,)
+        return dict(zip(self._spec.parents, dims, strict=True))
+
+    def has_parent(self, name: str) -> bool:
+        """Whether something encodes things into a parent space."""
+        return self._parents[self._spec.parents.index(name)] is not None
+
     def parent(self, name: str) -> Encoder:
         """What encodes things into one parent space; InvalidInput where nothing does."""
         found = self._parents[self._spec.parents.index(name)]

@@ -14,6 +14,8 @@ from embedstore.transforms.affine import Affine
 
 KIND = "landmarks"
 _AT_ONCE = 512
+_SAME = 1e-5
+"""Of its length; a vector that is no farther than that from a point is taken for the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +24,8 @@ class Landmarks:
 
     A vector is placed at the mean of the places of its ``n_neighbours`` nearest points, each weighed by
     ``exp(-(distance - nearest) / scale)`` with the scale that makes the weights sum to log2(n_neighbours): the fuzzy
-    neighbourhood of UMAP (McInnes, Healy and Melville 2018), by which that algorithm places new points first.
+    neighbourhood of UMAP (McInnes, Healy and Melville 2018), by which that algorithm places new points first. One that
+    is the same as a point is placed where that is.
     """
 
     reducer: Affine
@@ -50,8 +53,12 @@ class Landmarks:
             part = given[start : start + _AT_ONCE]
             squared = lengths - 2 * (part @ self.points.T) + np.einsum("ij,ij->i", part, part)[:, None]
             nearest = np.argpartition(squared, k - 1, axis=1)[:, :k]
-            distances = np.sqrt(np.maximum(np.take_along_axis(squared, nearest, axis=1), 0.0))
-            weights = _memberships(distances.astype(np.float64))
+            apart = self.points[nearest] - part[:, None, :]  # (n, k, p), since products would lose small distances
+            distances = np.sqrt(np.einsum("nkp,nkp->nk", apart, apart, dtype=np.float64))
+            weights = _memberships(distances)
+            same = distances <= _SAME * np.sqrt(lengths[nearest])
+            found = same.any(axis=1)
+            weights[found] = same[found] / same[found].sum(axis=1, keepdims=True)
             placed[start : start + _AT_ONCE] = np.einsum("nk,nkd->nd", weights, self.places[nearest])
         return placed
 

@@ -71,7 +71,7 @@ class Diagnosis:
 
 
 def diagnose(model: Flat, items: Any, labels: Sequence[Any] | None = None, seed: int = 0) -> Diagnosis:
-    """Look at a model's latent space through some items (at least 20), and their labels where there are any."""
+    """Look at a model's latent space through some items (at least 20), and their labels (None: it has none)."""
     n = len(items)
     if n < 20:
         raise InvalidInput(f"there are {n} items; a space is looked at through 20 or more")
@@ -91,10 +91,11 @@ def diagnose(model: Flat, items: Any, labels: Sequence[Any] | None = None, seed:
     found.continuity = _continuity(model.decode_flat, means, drawn)
     found.completeness = _completeness(model.decode_flat, rows, back, means.shape[1], drawn)
     if labels is not None:
-        words = np.asarray([str(label) for label in labels])
+        told = np.asarray([label is not None for label in labels])
+        words = np.asarray([str(label) for label in labels if label is not None])
         for word in np.unique(words).tolist():
-            found.reconstruction_by_label[word] = float(missed[words == word].mean())
-        found.probes = _probes(means, rows, words, seed)
+            found.reconstruction_by_label[word] = float(missed[told][words == word].mean())
+        found.probes = _probes(means[told], rows[told], words, seed)
     return found
 
 

@@ -56,6 +56,11 @@ def test_an_analogy_is_an_expression_or_a_method(words):
     assert refused.returncode == 2 and "takes one --plus and one --minus" in refused.stderr
 
 
+def test_where_distances_are_compared_an_expression_is_as_long_as_it_is(shapes):
+    rows = told(shapes("--format", "json", "latent", "analogy", "shapes", "3", "--include-sources", "-k", "1"))
+    assert rows[0]["key"] == "3" and abs(rows[0]["score"]) < 1e-6
+
+
 def test_a_file_of_analogies_is_solved_by_section(words, tmp_path):
     (tmp_path / "q.txt").write_text(": family\nman king woman queen\nman king woman nobody\n")
     done = words("--format", "json", "latent", "analogies", "words", "q.txt")
@@ -120,6 +125,8 @@ def test_directions_are_fitted_listed_applied_and_forgotten(words, shapes, tmp_p
     (tmp_path / "pairs.tsv").write_text("man\tking\nwoman queen\n")
     refused = words("latent", "direction", "words", "royal", "--pairs", "pairs.tsv")
     assert refused.returncode == 2 and "line 2: 1 parts; a pair is two keys with a tab between" in refused.stderr
+    refused = words("latent", "direction", "words", "royal", "--forget", "--positive", "n = 1")
+    assert refused.returncode == 2 and "--forget goes with no other option" in refused.stderr
     refused = words("latent", "direction", "words", "royal", "--pairs", "pairs.tsv", "--positive", "n = 1")
     assert refused.returncode == 2
     refused = words("latent", "move", "words", "man", "royal")
@@ -149,6 +156,7 @@ def test_spaces_are_reduced_mapped_and_drawn(words, tmp_path):
         assert report["dim"] == 2
         with Image.open(tmp_path / f"{label}.png") as drawn:
             assert drawn.size == (960, 840)
+    assert told(words("--format", "json", "latent", "map", "words", "--out", "again.png"))["method"] == "pca"
     refused = words("latent", "map", "words", "--name", "pca", "--out", "x.png")
     assert refused.returncode == 2 and "there is a space 'pca' already, of 3 numbers, made by pca" in refused.stderr
     refused = words("latent", "map", "words", "--method", "umap")

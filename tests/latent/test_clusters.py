@@ -46,6 +46,8 @@ def test_labels_are_kept_and_filtered_by(any_store):
     assert len(collection.get("0").metadata["group"]["shares"]) == 3
     collection.cluster(k=2, store_as="group")
     assert "shares" not in collection.get("0").metadata["group"]
+    keys = collection.cluster(k=2, where={"group.label": 0}, store_as="group").keys
+    assert collection.count({"group": {"$exists": True}}) == len(keys) < 240
     with pytest.raises(embedstore.InvalidInput, match="a field 'true' that holds something else"):
         collection.cluster(k=2, store_as="true")
     assert any_store.verify().problems == []

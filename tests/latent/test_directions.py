@@ -157,8 +157,8 @@ def test_directions_go_with_their_space_through_export_and_backup(store, tmp_pat
     ("options", "told"),
     [
         ({"positive": "smiles = true"}, "needs two groups"),
-        ({"pairs": [("1", "2")], "positive": "n = 1", "negative": "n = 2"}, "and not both"),
-        ({"pairs": [("1", "2")]}, "there are 1 pairs; 2 or more"),
+        ({"pairs": [("1", "2")], "positive": "n = 1", "negative": "n = 2"}, "pairs of keys, not both"),
+        ({"pairs": [("1", "2")]}, "there is 1 pair; 2 or more"),
         ({"pairs": [("1", "2"), ("3",)]}, "a pair is two keys"),
         ({"positive": "n = 1", "negative": "n > 1"}, "the positive group has 1 records"),
         ({"positive": "n < 5", "negative": []}, "the negative group has 0 records"),

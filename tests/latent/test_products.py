@@ -138,15 +138,23 @@ def test_a_query_is_encoded_into_every_part(store):
     np.testing.assert_allclose(mixed.array, np.concatenate([halves[0][:n], halves[1][n:]]), atol=1e-6)
     given = words.search({"text": words.space("text")["abc"], "other": "abc"}, k=1, space="both")
     assert given.keys == ["abc"]
-    with pytest.raises(InvalidInput, match="the query says nothing of other; it must of each of text, other"):
+    with pytest.raises(InvalidInput, match="the query says nothing of other; it must of each of text, other, and"):
         space.encode({"text": "abc"})
 
 
 def test_a_product_with_vectors_from_elsewhere_is_asked_with_vectors(store):
     collection, first, second = filled(store)
     collection.add_space("both", reduce="product", of=["vector", "picture"])
-    with pytest.raises(InvalidInput, match="'vector', which holds vectors computed elsewhere"):
-        collection.search("a text", space="both")
+    for query in ("a text", {"other": [1.0]}):
+        with pytest.raises(InvalidInput, match="say what to look for in each, as {'vector': ..., 'picture': ...}"):
+            collection.search(query, space="both")
+    for query, told in (
+        ({"vector": first[9]}, "says nothing of picture"),
+        ({"vector": first[9], "picture": second[9], "x": 1}, "speaks of x, too"),
+        ({"vector": first[9], "picture": [1.0, 2.0]}, "for 'picture' the query has 2 numbers; the space holds 4"),
+    ):
+        with pytest.raises(InvalidInput, match=told):
+            collection.search(query, space="both")
     hits = collection.search({"vector": first[9], "picture": second[9].tolist()}, k=1, space="both")
     assert hits.keys == ["9"]
 

@@ -92,7 +92,7 @@ def test_texts_are_searched_and_encoded_in_a_space_that_is_made_of_theirs(store,
     for text in ("deed", "baggage"):
         np.testing.assert_allclose(space.encode(text).array, space[text].array, atol=1e-5)
         assert words.search(text, k=1, space="two").keys == [text]
-    with pytest.raises(InvalidRecord, match="'two' are made by its encoder"):
+    with pytest.raises(InvalidRecord, match="'two' are made of other spaces"):
         words.upsert([{"key": "deed", "text": "deed", "vectors": {"two": [1.0, 2.0]}}])
 
 
@@ -438,8 +438,9 @@ def test_whitening_refuses_dimensions_that_are_rounding_alone():
         flat = (drawn.standard_normal((300, 5)) @ drawn.standard_normal((5, 6))).astype(np.float32)
         whole = moments.moments_of([(None, flat)], exact=True)
         with pytest.raises(InvalidInput, match="only 5 components vary"):
-            moments.whitening(whole, 6, normalize=False)
-        made, _ = moments.whitening(whole, 5, normalize=False)
+            moments.whitening(whole, 6, normalize=False, usual=6)
+        made, _ = moments.whitening(whole, 5, normalize=False, usual=6)
+        assert moments.whitening(whole, None, normalize=False, usual=6)[0].dim == 5
         np.testing.assert_allclose(np.cov(made.apply(flat).T), np.eye(5), atol=1e-3)
 
 
@@ -553,3 +554,43 @@ def test_a_damaged_transform_is_found_and_its_vectors_are_salvaged(store, tmp_pa
     with embedstore.open(tmp_path / "mended") as mended:
         np.testing.assert_array_equal(mended.collection("points").vectors(keys(), space="small"), held)
         assert mended.verify().problems == []
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_vectors_that_are_all_the_same_get_one_line(store, metric):
+    same = store.collection("same", encoder="none", metric=metric)
+    same.add([{"key": str(i), "vector": [1.0, 2.0, 3.0], "class": "ab"[i % 2]} for i in range(40)])
+    for method in ("pca", "whiten", "all-but-the-top", "lda", "erase"):
+        with pytest.raises(InvalidInput, match="all 40 vectors are the same, so there is nothing to fit"):
+            same.add_space("made", reduce=method, label="class" if method in ("lda", "erase") else None)
+
+
+def test_one_number_is_compared_by_distance(store):
+    collection, vectors, _ = filled(store, metric="cosine")
+    collection.update([{"key": key, "big": int(key) % 2 == 0} for key in keys()])
+    space = collection.add_space("told", reduce="lda", label="big")
+    assert (space.dim, space.metric.value) == (1, "euclidean")
+    assert collection.add_space("one", reduce="pca", dim=1, metric="cosine").metric.value == "cosine"
+
+
+def test_whitening_keeps_what_varies(store):
+    vectors, _ = points()
+    vectors[:, 3] = 5.0
+    collection = store.collection("flat", encoder="none", metric="euclidean")
+    collection.add([{"key": str(i), "vector": one} for i, one in enumerate(vectors)])
+    assert collection.add_space("white", reduce="whiten").dim == DIM - 1
+
+
+def test_a_twin_is_placed_where_its_twin_is(store):
+    collection, vectors, _ = filled(store, metric="cosine")
+    collection.add_space("map", reduce="tsne")
+    collection.add([{"key": f"twin-{i}", "vector": vectors[i] * 3} for i in range(0, 200, 10)])
+    twins = collection.vectors([f"twin-{i}" for i in range(0, 200, 10)], space="map")
+    np.testing.assert_allclose(twins, collection.vectors([str(i) for i in range(0, 200, 10)], space="map"), atol=1e-6)
+
+
+def test_a_field_without_single_values_is_told_from_one_that_is_not_there(store):
+    collection, _, _ = filled(store)
+    collection.update([{"key": "1", "both": ["x", "y"]}])
+    with pytest.raises(InvalidInput, match="the field 'both' with a single value; there are both, class, n"):
+        collection.add_space("told", reduce="lda", label="both")

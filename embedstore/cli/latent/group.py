@@ -35,6 +35,7 @@ def show_points(state: State, rows: list[list[Any]], out: str | None, *, moving:
     if out is not None:
         check_strip(out)
         save_strip([[point.decode() for point in row] for row in rows], out, moving=moving)
+        state.note(f"wrote {out}")
         return
     if rows and rows[0] and rows[0][0].space.root.family == TABLE_VAE:
         print_rows((point.decode() for row in rows for point in row), state.format_)

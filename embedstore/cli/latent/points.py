@@ -35,7 +35,9 @@ from embedstore.cli.state import State, pass_state
 def analogy_command(
     state: State, /, collection: str, key: str, plus: tuple[str, ...], minus: tuple[str, ...], **options: Any
 ) -> None:
-    """Print the records of COLLECTION nearest to KEY plus and minus others, each at length one.
+    """Print the records of COLLECTION nearest to KEY plus and minus others.
+
+    Where the space compares by cosine, each counts at length one.
 
     \b
     embedstore latent analogy words king --minus man --plus woman -k 5
@@ -48,17 +50,21 @@ def analogy_command(
     with state.collection(collection) as found:
         space = found.space(options["space"])
         if method == "3cosadd":
-            point = space[key].normalize()
+            point = _at_one(space[key])
             for one in plus:
-                point = point + space[one].normalize()
+                point = point + _at_one(space[one])
             for one in minus:
-                point = point - space[one].normalize()
+                point = point - _at_one(space[one])
             hits = point.nearest(k, where=where, include_sources=options["include_sources"])
         else:
             hits = space.analogy(
                 minus[0], key, plus[0], k, method=method, where=where, include_sources=options["include_sources"]
             )
         print_rows([shown_hit(hit) for hit in hits], state.format_)
+
+
+def _at_one(point: Any) -> Any:
+    return point.normalize() if point.space.metric.value == "cosine" else point
 
 
 @latent_command.command("analogies")
@@ -136,8 +142,12 @@ def traverse_command(
 @pass_state
 def decode_command(state: State, /, collection: str, keys: tuple[str, ...], **options: Any) -> None:
     """Decode the vectors of records: what an autoencoder makes of them."""
+    from embedstore.encoders.spec import TABLE_VAE
+
     with state.collection(collection) as found:
         space = found.space(options["space"])
+        if options["out"] is None and space.root.family != TABLE_VAE:
+            raise click.UsageError("a picture is decoded into a file: give --out FILE")
         show_points(state, [[space[key] for key in keys]], options["out"])
 
 
@@ -185,6 +195,8 @@ def sample_command(state: State, /, collection: str, into: str | None, **options
 def direction_command(state: State, /, collection: str, name: str, **options: Any) -> None:
     """Fit the direction NAME from one group of records to another, and keep it with the space.
 
+    One that has the name is replaced.
+
     \b
     embedstore latent direction faces smile --positive "smiling = true" --negative "smiling = false"
     embedstore latent move faces anna smile --out strip.png
@@ -194,7 +206,10 @@ def direction_command(state: State, /, collection: str, name: str, **options: An
     with state.collection(collection) as found:
         space = found.space(options["space"])
         if options["forget"]:
+            if any(options[one] is not None for one in ("positive", "negative", "pairs", "method")):
+                raise click.UsageError("--forget goes with no other option but --space")
             space.forget_direction(name)
+            state.note(f"forgot the direction {name!r} of {space}")
             return
         made = space.fit_direction(
             name, positive=options["positive"], negative=options["negative"],

@@ -16,6 +16,8 @@ from embedstore.cli.state import State, pass_state
               help="pca, whiten, all-but-the-top, random, truncate, pullback, lda, erase, umap, tsne, pacmap, product.")
 @click.option("--dim", type=int, metavar="N", help="Numbers of a vector of the new space.")
 @click.option("--name", metavar="NAME", help="Of the new space; else that of the method.")
+@click.option("--metric", type=click.Choice(["cosine", "dot", "euclidean"]),
+              help="How the new space compares; else as the other one, by distance if a map, erase or one number.")
 @click.option("--label", metavar="FIELD", help="What lda tells apart, and erase makes untellable.")
 @click.option("--with", "others", multiple=True, metavar="NAME", help="Of a product, the spaces beside --space.")
 @click.option("--weight", "weights", type=float, multiple=True, metavar="X",
@@ -49,8 +51,8 @@ def reduce_command(state: State, /, collection: str, method: str, name: str | No
 
 @latent_command.command("map")
 @click.argument("collection")
-@click.option("--method", type=click.Choice(["umap", "tsne", "pacmap", "pca"]), default="umap", show_default=True,
-              help="How records are laid out.")
+@click.option("--method", type=click.Choice(["umap", "tsne", "pacmap", "pca"]),
+              help="How records are laid out; else umap, or as the map is that there is.")
 @click.option("--name", default="map", show_default=True, metavar="NAME", help="Of the new space, or of one there is.")
 @click.option("--label", metavar="FIELD", help="By which field records are coloured.")
 @click.option("--sample", type=int, default=10_000, show_default=True, metavar="N",
@@ -60,7 +62,7 @@ def reduce_command(state: State, /, collection: str, method: str, name: str | No
 @space_option
 @where_option
 @pass_state
-def map_command(state: State, /, collection: str, method: str, name: str, **options: Any) -> None:
+def map_command(state: State, /, collection: str, method: str | None, name: str, **options: Any) -> None:
     """Lay the records of COLLECTION out in two numbers, as a space of its own, and draw them.
 
     \b
@@ -73,15 +75,18 @@ def map_command(state: State, /, collection: str, method: str, name: str, **opti
     if options["out"] is not None:
         check_picture(options["out"])
     with state.collection(collection) as found:
-        label, parent = options["label"], found.space(options["space"]).name
+        label, parent = options["label"], options["space"]
         if label is not None:
             found.count({label: {"$exists": True}})  # refuses a field that no record has
         if name not in [space.name for space in found.spaces()]:
-            found.add_space(name, reduce=method, dim=2, of=parent, sample=options["sample"], metric="euclidean",
-                            seed=options["seed"], where=options["where"])  # fmt: skip
+            found.add_space(
+                name, reduce=method or "umap", dim=2, of=parent, sample=options["sample"], metric="euclidean",
+                seed=options["seed"], where=options["where"],
+            )  # fmt: skip
         space = found.space(name)
         made = space.describe()
-        if (made["dim"], made.get("method"), made.get("made_of")) != (2, method, parent):
+        asked = (made["dim"], method or made.get("method"), parent or made.get("made_of"))
+        if made.get("method") is None or asked != (2, made.get("method"), made.get("made_of")):
             of = f", made by {made['method']} of {made['made_of']}" if "made_of" in made else ""
             raise InvalidInput(
                 f"there is a space {name!r} already, of {made['dim']} numbers{of}; give the map another --name"
