@@ -81,6 +81,36 @@ def add_encoder_spaces(
     return fill_spaces(collection)
 
 
+def add_vector_spaces(
+    collection: Collection, dims: Mapping[str, int], *, metric: Metric, default: str, recipe: str = "flat"
+) -> None:
+    """Make the collection, where it is not there, with ``default`` as its default space, and spaces for given vectors.
+
+    InvalidInput for a space that is there and is another.
+    """
+    recipe_name = require_served(recipe, metric).name
+    collection.store.ensure()
+    with collection.store.database.write() as transaction:
+        transaction.alone()
+        owner = catalog.find_collection(transaction, collection.name)
+        if owner is None:
+            owner = catalog.create_collection(transaction, collection.name, default)
+        spaces = catalog.spaces_of(transaction, owner.collection_id)
+        for name in (default, *(one for one in dims if one != default)):
+            check_collection_name(name)
+            if name not in spaces:
+                catalog.create_space(
+                    transaction, owner.collection_id, name, dim=dims[name], metric=metric.value, encoder="",
+                    fingerprint="", recipe=recipe_name,
+                )  # fmt: skip
+            elif (spaces[name].dim, spaces[name].encoder) != (dims[name], ""):
+                raise InvalidInput(
+                    f"the collection {collection.name!r} has a space {name!r} that holds something else; give the new"
+                    " ones a prefix, or another collection"
+                )
+    collection.spaces_changed()
+
+
 def drop_space(collection: Collection, name: str) -> int:
     """Delete a space that is not the collection's default one; the number of vectors that it held."""
     store = collection.store

@@ -117,6 +117,51 @@ def draw_map(space: Space, file: str, *, label: str | None = None, where: Where 
     _save(figure, path)
 
 
+def draw_heat_map(values: Any, rows: list[str], columns: list[str], title: str, file: str) -> None:
+    """Draw a matrix of numbers from 0 to 1, with the numbers where there is room."""
+    path = check_picture(file)
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3 + 0.55 * len(columns), 2 + 0.5 * len(rows)), layout="constrained")
+    axes = figure.add_subplot()
+    drawn = axes.imshow(values, vmin=0.0, vmax=1.0, cmap="viridis")
+    axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right")
+    axes.set_yticks(range(len(rows)), rows)
+    if max(len(rows), len(columns)) <= 16:
+        for i in range(len(rows)):
+            for j in range(len(columns)):
+                value = float(values[i][j])
+                colour = "black" if value > 0.6 else "white"
+                axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize="small", color=colour)
+    figure.colorbar(drawn, ax=axes)
+    axes.set_title(title)
+    _save(figure, path)
+
+
+def draw_layers(curves: dict[str, dict[int, Any]], title: str, metric: str, file: str) -> None:
+    """Draw curves by layer; a value is a number, or one with the ends of its interval."""
+    path = check_picture(file)
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    for number, (name, curve) in enumerate(curves.items()):
+        layers = sorted(curve)
+        values = [one[0] if isinstance(one, tuple) else one for one in (curve[layer] for layer in layers)]
+        axes.plot(layers, values, marker="o", markersize=3, label=name, color=f"C{number}")
+        if all(isinstance(curve[layer], tuple) for layer in layers):
+            low, high = ([curve[layer][end] for layer in layers] for end in (1, 2))
+            axes.fill_between(layers, low, high, alpha=0.2, color=f"C{number}", linewidth=0)
+    axes.set_xlabel("layer")
+    axes.set_ylabel(metric)
+    axes.set_title(title)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(fontsize="small")
+    axes.grid(alpha=0.3)
+    _save(figure, path)
+
+
 def _in_order(word: str) -> tuple[float, str]:
     """Numbers by size, then words."""
     try:

@@ -63,6 +63,11 @@ class Space:
         return Metric(self._row.metric)
 
     @property
+    def collection(self) -> Collection:
+        """The collection whose space it is."""
+        return self._collection
+
+    @property
     def store(self) -> Store:
         """The store that holds the space."""
         return self._collection.store

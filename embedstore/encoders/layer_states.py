@@ -21,7 +21,7 @@ from embedstore.model import FloatVector
 if TYPE_CHECKING:
     from embedstore.states import StateModel, Tap
 
-OPTIONS = ("site", "layer", "head", "pool", "special", "stack", "dtype", "max_tokens")
+OPTIONS = ("site", "layer", "head", "pool", "special", "stack", "dtype", "random", "max_tokens")
 _AT_ONCE = 4096
 
 
@@ -48,6 +48,7 @@ class SharedModel:
                 self._model = open_folder(
                     self.text_model, device=torch_gpus(self._device)[0] if gpu else "cpu",
                     dtype=self.settings.get("dtype", "float32"), stack=self.settings.get("stack"),
+                    random_seed=_whole(self.settings, "random"),
                 )  # fmt: skip
             return self._model
 
@@ -82,7 +83,8 @@ _shared_lock = threading.Lock()
 
 def shared_model(folder: Path, settings: Mapping[str, str], device: Device) -> SharedModel:
     """The one model of a folder with these settings."""
-    deciding = tuple(sorted((name, settings[name]) for name in ("stack", "dtype", "max_tokens") if name in settings))
+    names = ("stack", "dtype", "random", "max_tokens")
+    deciding = tuple(sorted((name, settings[name]) for name in names if name in settings))
     asked = (str(folder), deciding, str(device))
     with _shared_lock:
         found = _shared.get(asked)
@@ -106,6 +108,7 @@ class LayerEncoder:
             raise InvalidInput(f"pool is {self._pool!r}; it must be one of {', '.join(POOLS)}")
         if options.get("special", "true") not in ("true", "false"):
             raise InvalidInput(f"special is {options['special']!r}; it must be true or false")
+        _whole(options, "random")
         if (site == HEAD) != ("head" in options):
             raise InvalidInput("head says which head, and goes with site=head alone")
         self._special = options.get("special", "true") == "true"
@@ -125,7 +128,7 @@ class LayerEncoder:
         spec = model.spec(name)
         deciding = [
             spec.pipeline, tap.site, tap.layer, tap.head, self._special, options.get("stack"),
-            options.get("dtype", "float32"),
+            options.get("dtype", "float32"), *([int(options["random"])] if "random" in options else []),
         ]  # fmt: skip
         return EncoderSpec(
             name=name, family=LAYER_STATES, dim=dim, max_tokens=spec.max_tokens, layer=tap.layer, pool=self._pool,

@@ -36,8 +36,8 @@ _POSSIBLE = (
 _IMAGE = "embedstore-image-vae"
 _TABLE = "embedstore-table-vae"
 _OWN = (_IMAGE, _TABLE)
-_HF_OPTIONS = ("site", "layer", "head", "pool", "special", "stack", "dtype", "normalize", "max_tokens")
-_STATES = {"site", "head", "special", "stack", "dtype"}  # of which one makes it an encoder of one place
+_HF_OPTIONS = ("site", "layer", "head", "pool", "special", "stack", "dtype", "random", "normalize", "max_tokens")
+_STATES = {"site", "head", "special", "stack", "dtype", "random"}  # of which one makes it an encoder of one place
 _OPTIONS_OF = {"hf": _HF_OPTIONS, "diffusers": MAP_OPTIONS}
 
 

@@ -6,15 +6,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from embedstore.checks import check_seed
 from embedstore.errors import InvalidInput
 from embedstore.making_spaces import add_encoder_spaces
-from embedstore.model import Metric, WriteReport
+from embedstore.model import Metric, WriteReport, choose
 from embedstore.states.taps import HIDDEN, Tap
 
 if TYPE_CHECKING:
     from embedstore.collection import Collection
     from embedstore.encoders.layer_states import LayerEncoder
     from embedstore.space import Space
+    from embedstore.states import StateModel
 
 @dataclass(frozen=True, slots=True)
 class States:
@@ -53,6 +55,7 @@ def capture(
     pool: str = "mean",
     special: bool = True,
     prefix: str = "",
+    random_seed: int | None = None,
     dtype: str = "float32",
     stack: str | None = None,
     max_tokens: int | None = None,
@@ -70,6 +73,7 @@ def capture(
     pool: over a text's tokens: 'mean', 'last', 'first' or 'max'; ``special`` says whether tokens that the tokenizer
         adds count.
     prefix: put before the names of the spaces, so that several models can be held side by side.
+    random_seed: of weights that are drawn in the place of those that were learned: what the architecture gives alone.
     dtype: 'float32', 'bfloat16' or 'float16'; what is stored is float32. stack: of a model with an encoder and a
         decoder, which of them. max_tokens: of a text, the rest is not read. threads: cores in use.
 
@@ -78,11 +82,11 @@ def capture(
     """
     from embedstore.encoders.layer_states import LayerEncoder
 
-    chosen = Metric(metric) if metric in {one.value for one in Metric} else None
-    if chosen is None:
-        raise InvalidInput(f"metric is {metric!r}; it must be one of {', '.join(one.value for one in Metric)}")
+    chosen = choose(Metric, metric, "metric")
+    check_seed(random_seed or 0)
     options = {"pool": pool, **({} if special else {"special": "false"}), **({} if stack is None else {"stack": stack})}
     options |= {"dtype": dtype} if dtype != "float32" else {}
+    options |= {} if random_seed is None else {"random": str(random_seed)}
     options |= {} if max_tokens is None else {"max_tokens": str(max_tokens)}
     first = _encoder(collection, model, {"site": HIDDEN, "layer": "0", **options})
     opened = first.shared.opened()
@@ -100,6 +104,13 @@ def capture(
     )
     collection.spaces_changed()
     return States(collection, model, names, report)
+
+
+def opened_model(collection: Collection, model: str, random_seed: int | None = None) -> StateModel:
+    """The model by which a collection's texts are read, shared with the encoders of its layers."""
+    check_seed(random_seed or 0)
+    options = {"site": HIDDEN, "layer": "0", **({} if random_seed is None else {"random": str(random_seed)})}
+    return _encoder(collection, model, options).shared.opened()
 
 
 def _encoder(collection: Collection, model: str, options: dict[str, str]) -> LayerEncoder:

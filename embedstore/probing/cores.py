@@ -1,0 +1,28 @@
+"""Fits many small models side by side, each on one core."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from embedstore.encoders.threads import usable_cores
+
+Given = TypeVar("Given")
+Made = TypeVar("Made")
+
+
+def side_by_side(work: Callable[[Given], Made], given: Iterable[Given]) -> list[Made]:
+    """What ``work`` makes of each, in order.
+
+    Products run on one thread each meanwhile: of a probe's size, they are up to forty times slower where threads wait
+    for one another.
+    """
+    from threadpoolctl import threadpool_limits
+
+    pool = ThreadPoolExecutor(usable_cores(), thread_name_prefix="embedstore-probe")
+    try:
+        with threadpool_limits(1):
+            return list(pool.map(work, given))
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
