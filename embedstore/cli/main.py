@@ -27,6 +27,7 @@ COMMANDS = {
     "train": ("embedstore.cli.train", "Train an autoencoder on your own pictures or table."),
     "reencode": ("embedstore.cli.reencoding", "Make a space anew with another encoder."),
     "latent": ("embedstore.cli.latent", "Compute in the spaces: the strangest records, what a space is like."),
+    "probe": ("embedstore.cli.probe", "Look into a language model, layer by layer."),
     "stats": ("embedstore.cli.collections", "Tell what a store or a collection holds."),
     "collections": ("embedstore.cli.collections", "List the collections."),
     "spaces": ("embedstore.cli.collections", "List the spaces of a collection."),

@@ -158,13 +158,15 @@ def quiet() -> Iterator[None]:
     from transformers.utils import logging
 
     with _quiet_lock:
-        shown = logging.is_progress_bar_enabled()
+        shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+        logging.set_verbosity(40)  # errors alone
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 yield
         finally:
+            logging.set_verbosity(level)
             if shown:
                 logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 

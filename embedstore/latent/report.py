@@ -6,14 +6,12 @@ import html
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embedstore.encoders.spec import IMAGE_VAE, TABLE_VAE
 from embedstore.errors import InvalidInput
 from embedstore.filters.parse import Where
-from embedstore.names import check_file
-from embedstore.storage.files import replace_file, storage_errors
+from embedstore.html_pages import write_page
 
 if TYPE_CHECKING:
     from embedstore.collection import Collection
@@ -47,16 +45,9 @@ def report_on(
     return told
 
 
-def check_page(file: str | os.PathLike[str]) -> Path:
-    """The path of a page that can be written; else InvalidInput."""
-    return check_file(file, (".html", ".htm"), "page")
-
-
-def write_page(told: Mapping[str, Any], file: str | os.PathLike[str]) -> None:
+def write_report(told: Mapping[str, Any], file: str | os.PathLike[str]) -> None:
     """Write a report as one HTML file that needs no other."""
-    path = check_page(file)
-    title = html.escape(f"The space {told['space']}")
-    parts = [f"<h1>{title}</h1>", "<table>"]
+    parts = ["<table>"]
     for name, value in told.items():
         if name == "space" or (isinstance(value, list) and value and isinstance(value[0], float)):
             continue
@@ -65,13 +56,7 @@ def write_page(told: Mapping[str, Any], file: str | os.PathLike[str]) -> None:
     for name, value in told.items():
         if isinstance(value, list) and value and isinstance(value[0], float):
             parts.append(f"<h2>{html.escape(name.replace('_', ' '))}, dimension by dimension</h2>{_bars(value)}")
-    style = "body{font:16px sans-serif;margin:2em;max-width:60em}th{text-align:left;padding-right:1em}td{padding:.2em}"
-    page = (
-        f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{title}</title><style>{style}</style>"
-        f"</head><body>{''.join(parts)}</body></html>"
-    )
-    with storage_errors(path):
-        replace_file(path, page.encode("utf-8", "replace"))
+    write_page(file, f"The space {told['space']}", parts)
 
 
 def _shown(value: Any) -> str:

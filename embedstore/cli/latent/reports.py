@@ -64,7 +64,8 @@ def diagnose_command(state: State, /, collection: str, **options: Any) -> None:
     embedstore latent diagnose papers --beside pca --html papers.html
     """
     from embedstore.cli.output import print_mapping
-    from embedstore.latent.report import check_page, report_on, write_page
+    from embedstore.html_pages import check_page
+    from embedstore.latent.report import report_on, write_report
 
     if options["html"] is not None:
         check_page(options["html"])
@@ -76,7 +77,7 @@ def diagnose_command(state: State, /, collection: str, **options: Any) -> None:
     for line in told.pop("unreadable", ()):
         state.note(f"not read: {line}")
     if options["html"] is not None:
-        write_page(told, options["html"])
+        write_report(told, options["html"])
     print_mapping(told, state.format_)
 
 
