@@ -11,15 +11,19 @@ from report import data_folder
 CACHE = Path(__file__).resolve().parents[1] / ".cache"
 
 
-def records(n: int = 60_000) -> list[dict]:
-    """``n`` records with key, text, four metadata fields and a vector (384,) of length one."""
+def rows_of(n: int) -> list[dict]:
+    """``n`` rows of the file, evenly spread over it."""
     rows = []
     with gzip.open(data_folder() / "wordnet_glosses" / "glosses.tsv.gz", "rt", encoding="utf-8") as file:
         header = file.readline().rstrip("\n").split("\t")
         for line in file:
             rows.append(dict(zip(header, line.rstrip("\n").split("\t"), strict=True)))
-    step = len(rows) // n
-    rows = rows[::step][:n]
+    return rows[:: len(rows) // n][:n]
+
+
+def records(n: int = 60_000) -> list[dict]:
+    """``n`` records with key, text, four metadata fields and a vector (384,) of length one."""
+    rows = rows_of(n)
     matrix = _vectors([row["gloss"] for row in rows], n)
     return [
         {

@@ -93,10 +93,12 @@ def add_vector_spaces(
     with collection.store.database.write() as transaction:
         transaction.alone()
         owner = catalog.find_collection(transaction, collection.name)
+        names = list(dims)
         if owner is None:
             owner = catalog.create_collection(transaction, collection.name, default)
+            names = [default, *(one for one in dims if one != default)]
         spaces = catalog.spaces_of(transaction, owner.collection_id)
-        for name in (default, *(one for one in dims if one != default)):
+        for name in names:
             check_collection_name(name)
             if name not in spaces:
                 catalog.create_space(

@@ -117,7 +117,9 @@ def _encoder(collection: Collection, model: str, options: dict[str, str]) -> Lay
     from embedstore.encoders.layer_states import OPTIONS, LayerEncoder
 
     given = ",".join(f"{name}={options[name]}" for name in OPTIONS if name in options)
-    kind, colon, rest = model.partition(":") if isinstance(model, str) else ("", "", "")
+    if not isinstance(model, str) or not model:
+        raise InvalidInput(f"model is {model!r}; give a folder, a hub name or 'minilm'")
+    kind, colon, rest = model.partition(":")
     bare = rest if colon and kind in ("hf", "st") else model
     found = collection.store.load_encoder(f"hf:{bare}@{given}")
     assert isinstance(found, LayerEncoder)

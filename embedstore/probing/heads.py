@@ -99,7 +99,11 @@ class HeadedModel:
 
         lengths = [len(one) for one in texts]
         if not lengths or min(lengths) < 1 or max(lengths) > self.model.max_tokens:
-            raise InvalidInput(f"prompts have 1 to {self.model.max_tokens} tokens; these have {lengths}")
+            told = f"{max(lengths)} tokens" if lengths else "none"
+            raise InvalidInput(
+                f"the longest prompt has {told}; the model reads 1 to {self.model.max_tokens}: show fewer examples, or"
+                " shorter ones"
+            )
         ids = torch.full((len(texts), max(lengths)), pad_id(self.model))
         mask = torch.zeros_like(ids)
         for line, one in enumerate(texts):

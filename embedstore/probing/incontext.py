@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 CHOICES = ("random", "nearest", "concept")
 _CONCEPT_STEPS = 200
+_MOST_CONCEPT = 10
 _BATCH = 32
 
 
@@ -76,6 +77,7 @@ def in_context(
     choose: Sequence[str] = CHOICES,
     space: str | None = None,
     template: Template | None = None,
+    labels: Sequence[str] | None = None,
     most_queries: int = 200,
     steer: bool = True,
     seed: int = 0,
@@ -84,12 +86,13 @@ def in_context(
     """Let a causal model tell a label of records from examples in its prompt.
 
     queries: the records that are asked about. candidates: those that may be shown, all others by default.
-    choose: 'random'; 'nearest', by the vectors of ``space``; 'concept', those after which a latent concept of the task
-        is likeliest: as many made-up tokens as there are labels are fitted, with the model as it is, so that it tells
-        the labels once they stand before a text, and each example is judged by how likely they are behind it (after
-        Wang et al. 2023, who take it that a language model infers a latent variable from its prompt).
+    choose: 'random'; 'nearest', by the vectors of ``space``; 'concept', those behind which a latent concept of the
+        task is likeliest. As many made-up tokens as there are labels, up to ten, are fitted so that the model, which
+        stays as it is, tells the labels once they stand before a text; each example is judged by how likely they are
+        behind it (after Wang et al. 2023, who take it that a language model infers a latent variable from its prompt).
+    labels: those among which the model chooses; by default those of the records that may be shown.
     steer: whether the task vector is measured, too: prompts without demonstrations, with the mean difference that
-        demonstrations make to the last token's state added behind each block in turn.
+        demonstrations (of the choice that told most) make to the last token's state added behind each block in turn.
     """
     unknown = [one for one in choose if one not in CHOICES]
     if isinstance(choose, str) or unknown or not choose:
@@ -109,22 +112,23 @@ def in_context(
         raise InvalidInput(f"the model in {opened.model.folder} is no causal one; it cannot go on with a prompt")
     written = template or Template()
     pairs = [_pair(one, label) for one in shown]
-    labels = sorted({word for _, word in pairs})
-    if len(labels) < 2:
-        raise InvalidInput(f"the records that may be shown have one label only, {labels[0]!r}; there must be two")
+    words = sorted({word for _, word in pairs} if labels is None else set(labels))
+    if isinstance(labels, str) or len(words) < 2:
+        raise InvalidInput(f"the model is to choose among {words}; there must be two labels or more")
     wanted = [_pair(one, label)[1] for one in asked]
     texts = [_pair(one, label)[0] for one in asked]
     drawn = np.random.default_rng(seed)
-    report = InContextReport(str(opened.model.folder), labels, n_demonstrations, len(asked), {})
+    report = InContextReport(str(opened.model.folder), words, n_demonstrations, len(asked), {})
 
     def accuracy(prompts: Sequence[str]) -> float:
-        told = label_scores(opened, prompts, labels).argmax(axis=1)
-        return float(np.mean([labels[place] == word for place, word in zip(told.tolist(), wanted, strict=True)]))
+        told = label_scores(opened, prompts, words).argmax(axis=1)
+        return float(np.mean([words[place] == word for place, word in zip(told.tolist(), wanted, strict=True)]))
 
     bare = [written.prompt([], text) for text in texts]
     report.accuracy["none"] = accuracy(bare)
     at_random = [[pairs[place] for place in drawn.choice(len(pairs), n_demonstrations, replace=False)] for _ in texts]
     random_prompts = [written.prompt(those, text) for those, text in zip(at_random, texts, strict=True)]
+    by_choice: dict[str, list[str]] = {}
     for how in choose:
         if how == "random":
             prompts = random_prompts
@@ -132,12 +136,14 @@ def in_context(
             near = _nearest(collection, space, asked, shown, pairs, n_demonstrations)
             prompts = [written.prompt(those, text) for those, text in zip(near, texts, strict=True)]
         else:
-            report.concept = likeliest(opened, pairs, labels, written, n_demonstrations, seed)
+            report.concept = likeliest(opened, pairs, words, written, n_demonstrations, seed)
             prompts = [written.prompt(report.concept[::-1], text) for text in texts]  # the likeliest stands last
         report.accuracy[how] = accuracy(prompts)
+        by_choice[how] = prompts
     if steer:
+        told = by_choice[max(by_choice, key=lambda how: report.accuracy[how])]
         bare_ids = [opened.token_ids(one) for one in bare]
-        vectors = task_vectors(opened, [opened.token_ids(one) for one in random_prompts], bare_ids)
+        vectors = task_vectors(opened, [opened.token_ids(one) for one in told], bare_ids)
         for layer, vector in vectors.items():
             with steering(opened, {layer: vector}):
                 report.steered[layer] = accuracy(bare)
@@ -183,7 +189,7 @@ def likeliest(
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        concept = _fit_concept(model, pairs, template, max(2, len(labels)))
+        concept = _fit_concept(model, pairs, template, min(max(2, len(labels)), _MOST_CONCEPT))
     scores = concept_scores(model, concept, [template.example.format(text=text, label=word) for text, word in pairs])
     chosen: dict[str, tuple[str, str]] = {}
     for place in np.argsort(-scores, kind="stable").tolist():

@@ -133,8 +133,8 @@ class _Mlp:
         counts = np.bincount(classes, minlength=k)
         early = len(rows) >= 200 and counts[counts > 0].min() >= 10
         model = MLPClassifier(
-            (min(256, 2 * rows.shape[1]),), alpha=1e-4, batch_size=min(256, len(rows)), max_iter=60,
-            early_stopping=early, n_iter_no_change=5, random_state=seed,
+            (256,), alpha=1e-4, batch_size=min(256, len(rows)), max_iter=200, early_stopping=early,
+            n_iter_no_change=8, random_state=seed,
         )  # fmt: skip
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)

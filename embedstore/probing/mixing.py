@@ -19,7 +19,7 @@ from embedstore.states.taps import HIDDEN
 if TYPE_CHECKING:
     from embedstore.collection import Collection
 
-_STEPS = 60
+_LEAST_STEPS, _LEAST_EPOCHS = 1500, 30
 _BATCH = 512
 
 
@@ -81,10 +81,11 @@ def scalar_mix(
         weights = torch.zeros(len(spaces), requires_grad=True)
         head = torch.nn.Linear(stacked.shape[2], len(names))
         learner = torch.optim.Adam([
-            {"params": [weights], "lr": 0.05}, {"params": head.parameters(), "lr": 1e-3, "weight_decay": 1e-3},
+            {"params": [weights], "lr": 0.05}, {"params": head.parameters(), "lr": 5e-3, "weight_decay": 1e-3},
         ])  # fmt: skip
         learned = torch.from_numpy(np.flatnonzero(~out))
-        for _ in range(_STEPS):
+        n_batches = -(-len(learned) // _BATCH)
+        for _ in range(max(_LEAST_EPOCHS, _LEAST_STEPS // n_batches)):
             for some in torch.split(learned[torch.randperm(len(learned))], _BATCH):
                 mixed = torch.einsum("l,lnd->nd", weights.softmax(0), states[:, some])
                 loss: Any = torch.nn.functional.cross_entropy(head(mixed), wanted[some])

@@ -87,7 +87,7 @@ class LayerReport:
                 lines[name] = {one.layer: (value, value, value) for one in report.layers}
             parts.append(
                 f"<h2>{html.escape(report.label)}: {report.metric} of a {report.kind} probe</h2>"
-                f"<p>{report.n:,} records in {report.n_groups:,} groups; the band is the 95 % interval by the bootstrap."
+                f"<p>{report.n:,} records in {report.n_groups:,} groups; bands are 95 % intervals by the bootstrap."
                 f" Best: layer {report.best.layer}.</p>{curves(lines, report.metric)}{table(report.to_rows())}"
             )
         for label, found in self.code.items():
