@@ -10,6 +10,7 @@ import argparse
 import csv
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -39,12 +40,17 @@ def main() -> None:
     save("probing_figures", figures)
 
 
+def by_layer(values: Iterable[float | None]) -> dict[str, float]:
+    """Values in the order of layers, rounded."""
+    return {f"layer {layer}": round(value or 0.0, 4) for layer, value in enumerate(values)}
+
+
 def similar(data: Path) -> dict:
     """Spearman correlation by layer, as it is and centred."""
     pairs, wanted = read_judged_pairs(str(data / "stsb" / "stsb-en-dev.csv"))
     report = probing.similar_pairs("minilm", pairs, wanted, center=True)
     return {
-        name: [round(one.score, 4) for one in report.scores if one.centered == centered]
+        name: by_layer(one.score for one in report.scores if one.centered == centered)
         for name, centered in (("mean", False), ("mean, centred", True))
     }
 
@@ -61,9 +67,9 @@ def lenses(model: str) -> dict:
     report = probing.lens(opened, texts[:40], shown=0)
     tuned = probing.tune(opened, texts)
     return {
-        "logit": [round(value, 4) for value in report.kl.values()],
-        "held out, logit": [round(before, 4) for before, _ in tuned.held_out.values()],
-        "held out, tuned": [round(after, 4) for _, after in tuned.held_out.values()],
+        "logit": by_layer(report.kl.values()),
+        "held out, logit": by_layer(before for before, _ in tuned.held_out.values()),
+        "held out, tuned": by_layer(after for _, after in tuned.held_out.values()),
     }
 
 
@@ -80,7 +86,7 @@ def cities(store: embedstore.Store, data: Path) -> dict:
     for name, model, prefix in (("minilm", "minilm", ""), ("stories260K", str(data / "stories260K"), "stories-")):
         probing.capture(collection, model, prefix=prefix)
         report = probing.linear(collection, "true", group_by="city", folds=10, control=False, prefix=prefix)
-        found[name] = [round(one.score, 4) for one in report.layers]
+        found[name] = by_layer(one.score for one in report.layers)
     return found
 
 
@@ -123,14 +129,16 @@ def parts_of_speech(store: embedstore.Store, data: Path, *, draw: bool) -> dict:
         probing.similarity(words).plot(IMAGES / "probing-likeness.png")
     return {
         "words": report.n, "seconds": round(seconds, 1), "baselines": report.baselines,
-        "accuracy": [round(one.score, 4) for one in report.layers],
-        "control": [round(one.control or 0.0, 4) for one in report.layers],
-        "selectivity": [round(one.selectivity or 0.0, 4) for one in report.layers],
-        "compression": [round(one.compression, 3) for one in lengths],
-        "hidden layer, layers 0, 3, 6": {
-            "accuracy": [round(one.score, 4) for one in bent.layers],
-            "control": [round(one.control or 0.0, 4) for one in bent.layers],
-            "selectivity": [round(one.selectivity or 0.0, 4) for one in bent.layers],
+        "accuracy": by_layer(one.score for one in report.layers),
+        "control": by_layer(one.control for one in report.layers),
+        "selectivity": by_layer(one.selectivity for one in report.layers),
+        "compression": by_layer(one.compression for one in lengths),
+        "with a hidden layer": {
+            f"layer {one.layer}": {
+                "accuracy": round(one.score, 4), "control": round(one.control or 0.0, 4),
+                "selectivity": round(one.selectivity or 0.0, 4),
+            }
+            for one in bent.layers
         },
         "center of gravity": round(float(np.round(probing.scalar_mix(words, "upos").center_of_gravity, 3)), 3),
     }  # fmt: skip

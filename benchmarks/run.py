@@ -10,7 +10,8 @@ HERE = Path(__file__).parent
 SCRIPTS = ("startup.py", "store_speed.py", "single_add.py", "ingest_text.py", "bulk_encoding.py", "scifact.py",
            "recipes.py", "scale.py", "tuning.py", "peers.py", "image_vae.py", "image_anomaly.py", "emoji.py",
            "image_encoding.py", "tables.py", "adbench.py", "analogies.py", "digit_arithmetic.py",
-           "emoji_directions.py", "latent_figures.py", "latent_million.py", "table.py")
+           "emoji_directions.py", "latent_figures.py", "latent_million.py", "probing_figures.py",
+           "probing_capture.py", "in_context.py", "table.py")
 
 
 def main() -> None:

@@ -31,6 +31,10 @@ TITLES = {
     "emoji_directions": "Skin and gender of emoji as directions: the counterpart among the three nearest",
     "latent_figures": "Concept erasure, reduction to 128 numbers, and types of vehicles by weight",
     "latent_million": "Mean, direction and PCA of a million vectors beside NumPy on the mapped array",
+    "probing_figures": "What the layers of minilm and of a small causal model know",
+    "probing_capture": "Capturing all seven layers of minilm into a store: throughput beside the bare forward pass",
+    "probing_memory": "Capturing all seven layers of minilm for 100,000 short texts",
+    "in_context": "Learning in context where the concept is known: accuracy by choice of demonstrations, and steered",
     "adbench": "Distance to the fifth neighbour as an anomaly score, PyOD's protocol",
 }
 
