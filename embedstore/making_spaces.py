@@ -9,11 +9,12 @@ from embedstore.checks import check_whole
 from embedstore.deriving import fill_derived, named_newly, refuse_where_derived
 from embedstore.encoders.ahead import one_ahead
 from embedstore.errors import EncoderUnavailable, InvalidInput, InvalidRecord, SpaceNotFound
+from embedstore.filters.parse import Where
 from embedstore.indexing.faiss_index import require_served
 from embedstore.indexing.recipes import find_recipe
-from embedstore.model import Metric, WriteReport
+from embedstore.model import Metric, Record, WriteReport
 from embedstore.names import check_collection_name, check_dim
-from embedstore.reading import space_row, stream_records
+from embedstore.reading import checked_where, space_row, stream_records
 from embedstore.records import Batch, Preparer
 from embedstore.storage import catalog
 from embedstore.storage.catalog import SpaceRow
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from embedstore.searching.tuning import TuningReport
 
 _PAGE = 2000
+_LEAST_PAGE, _PAGE_BYTES = 32, 32 << 20
 
 
 def add_space(
@@ -62,6 +64,7 @@ def add_encoder_spaces(
     """
     collection.create()
     recipe_name = require_served(recipe, metric).name
+    new: list[str] = []
     with collection.store.database.write() as transaction:
         transaction.alone()
         owner = catalog.require_collection(transaction, collection.name)
@@ -73,12 +76,21 @@ def add_encoder_spaces(
                     transaction, owner.collection_id, name, dim=spec.dim, metric=metric.value, encoder=spec.to_json(),
                     fingerprint=spec.fingerprint, recipe=recipe_name,
                 )  # fmt: skip
+                new.append(name)
             elif spaces[name].fingerprint != spec.fingerprint:
                 raise InvalidInput(
                     f"the collection {collection.name!r} has a space {name!r} of another encoder; give the new ones a"
                     " prefix, or drop it"
                 )
-    return fill_spaces(collection)
+            elif spaces[name].metric != metric.value:
+                raise InvalidInput(f"the space {name!r} compares by {spaces[name].metric!r}, not by {metric.value!r}")
+    try:
+        return fill_spaces(collection)
+    except (InvalidRecord, EncoderUnavailable):
+        # A record that this model cannot read, or no model: no write would succeed while the spaces are there.
+        for name in new:
+            drop_space(collection, name)
+        raise
 
 
 def add_vector_spaces(
@@ -105,7 +117,7 @@ def add_vector_spaces(
                     transaction, owner.collection_id, name, dim=dims[name], metric=metric.value, encoder="",
                     fingerprint="", recipe=recipe_name,
                 )  # fmt: skip
-            elif (spaces[name].dim, spaces[name].encoder) != (dims[name], ""):
+            elif (spaces[name].dim, spaces[name].encoder, spaces[name].metric) != (dims[name], "", metric.value):
                 raise InvalidInput(
                     f"the collection {collection.name!r} has a space {name!r} that holds something else; give the new"
                     " ones a prefix, or another collection"
@@ -196,6 +208,23 @@ def _check_reencoding(collection: Collection, row: SpaceRow, made: Encoder, *, k
         raise InvalidInput(f"the encoder {made.spec.name!r} does not read {lacks}, which the space {row.name!r} holds")
 
 
+def record_pages(collection: Collection, where: Where | None, size: int) -> Iterator[list[Record]]:
+    """The records under a filter, so many at a time, each page of a snapshot of its own.
+
+    A snapshot that is held for long keeps the database from tidying away what is written meanwhile.
+    """
+    after = 0
+    while True:
+        with collection.store.reading() as transaction:
+            owner = catalog.require_collection(transaction, collection.name)
+            tree = None if where is None else checked_where(transaction, owner, where)
+            page = list(stream_records(transaction, owner, tree, size, after=after))
+        if not page:
+            return
+        after = page[-1][0]
+        yield [record for _, record in page]
+
+
 def fill_spaces(collection: Collection) -> WriteReport:
     """Encode every record that lacks a vector in a space with an encoder; goes on where it was interrupted."""
     report = WriteReport()
@@ -204,22 +233,17 @@ def fill_spaces(collection: Collection) -> WriteReport:
         return report
     preparer = Preparer(vector_space=layout.collection.default_space, stored=True)
     store = collection.store
+    n_numbers = sum(space.dim or 0 for space in layout.spaces.values() if space.encoder)
+    size = min(_PAGE, max(_LEAST_PAGE, _PAGE_BYTES // (4 * max(n_numbers, 1))))
 
     def pages() -> Iterator[list[Batch]]:
-        after = 0
-        while True:
-            with store.reading() as transaction:  # one for each page: what is written meanwhile can be tidied away
-                owner = catalog.require_collection(transaction, collection.name)
-                page = list(stream_records(transaction, owner, None, _PAGE, after=after))
-            if not page:
-                return
-            after = page[-1][0]
+        for page in record_pages(collection, None, size):
             yield [preparer.prepare([
                 {
                     "key": record.key, "text": record.content, "modality": record.modality, "uri": record.uri,
                     "metadata": record.metadata,
                 }
-                for _, record in page
+                for record in page
                 if record.content is not None
             ])]  # fmt: skip
 

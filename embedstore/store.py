@@ -309,6 +309,11 @@ class Store:
         with self._guard:
             return self._encoders.setdefault(_known_by(spec), derived)
 
+    @property
+    def allows_network(self) -> bool:
+        """Whether models may be downloaded."""
+        return self._allow_network
+
     def load_encoder(self, name: str) -> Encoder | None:
         """A new encoder by name; None for 'none'."""
         from embedstore.encoders import load_encoder

@@ -148,7 +148,17 @@ def encode_batch(
         # What the batch holds prepared was prepared for the encoder of the default space.
         prepared = names[0] == default
         items = [_item(batch, position, encoders[0], prepared=prepared) for position in first_with.values()]
-        results = [encoders[0].encode(items)] if len(names) == 1 else encoders[0].shared.encode_by(encoders, items)
+        try:
+            results = [encoders[0].encode(items)] if len(names) == 1 else encoders[0].shared.encode_by(encoders, items)
+        except InvalidInput as error:
+            place = getattr(error, "position", None)  # which of the items it is, where that is known
+            if place is None:
+                raise
+            at = list(first_with.values())[place]
+            raise InvalidRecord(
+                f"{shown(batch.keys[at])}: its text has no tokens, so it has no states", row=batch.row_numbers[at],
+                field="text",
+            ) from None  # fmt: skip
         line_of = {content_hash: line for line, content_hash in enumerate(first_with)}
         for name, result in zip(names, results, strict=True):
             made = encoded.vectors.setdefault(name, {})

@@ -67,7 +67,7 @@ class SharedModel:
             tokens = model.tokenize(texts[start : start + _AT_ONCE], first=start)
             n_truncated += sum(one.truncated for one in tokens)
             wanted = [(one.tap, *one.pooling) for one in encoders]
-            for place, vectors in enumerate(model.pooled_all(tokens, wanted)):
+            for place, vectors in enumerate(model.pooled_all(tokens, wanted, first=start)):
                 found[place][start : start + len(tokens)] = vectors
         return [Encoded(vectors, n_truncated) for vectors in found]
 
@@ -112,7 +112,7 @@ class LayerEncoder:
         if (site == HEAD) != ("head" in options):
             raise InvalidInput("head says which head, and goes with site=head alone")
         self._special = options.get("special", "true") == "true"
-        n_layers = shared.text_model.n_layers
+        n_layers = shared.text_model.n_layers(options.get("stack"))
         given = _whole(options, "layer")
         layer = n_layers if given is None or site == FINAL_NORM else given
         layer = layer_numbers([layer], n_layers, where=str(shared.folder))[0]

@@ -32,6 +32,11 @@ _TOKENIZER_SETTINGS = (
 _TOKENIZER_FILES = (
     "vocab.txt", "vocab.json", "merges.txt", "sentencepiece.bpe.model", "spiece.model", "tokenizer.model",
 )  # fmt: skip
+COUNT_FROM_PADDING = (
+    "roberta", "xlm-roberta", "camembert", "mpnet", "longformer", "xlm-roberta-xl", "esm", "data2vec-text",
+    "roberta-prelayernorm", "xmod", "ibert", "luke",
+)  # fmt: skip
+"""Kinds of models that count positions themselves, from behind the padding."""
 _NO_LIMIT = 1_000_000  # tokenizers without a limit of their own say 1e30
 
 
@@ -61,10 +66,9 @@ class TextModel:
     text_prompt: str
     settings: dict[str, Any]
 
-    @property
-    def n_layers(self) -> int:
-        """Blocks of the transformer; of two stacks those of the encoder."""
-        return n_blocks(self.architecture)
+    def n_layers(self, stack: str | None = None) -> int:
+        """Blocks of the transformer; of two stacks those of the encoder, or of the one that is named."""
+        return n_blocks(self.architecture, stack)
 
     @property
     def head_dim(self) -> int:
@@ -188,9 +192,13 @@ def read_transformer(
     )  # fmt: skip
 
 
-def n_blocks(architecture: dict[str, Any]) -> int:
-    """How many blocks a transformer has by its config.json; 0 where that does not say."""
-    words = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers")
+def n_blocks(architecture: dict[str, Any], stack: str | None = None) -> int:
+    """How many blocks a transformer, or one of its two stacks, has by its config.json; 0 where that does not say."""
+    words: tuple[str, ...] = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers")
+    if stack == "decoder":
+        words = ("decoder_layers", "num_decoder_layers", *words)
+    elif architecture.get("is_encoder_decoder"):
+        words = ("encoder_layers", "num_layers", *words)
     return next((int(architecture[key]) for key in words if isinstance(architecture.get(key), int)), 0)
 
 
@@ -300,12 +308,7 @@ def _hidden_tokens(
     given: int | None, tokenizer: dict[str, Any], architecture: dict[str, Any], folder: Path
 ) -> int:
     positions = _positions(architecture)
-    if positions is not None and str(architecture.get("model_type")) in (
-        "roberta",
-        "xlm-roberta",
-        "camembert",
-        "mpnet",
-    ):
+    if positions is not None and str(architecture.get("model_type")) in COUNT_FROM_PADDING:
         positions -= (
             int(architecture.get("pad_token_id", 1)) + 1
         )  # these count positions from behind the padding

@@ -67,6 +67,9 @@ def svcca(first: FloatMatrix, second: FloatMatrix) -> float:
         left, sizes, _ = np.linalg.svd(_centred(one), full_matrices=False)
         shares = np.cumsum(sizes**2) / max(float((sizes**2).sum()), 1e-300)
         bases.append(left[:, : int(np.searchsorted(shares, _KEPT_VARIANCE)) + 1])
+    if sum(base.shape[1] for base in bases) >= len(first):
+        kept = " and ".join(str(base.shape[1]) for base in bases)
+        raise InvalidInput(f"{kept} components of {len(first)} items correlate by chance alone; take a larger sample")
     correlations = np.linalg.svd(bases[0].T @ bases[1], compute_uv=False)
     return float(np.clip(correlations, 0.0, 1.0).mean())
 
@@ -89,13 +92,17 @@ def procrustes(first: FloatMatrix, second: FloatMatrix) -> float:
 
 
 def mutual_knn(first: FloatMatrix, second: FloatMatrix) -> float:
-    """Mean share of an item's ten nearest by cosine that both have in common (Huh et al. 2024)."""
+    """Mean share of an item's ten nearest by cosine that both have in common (Huh et al. 2024).
+
+    Of fewer than 21 items, half of the others are looked at.
+    """
     near = []
+    k = max(1, min(_NEIGHBOURS, (len(first) - 1) // 2))
     for one in (first, second):
         unit = one / np.maximum(np.linalg.norm(one, axis=1, keepdims=True), 1e-12)
         alike = unit @ unit.T
         np.fill_diagonal(alike, -np.inf)
-        near.append(np.argpartition(-alike, min(_NEIGHBOURS, len(one) - 1) - 1, axis=1)[:, :_NEIGHBOURS])
+        near.append(np.argpartition(-alike, k - 1, axis=1)[:, :k])
     shared = [len(set(a) & set(b)) for a, b in zip(near[0].tolist(), near[1].tolist(), strict=True)]
     return float(np.mean(shared) / near[0].shape[1])
 

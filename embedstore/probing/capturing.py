@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from embedstore.checks import check_seed
+from embedstore.checks import check_seed, check_whole
 from embedstore.errors import InvalidInput
 from embedstore.making_spaces import add_encoder_spaces
 from embedstore.model import Metric, WriteReport, choose
@@ -91,7 +91,7 @@ def capture(
     first = _encoder(collection, model, {"site": HIDDEN, "layer": "0", **options})
     opened = first.shared.opened()
     if threads is not None:
-        opened.threads = _threads(threads)
+        check_whole("threads", threads, 1)
     encoders: dict[Tap, LayerEncoder] = {}
     for tap in opened.taps(sites, layers):
         place = {"site": tap.site, "layer": str(tap.layer), **({} if tap.head is None else {"head": str(tap.head)})}
@@ -99,9 +99,13 @@ def capture(
         assert isinstance(found, LayerEncoder)
         encoders[tap] = found
     names = {tap: f"{prefix}{tap.space_name}" for tap in encoders}
-    report = add_encoder_spaces(
-        collection, {names[tap]: one.spec for tap, one in encoders.items()}, metric=chosen, recipe=recipe
-    )
+    usual, opened.threads = opened.threads, threads or opened.threads
+    try:
+        report = add_encoder_spaces(
+            collection, {names[tap]: one.spec for tap, one in encoders.items()}, metric=chosen, recipe=recipe
+        )
+    finally:
+        opened.threads = usual
     collection.spaces_changed()
     return States(collection, model, names, report)
 
@@ -124,10 +128,3 @@ def _encoder(collection: Collection, model: str, options: dict[str, str]) -> Lay
     found = collection.store.load_encoder(f"hf:{bare}@{given}")
     assert isinstance(found, LayerEncoder)
     return found
-
-
-def _threads(threads: int) -> int:
-    from embedstore.checks import check_whole
-
-    check_whole("threads", threads, 1)
-    return threads

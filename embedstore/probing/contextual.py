@@ -95,13 +95,14 @@ def contextuality(
     at_random = [drawn.integers(0, n, len(mine)) for mine in list(uses.values())[:200]]
     found = []
     for space in spaces:
-        unit = normalized(states_of(collection, space.name, examples.record_ids))
+        states = states_of(collection, space.name, examples.record_ids)
+        unit = normalized(states)
         found.append(Contextuality(
             space.layer, float(np.mean([_mean_cosine(unit[mine]) for mine in uses.values()])),
-            float(np.mean([_to_the_mean(unit[chosen[place]]) for place in order.tolist()])),
+            float(np.mean([_to_the_mean(states[chosen[place]]) for place in order.tolist()])),
             float(np.einsum("nd,nd->n", unit[pairs[:, 0]], unit[pairs[:, 1]]).mean()),
-            float(np.mean([_explained(unit[mine]) for mine in list(uses.values())[:200]])
-                  - np.mean([_explained(unit[mine]) for mine in at_random])),
+            float(np.mean([_explained(states[mine]) for mine in list(uses.values())[:200]])
+                  - np.mean([_explained(states[mine]) for mine in at_random])),
             len(uses),
         ))  # fmt: skip
     return found
@@ -122,11 +123,12 @@ def _mean_cosine(unit: FloatMatrix) -> float:
     return float((total @ total - n) / (n * (n - 1)))
 
 
-def _to_the_mean(unit: FloatMatrix) -> float:
-    mean = unit.mean(axis=0, dtype=np.float64)
-    return float((unit @ mean).mean() / max(float(np.linalg.norm(mean)), 1e-300))
+def _to_the_mean(states: FloatMatrix) -> float:
+    """Mean cosine of the words of a text and their mean, lengths and all."""
+    mean = states.mean(axis=0, dtype=np.float64)
+    return float((normalized(states) @ mean).mean() / max(float(np.linalg.norm(mean)), 1e-300))
 
 
-def _explained(unit: FloatMatrix) -> float:
-    sizes = np.linalg.svd(unit.astype(np.float64), compute_uv=False) ** 2
+def _explained(states: FloatMatrix) -> float:
+    sizes = np.linalg.svd(states.astype(np.float64), compute_uv=False) ** 2
     return float(sizes[0] / max(float(sizes.sum()), 1e-300))

@@ -16,7 +16,7 @@ from embedstore.probing.cores import side_by_side
 from embedstore.probing.examples import LayerSpace, examples_of, layer_spaces, states_of
 from embedstore.probing.learners import choose_strength, fit_linear
 from embedstore.probing.linear import classes_of
-from embedstore.probing.splitting import folds_of
+from embedstore.probing.splitting import inner_folds
 from embedstore.states.taps import HIDDEN
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def online_bits(rows: FloatMatrix, classes: IntVector, k: int, seed: int) -> flo
     """The online code length in bits of ``classes`` (n,), given the rows (n, d) in this order."""
     n = len(rows)
     ends = sorted({min(n, max(_LEAST, round(share * n))) for share in PORTIONS})
-    inner = folds_of(None, list(range(n)), 3, seed)
+    inner = inner_folds(list(range(n)), seed)
     strength = choose_strength(rows, classes, k, inner)
     bits = ends[0] * float(np.log2(k))
     for start, end in zip(ends, ends[1:], strict=False):

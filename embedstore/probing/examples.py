@@ -14,7 +14,7 @@ from embedstore.filters.parse import Where
 from embedstore.latent.points import field_of
 from embedstore.model import FloatMatrix, IntVector
 from embedstore.reading import checked_where, space_row, stream_records, vectors_of
-from embedstore.states.taps import HIDDEN, SITES, Tap
+from embedstore.states.taps import HEAD, HIDDEN, SITES, Tap
 from embedstore.storage import catalog
 from embedstore.storage.catalog import CollectionRow
 from embedstore.storage.database import Transaction
@@ -59,12 +59,17 @@ def layer_spaces(
     """The spaces of captured layers, in their order; InvalidInput where there are none, or one is not there."""
     if site not in SITES:
         raise InvalidInput(f"site is {site!r}; it must be one of {', '.join(SITES)}")
-    pattern = re.compile(re.escape(prefix) + re.sub(r"\d+", r"(\\d+)", Tap(site, 0).space_name))
-    found: dict[int, str] = {}
+    place = Tap(site, 0, 0 if site == HEAD else None)
+    pattern = re.compile(re.escape(prefix) + re.sub(r"\d+", r"(\\d+)", place.space_name))
+    found: dict[int, list[str]] = {}
+    last = 0
     for space in collection.spaces():
-        match = pattern.fullmatch(space.name)
+        match, hidden = pattern.fullmatch(space.name), re.fullmatch(re.escape(prefix) + r"layer-(\d+)", space.name)
+        last = max(last, int(hidden[1]) if hidden else 0)
         if match:
-            found[int(match[1]) if match.groups() else 0] = space.name
+            found.setdefault(int(match[1]) if match.groups() else -1, []).append(space.name)
+    if -1 in found:  # the final norm, behind the last layer
+        found[last] = found.pop(-1)
     if not found:
         held = ", ".join(space.name for space in collection.spaces())
         raise InvalidInput(
@@ -72,7 +77,7 @@ def layer_spaces(
             " embedstore probe capture"
         )
     if layers == "all":
-        return [LayerSpace(layer, found[layer]) for layer in sorted(found)]
+        return [LayerSpace(layer, name) for layer in sorted(found) for name in sorted(found[layer])]
     given = [layers] if isinstance(layers, int) else layers
     if isinstance(given, str) or not isinstance(given, Iterable):
         raise InvalidInput(f"layers is {layers!r}; give 'all' or a list of numbers, such as [0, 3, -1]")
@@ -81,7 +86,7 @@ def layer_spaces(
         number = held_layers[layer] if isinstance(layer, int) and -len(held_layers) <= layer < 0 else layer
         if number not in found:
             raise InvalidInput(f"layer {layer} was not captured; there are {', '.join(map(str, held_layers))}")
-        wanted.append(LayerSpace(number, found[number]))
+        wanted += [LayerSpace(number, name) for name in sorted(found[number])]
     return wanted
 
 
@@ -103,6 +108,8 @@ def examples_of(
             if value is None or (several and not isinstance(value, list)):
                 continue
             group = record_id if group_by is None else field_of(record.metadata, group_by)
+            if group is None:
+                raise InvalidInput(f"the record {record.key!r} has no field {group_by!r} to be grouped by")
             found.record_ids.append(record_id)
             found.texts.append(record.content or "")
             found.labels.append([str(one) for one in value] if several else value)
@@ -115,6 +122,15 @@ def examples_of(
         names = ", ".join(space.name for space in spaces)
         raise InvalidInput(f"no record with the field {label!r} has vectors in all of {names}")
     return found.subset(np.array([place for place, one in enumerate(found.record_ids) if one in kept]))
+
+
+def holds_lists(collection: Collection, label: str) -> bool:
+    """Whether the first record that has a field has a list in it."""
+    try:
+        found = list(collection.records({label: {"$exists": True}}, limit=1))
+    except InvalidInput:  # no record has it, which is told where examples are read
+        return False
+    return bool(found) and isinstance(found[0].metadata.get(label), list)
 
 
 def states_of(collection: Collection, space: str, record_ids: Sequence[int]) -> FloatMatrix:

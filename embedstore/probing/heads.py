@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,12 @@ import numpy as np
 
 from embedstore.encoders.model_folder import TextModel, read_transformer
 from embedstore.encoders.registry import transformer_folder
-from embedstore.encoders.tokens import checked
+from embedstore.encoders.tokens import checked, load_tokenizers
 from embedstore.encoders.torch_text import pad_id, quiet
 from embedstore.errors import EncoderUnavailable, InvalidInput
 from embedstore.model import FloatMatrix, IntVector
 from embedstore.states.anatomy import Anatomy, anatomy_of
-from embedstore.states.recording import recording
+from embedstore.states.recording import Stopped, recording
 from embedstore.states.taps import HIDDEN, Tap
 
 _MASKED = ("cls", "lm_head", "predictions")
@@ -49,6 +50,11 @@ class HeadedModel:
             raise EncoderUnavailable(f"the model in {model.folder} ({kind}) has no stack under its head")
         self.anatomy: Anatomy = anatomy_of(base, str(model.folder))
         self.last: Any = None
+        self._is_short: bool | None = None
+        self._some_token = 0
+        self._prompts = load_tokenizers().Tokenizer.from_str(tokenizer.to_str())
+        self._prompts.no_padding()
+        self._prompts.no_truncation()
 
     @property
     def n_layers(self) -> int:
@@ -56,20 +62,69 @@ class HeadedModel:
         return self.anatomy.n_layers
 
     def unembed(self, states: Any) -> Any:
-        """Logits (n, vocabulary) of states (n, dim) of the stream, by the model's own last norm and head; tensors."""
+        """Logits (n, vocabulary) of states (n, dim) of the stream behind the last block; tensors.
+
+        By the model's own last norm and head where these make the model's own logits of its own states; else by the
+        whole model, in which the states take the place of the last block's, which is slow and always right.
+        """
+        if self._is_short is None:
+            self._is_short = self._short_way_is_right()
+        return self._unembedded(states) if self._is_short else self._by_the_whole(states)
+
+    def _unembedded(self, states: Any) -> Any:
+        norm = self.anatomy.final_norm
+        normed = states if norm is None else norm(states)
         if self.is_causal:
-            norm = self.anatomy.final_norm
-            head = self.network.get_output_embeddings()
-            return head(states if norm is None else norm(states))
+            return self.network.get_output_embeddings()(normed)
         for name in _MASKED:
             head = getattr(self.network, name, None)
             if head is not None:
-                return head(states)
-        if hasattr(self.network, "vocab_projector"):  # DistilBERT
-            moved = self.network.activation(self.network.vocab_transform(states))
-            return self.network.vocab_projector(self.network.vocab_layer_norm(moved))
+                return head(normed)
+        moved = self.network.activation(self.network.vocab_transform(normed))  # DistilBERT
+        return self.network.vocab_projector(self.network.vocab_layer_norm(moved))
+
+    def _by_the_whole(self, states: Any) -> Any:
+        import torch
+
+        found = []
+        for part in torch.split(states, self.model.max_tokens):
+
+            def replaced(module: Any, arguments: Any, output: Any, part: Any = part) -> Any:
+                given = part[None].to(output[0].dtype if isinstance(output, tuple) else output.dtype)
+                return (given, *output[1:]) if isinstance(output, tuple) else given
+
+            hook = self.anatomy.blocks[-1].register_forward_hook(replaced)
+            try:
+                ids = torch.full((1, len(part)), self._some_token)
+                found.append(self.network(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0])
+            finally:
+                hook.remove()
+        return torch.cat(found)
+
+    def _short_way_is_right(self) -> bool:
+        """Whether norm and head make of the last states what the model says, in numbers; neither way: refused."""
+        import torch
+
+        ids = (torch.arange(1, 1 + min(6, self.model.max_tokens)) % self.network.config.vocab_size).tolist()
+        self._some_token = ids[0]
+        states = torch.empty((len(ids), self.anatomy.dim))
+
+        def take(tap: Tap, found: Any) -> None:
+            states.copy_(found[0].float())
+
+        given = torch.tensor([ids])
+        with torch.no_grad(), recording(self.anatomy, [Tap(HIDDEN, self.n_layers)], take, stop=False):
+            wanted = self.network(input_ids=given, attention_mask=torch.ones_like(given)).logits[0].float()
+        for way, is_short in ((self._unembedded, True), (self._by_the_whole, False)):
+            try:
+                with torch.no_grad():
+                    found = way(states).float()
+            except (RuntimeError, AttributeError, TypeError):  # no such head, or one of another width
+                continue
+            if found.shape == wanted.shape and torch.allclose(found, wanted, atol=1e-3, rtol=1e-3):
+                return is_short
         kind = type(self.network).__name__
-        raise EncoderUnavailable(f"how {kind} makes words of states is not known; take a causal model")
+        raise EncoderUnavailable(f"how {kind} makes words of states is not known; take another model")
 
     def read(self, text: str) -> Read:
         """Run one text through the model; InvalidInput for one without tokens."""
@@ -85,10 +140,27 @@ class HeadedModel:
             states[tap.layer] = found[0].float()
 
         ids = torch.tensor([encoding.ids])
+        self.last = torch.tensor([len(encoding.ids) - 1])
         cache = {"use_cache": False} if self.is_causal else {}
         with torch.no_grad(), recording(self.anatomy, taps, take, stop=False):
             logits = self.network(input_ids=ids, attention_mask=torch.ones_like(ids), **cache).logits[0].float()
         return Read(np.array(encoding.ids), self.words(encoding.ids), states.numpy(), logits.numpy())
+
+    def last_states(self, texts: Sequence[Sequence[int]]) -> Any:
+        """The stream behind the last block at the last of token ids, (n, dim), as a tensor.
+
+        ``last`` says meanwhile where each ends. InvalidInput for one without tokens, or with more than the model reads.
+        """
+        import torch
+
+        held: list[Any] = []
+
+        def take(tap: Tap, states: Any) -> None:
+            held.append(states[torch.arange(len(states)), self.last].float())
+
+        with recording(self.anatomy, [Tap(HIDDEN, self.n_layers)], take), suppress(Stopped):
+            self.run(texts)
+        return held[0]
 
     def run(self, texts: Sequence[Sequence[int]]) -> Any:
         """Logits (n, n_tokens, vocabulary) of token ids, padded on the right, as a tensor; ``last``: where each ends.
@@ -114,8 +186,12 @@ class HeadedModel:
         return self.network(input_ids=ids, attention_mask=mask, **cache).logits
 
     def token_ids(self, text: str) -> list[int]:
-        """A text as the model reads it, special tokens included."""
-        ids: list[int] = self.tokenizer.encode(checked(text, None)).ids
+        """A prompt as the model reads it: all of it, begun as its tokenizer begins texts, and not ended."""
+        encoding = self._prompts.encode(checked(text, None))
+        ids, special = list(encoding.ids), list(encoding.special_tokens_mask)
+        while ids and special[-1] and len(ids) > 1:
+            ids.pop()
+            special.pop()
         return ids
 
     def words(self, ids: Sequence[int]) -> list[str]:
@@ -142,7 +218,11 @@ def open_headed(name: str, *, allow_network: bool = False) -> HeadedModel:
     with quiet():
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        except Exception as error:  # as above
+            reason = " ".join(str(error).split())[:300]
+            raise EncoderUnavailable(f"the tokenizer in {folder} cannot be loaded: {reason}") from error
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise EncoderUnavailable(f"the model in {folder} has no fast tokenizer (tokenizer.json)")

@@ -32,7 +32,15 @@ class Template:
     """How a prompt is written: ``example`` for each demonstration, ``query`` for what is asked; the label follows."""
 
     example: str = "{text} -> {label}\n"
-    query: str = "{text} -> "
+    query: str = "{text} ->"
+
+    def __post_init__(self) -> None:
+        for written, names in ((self.example, ("text", "label")), (self.query, ("text",))):
+            try:
+                written.format(**dict.fromkeys(names, ""))
+            except (KeyError, IndexError, ValueError):
+                held = " and ".join(f"{{{one}}}" for one in names)
+                raise InvalidInput(f"the template {written!r} cannot be filled in; it may hold {held}") from None
 
     def prompt(self, demonstrations: Sequence[tuple[str, str]], text: str) -> str:
         """The whole prompt."""
@@ -92,7 +100,8 @@ def in_context(
         behind it (after Wang et al. 2023, who take it that a language model infers a latent variable from its prompt).
     labels: those among which the model chooses; by default those of the records that may be shown.
     steer: whether the task vector is measured, too: prompts without demonstrations, with the mean difference that
-        demonstrations (of the choice that told most) make to the last token's state added behind each block in turn.
+        demonstrations (those of the concept, else at random) make to the last token's state added behind each block in
+        turn.
     """
     unknown = [one for one in choose if one not in CHOICES]
     if isinstance(choose, str) or unknown or not choose:
@@ -100,11 +109,15 @@ def in_context(
     check_whole("n_demonstrations", n_demonstrations, 1)
     check_whole("most_queries", most_queries, 1)
     check_seed(seed)
-    asked = _labelled(collection, label, queries)[:most_queries]
-    shown = _labelled(collection, label, candidates)
-    if candidates is None:
-        keys = {record.key for record in collection.records(queries)}
-        shown = [one for one in shown if one.key not in keys]
+    asked = _labelled(collection, label, queries)
+    if len(asked) > most_queries:
+        chosen = np.sort(np.random.default_rng(seed).choice(len(asked), most_queries, replace=False))
+        asked = [asked[place] for place in chosen.tolist()]
+    keys, contents = {one.key for one in collection.records(queries)}, {one.content for one in asked}
+    shown = [
+        one for one in _labelled(collection, label, candidates)
+        if one.key not in keys and one.content not in contents  # else an answer would be shown with its question
+    ]  # fmt: skip
     if len(shown) < n_demonstrations:
         raise InvalidInput(f"{len(shown)} records may be shown; {n_demonstrations} demonstrations need as many")
     opened = open_headed(model, allow_network=allow_network) if isinstance(model, str) else model
@@ -141,7 +154,7 @@ def in_context(
         report.accuracy[how] = accuracy(prompts)
         by_choice[how] = prompts
     if steer:
-        told = by_choice[max(by_choice, key=lambda how: report.accuracy[how])]
+        told = by_choice.get("concept", random_prompts)
         bare_ids = [opened.token_ids(one) for one in bare]
         vectors = task_vectors(opened, [opened.token_ids(one) for one in told], bare_ids)
         for layer, vector in vectors.items():
@@ -171,7 +184,9 @@ def label_scores(model: HeadedModel, prompts: Sequence[str], labels: Sequence[st
 
 
 def _continued(model: HeadedModel, prompt: str, ids: Sequence[int], label: str) -> list[int]:
-    """The tokens of a label behind a prompt."""
+    """The tokens of a label behind a prompt, with a blank between unless there is one."""
+    if prompt and not prompt[-1].isspace() and not label[:1].isspace():
+        label = f" {label}"
     whole = model.token_ids(prompt + label)
     if whole[: len(ids)] == list(ids) and len(whole) > len(ids):
         return whole[len(ids) :]

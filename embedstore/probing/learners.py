@@ -99,9 +99,14 @@ def fit_mlp(rows: FloatMatrix, classes: IntVector, k: int, strength: float, seed
 
 
 def fit_mass_mean(rows: FloatMatrix, classes: IntVector, k: int, strength: float, seed: int) -> Probe:
-    """The difference of two classes' means, tilted by the inverse covariance within them (Marks and Tegmark 2023)."""
+    """The difference of two classes' means, tilted by the inverse covariance within them (Marks and Tegmark 2023).
+
+    That is the variant for held-out data of the same kind, which is Fisher's linear discriminant.
+    """
     if k != 2:
         raise InvalidInput(f"a mass-mean probe tells two classes apart; the label has {k}")
+    if len(np.unique(classes)) < 2:
+        raise InvalidInput("what is learned from holds one class only; give more records, or other groups")
     standard = Standard.of(rows)
     given = standard.apply(rows).astype(np.float64)
     means = np.stack([given[classes == one].mean(axis=0) for one in range(2)])
@@ -131,6 +136,8 @@ class _Mlp:
         from sklearn.neural_network import MLPClassifier
 
         counts = np.bincount(classes, minlength=k)
+        if (counts > 0).sum() < 2:
+            return cls(None, np.flatnonzero(counts), k)
         early = len(rows) >= 200 and counts[counts > 0].min() >= 10
         model = MLPClassifier(
             (256,), alpha=1e-4, batch_size=min(256, len(rows)), max_iter=200, early_stopping=early,
@@ -143,5 +150,8 @@ class _Mlp:
 
     def log_probabilities(self, rows: FloatMatrix) -> np.ndarray:
         found = np.full((len(rows), self.k), np.log(1e-12))
+        if self.model is None:
+            found[:, self.known] = 0.0
+            return found
         found[:, self.known] = np.log(np.maximum(self.model.predict_proba(rows), 1e-12))
         return found

@@ -254,41 +254,45 @@ def tune(
     given = checked_texts(texts)
     check_whole("epochs", epochs, 0)
     check_seed(seed)
+    given = list(dict.fromkeys(given))  # else a text might be on both sides
     if len(given) < 5:
-        raise InvalidInput(f"there are {len(given)} texts; a lens is tuned to 5 or more")
+        raise InvalidInput(f"there are {len(given)} different texts; a lens is tuned to 5 or more")
     opened = open_headed(model, allow_network=allow_network) if isinstance(model, str) else model
     order = np.random.default_rng(seed).permutation(len(given))
     cut = max(1, len(given) // 5)
-    held_out = [opened.read(given[place]) for place in order[:cut].tolist()]
-    states, ends, n = [], [], 0
-    for place in order[cut:].tolist():
-        read = opened.read(given[place])
-        states.append(read.states)
-        ends.append(read.logits)
-        n += len(read.ids)
-        if n >= _MOST_TOKENS:
-            break
-    stream = torch.from_numpy(np.concatenate(states, axis=1)[:, :_MOST_TOKENS])  # (layers, tokens, dim)
-    wanted = torch.from_numpy(np.concatenate(ends)[:_MOST_TOKENS]).log_softmax(dim=1)
+    held_out = _streams(opened, [given[place] for place in order[:cut].tolist()], _MOST_TOKENS // 4)
+    stream = _streams(opened, [given[place] for place in order[cut:].tolist()], _MOST_TOKENS)
     maps, found = {}, {}
     for layer in range(opened.n_layers):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            maps[layer] = _tuned_map(opened, stream[layer], stream[-1], wanted, epochs)
+            maps[layer] = _tuned_map(opened, stream[layer], stream[-1], epochs)
     made = TunedLens(_weights(opened), maps, {})
     for layer in range(opened.n_layers):
         pair = [0.0, 0.0]
-        n_out = 0
-        for read in held_out:
-            end = _log_softmax(read.logits)
-            n_out += len(end)
-            for which, moved in enumerate((read.states[layer], made.apply(layer, read.states[layer]))):
+        for some in np.split(np.arange(held_out.shape[1]), range(_BATCH, held_out.shape[1], _BATCH)):
+            states = held_out[layer, some].numpy()
+            end = _log_softmax(logits_of(opened, held_out[-1, some].numpy()))
+            for which, moved in enumerate((states, made.apply(layer, states))):
                 pair[which] += float(divergences(end, _log_softmax(logits_of(opened, moved))).sum())
-        found[layer] = (pair[0] / n_out, pair[1] / n_out)
+        found[layer] = (pair[0] / held_out.shape[1], pair[1] / held_out.shape[1])
     return TunedLens(made.weights, maps, found)
 
 
-def _tuned_map(model: HeadedModel, states: Any, end: Any, wanted: Any, epochs: int) -> tuple[np.ndarray, np.ndarray]:
+def _streams(model: HeadedModel, texts: Sequence[str], most: int) -> Any:
+    """The streams of texts one after the other, (layers, tokens, dim), at most so many tokens, as a tensor."""
+    import torch
+
+    states, n = [], 0
+    for text in texts:
+        states.append(model.read(text).states[:, : most - n])
+        n += states[-1].shape[1]
+        if n >= most:
+            break
+    return torch.from_numpy(np.concatenate(states, axis=1))
+
+
+def _tuned_map(model: HeadedModel, states: Any, end: Any, epochs: int) -> tuple[np.ndarray, np.ndarray]:
     import torch
 
     n, dim = states.shape
@@ -309,8 +313,10 @@ def _tuned_map(model: HeadedModel, states: Any, end: Any, wanted: Any, epochs: i
     for _ in range(epochs):
         for some in torch.split(torch.randperm(n), _BATCH):
             given = states[some]
+            with torch.no_grad():
+                wanted = model.unembed(end[some]).float().log_softmax(dim=1)
             logs = model.unembed(given + given @ matrix.T + offset).float().log_softmax(dim=1)
-            loss: Any = (wanted[some].exp() * (wanted[some] - logs)).sum(dim=1).mean()
+            loss: Any = (wanted.exp() * (wanted - logs)).sum(dim=1).mean()
             learner.zero_grad()
             loss.backward()
             learner.step()

@@ -14,10 +14,10 @@ from embedstore.filters.parse import Where
 from embedstore.model import FloatMatrix, IntVector
 from embedstore.probing.baselines import bag_of_words
 from embedstore.probing.cores import side_by_side
-from embedstore.probing.examples import Examples, LayerSpace, examples_of, layer_spaces, states_of
+from embedstore.probing.examples import Examples, LayerSpace, examples_of, holds_lists, layer_spaces, states_of
 from embedstore.probing.keeping import keep_probe
 from embedstore.probing.learners import LEARNERS, choose_strength
-from embedstore.probing.splitting import folds_of, interval
+from embedstore.probing.splitting import folds_of, inner_folds, interval
 from embedstore.states.taps import HIDDEN
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 TASKS = ("auto", "classes", "number", "several")
 _MOST_CLASSES = 100
-_INNER = 3
 _SHARES = (0.05, 0.1, 0.2, 0.5, 1.0)
 
 
@@ -78,8 +77,10 @@ class ProbeReport:
     def to_rows(self) -> list[dict[str, Any]]:
         """A row a layer, rounded for people."""
         rows = []
+        shared = len({one.layer for one in self.layers}) < len(self.layers)  # heads of one layer
         for one in self.layers:
-            row: dict[str, Any] = {"layer": one.layer, self.metric: one.score, "low": one.low, "high": one.high}
+            where = {"space": one.space} if shared else {}
+            row: dict[str, Any] = {"layer": one.layer, **where, self.metric: one.score, "low": one.low, "high": one.high}
             if one.control is not None:
                 row |= {"control": one.control, "selectivity": one.selectivity}
             rows.append({**row, **one.other})
@@ -128,7 +129,8 @@ def linear(
     task: 'classes', 'number', 'several' (lists of labels), or 'auto', by what the field holds.
     kind: 'linear' (logistic regression; ridge for numbers), 'mlp' (one hidden layer), 'mass-mean' (of two classes).
     control: whether the same probe is fitted to labels drawn at random from the same distribution, one for each type: a
-        value of the field ``control_by``, else a text. A probe that learns these knows the types, not the layer.
+        value of the field ``control_by``, else a text. A probe that learns these knows the types, not the layer. Where
+        types do not come again among the records that are held out, there is none.
     group_by: a field; records that agree in it are never parted between what is learned from and what is judged by.
     folds: of a cross-validation, stratified; 1 holds one fifth out, once.
     curve: whether the probe is also fitted to shares of the examples.
@@ -145,14 +147,20 @@ def linear(
         raise InvalidInput(f"task is {task!r}; it must be one of {', '.join(TASKS)}")
     check_whole("folds", folds, 1)
     check_seed(seed)
+    if store_as is not None and kind == "mlp":
+        raise InvalidInput("only linear and mass-mean probes can be kept (store_as)")
     spaces = layer_spaces(collection, layers, prefix=prefix, site=site)
     others = {one: layer_spaces(collection, [s.layer for s in spaces], prefix=one, site=site) for one in beside}
     everything = [*spaces, *(space for those in others.values() for space in those)]
+    if task == "auto" and holds_lists(collection, label):
+        task = "several"
     examples = examples_of(
         collection, label, everything, where=where, group_by=group_by, several=task == "several"
     )
     if task == "auto":
-        task = _task_of(examples.labels, label)
+        task = _task_of(examples.labels)
+    if task != "classes" and (store_as is not None or curve or (task == "several" and beside)):
+        raise InvalidInput(f"store_as, curve and beside are for classes; the label {label!r} is read as {task!r}")
     if task != "classes" and kind != "linear":
         raise InvalidInput(f"kind {kind!r} tells classes apart; the label {label!r} is read as {task!r}")
     if task == "number":
@@ -168,7 +176,7 @@ def linear(
     parts = range(int(held_out.max()) + 1 if folds > 1 else 1)
     setting = _Setting(examples, classes, len(names), held_out, parts, kind, seed)
     types = [str(one) for one in _types(collection, examples, control_by)] if control else []
-    drawn = control_labels(types, classes, seed) if control else None
+    drawn = control_labels(types, classes, seed) if control and setting.types_recur(types) else None
 
     def scored(space: LayerSpace) -> LayerScore:
         rows = states_of(collection, space.name, examples.record_ids)
@@ -226,7 +234,7 @@ def control_labels(types: Sequence[str], classes: IntVector, seed: int) -> IntVe
     return np.array([label_of[one] for one in types], np.int64)
 
 
-def _task_of(labels: Sequence[Any], label: str) -> str:
+def _task_of(labels: Sequence[Any]) -> str:
     numbers = [one for one in labels if isinstance(one, (int, float)) and not isinstance(one, bool)]
     if len(numbers) < len(labels):
         return "classes"
@@ -260,11 +268,20 @@ class _Setting:
         """The examples that are held out at some time, bool (n,)."""
         return np.isin(self.held_out, list(self.parts))
 
+    def types_recur(self, types: Sequence[str]) -> bool:
+        """Whether half of what is judged is of types that are learned from, so that a probe could know them."""
+        known = 0
+        for fold in self.parts:
+            out = self.held_out == fold
+            learned = {one for one, is_out in zip(types, out.tolist(), strict=True) if not is_out}
+            known += sum(one in learned for one, is_out in zip(types, out.tolist(), strict=True) if is_out)
+        return known >= 0.5 * int(self.judged.sum())
+
     def strength(self, rows: FloatMatrix, classes: IntVector) -> float:
         if self.kind != "linear":
             return 1.0
         learned = np.flatnonzero(self.held_out != 0)
-        inner = folds_of(None, [self.examples.groups[place] for place in learned.tolist()], _INNER, self.seed)
+        inner = inner_folds([self.examples.groups[place] for place in learned.tolist()], self.seed)
         return choose_strength(rows[learned], classes[learned], self.k, inner)
 
     def right(self, rows: FloatMatrix, classes: IntVector, strength: float) -> np.ndarray:
@@ -288,6 +305,8 @@ class _Setting:
         scores = {}
         for share in _SHARES:
             some = learned[: max(self.k, int(share * len(learned)))]
+            if len(np.unique(self.classes[some])) < 2:
+                continue  # so few tell nothing apart
             probe = LEARNERS[self.kind](rows[some], self.classes[some], self.k, strength, self.seed)
             scores[share] = float((probe.predict(rows[out]) == self.classes[out]).mean())
         return scores

@@ -170,5 +170,6 @@ def report(
         made.alike = similarity(collection, measure=measure, **common)
     if lens_model is not None:
         texts = lens_texts or [one.content for one in collection.records(where, limit=5) if one.content]
-        made.lens = lens(lens_model, [text or "" for text in texts], shown=5)
+        allowed = collection.store.allows_network
+        made.lens = lens(lens_model, [text or "" for text in texts], shown=5, allow_network=allowed)
     return made

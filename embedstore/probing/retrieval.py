@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,7 @@ class RetrievalReport:
     metric: str
     n: int
     scores: list[RetrievalScore]
+    options: dict[str, str] = field(default_factory=dict)
 
     @property
     def best(self) -> RetrievalScore:
@@ -52,7 +53,8 @@ class RetrievalReport:
         """The encoder to search with, as ``hf:MODEL@site=hidden,layer=L,pool=P``."""
         best = self.best
         bare = self.model.removeprefix("hf:").removeprefix("st:")
-        return f"hf:{bare}@site={best.site},layer={best.layer},pool={best.pool}"
+        more = "".join(f",{name}={value}" for name, value in self.options.items())
+        return f"hf:{bare}@site={best.site},layer={best.layer},pool={best.pool}{more}"
 
     def to_rows(self) -> list[dict[str, Any]]:
         """A row a layer, a column for each pool."""
@@ -110,7 +112,7 @@ def similar_pairs(
             orders = cosines.std() > 1e-6  # the first token's embedding is the same in every text
             score = float(spearmanr(cosines, wanted).statistic) if orders else 0.0
             scores.append(RetrievalScore(tap.site, tap.layer, pool, centered, score))
-    return RetrievalReport(name, "spearman", len(given), scores)
+    return RetrievalReport(name, "spearman", len(given), scores, _options(opened))
 
 
 def ranked_answers(
@@ -147,13 +149,25 @@ def ranked_answers(
             unit = normalized(vectors - mean) if centered else normalized(vectors)
             value = _ndcg(unit[: len(ids)], unit[len(ids) :], ids, asked, relevance, k)
             scores.append(RetrievalScore(tap.site, tap.layer, pool, centered, value))
-    return RetrievalReport(name, f"ndcg@{k}", len(asked), scores)
+    return RetrievalReport(name, f"ndcg@{k}", len(asked), scores, _options(opened))
 
 
 def _opened(model: str | StateModel, allow_network: bool) -> tuple[str, StateModel]:
     if isinstance(model, str):
         return model, open_states(model, allow_network=allow_network)
     return str(model.model.folder), model
+
+
+def _options(model: StateModel) -> dict[str, str]:
+    """What else an encoder must say to be of this model."""
+    found: dict[str, str] = {}
+    if model.stack == "decoder":
+        found["stack"] = "decoder"
+    if model.dtype != "float32":
+        found["dtype"] = model.dtype
+    if model.random_seed is not None:
+        found["random"] = str(model.random_seed)
+    return found
 
 
 def _by_place(

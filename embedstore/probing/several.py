@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from embedstore.errors import InvalidInput
 from embedstore.probing.examples import Examples, LayerSpace, states_of
 from embedstore.probing.learners import choose_strength, fit_linear
-from embedstore.probing.splitting import folds_of, interval
+from embedstore.probing.splitting import folds_of, inner_folds
 
 if TYPE_CHECKING:
     from embedstore.collection import Collection
     from embedstore.probing.linear import ProbeReport
 
-_INNER = 3
+_DRAWS = 200
 
 
 def several_report(
@@ -44,7 +44,7 @@ def several_report(
         raise InvalidInput(f"no value of {label!r} is there often enough to be learned and judged; ask for fewer folds")
     names = [list(counts)[place] for place in usable]
     wanted = wanted[:, usable]
-    inner = folds_of(None, examples.groups, min(_INNER, len(set(examples.groups))), seed + 1)
+    inner = inner_folds(examples.groups, seed + 1)
     groups = [examples.groups[place] for place in np.flatnonzero(judged).tolist()]
     layers = []
     for space in spaces:
@@ -59,15 +59,30 @@ def several_report(
         precisions = [
             float(average_precision_score(wanted[judged, place], told[judged, place])) for place in range(len(names))
         ]
-        right = ((told > 0.5) == wanted).mean(axis=1)[judged]
-        low, high = interval(right, groups, seed)
         mean = float(np.mean(precisions))
-        made = LayerScore(space.layer, space.name, mean, mean - (right.mean() - low), mean + (high - right.mean()))
+        made = LayerScore(space.layer, space.name, mean, *_interval(wanted[judged], told[judged], groups, seed))
         decided, there = told[judged] > 0.5, wanted[judged] > 0
         made.other["f1"] = float(2 * (decided & there).sum() / max(decided.sum() + there.sum(), 1))
-        made.other["decisions"] = float(right.mean())
+        made.other["decisions"] = float(((told > 0.5) == wanted)[judged].mean())
         layers.append(made)
     prior = float(wanted[judged].mean(axis=0).mean())
     return ProbeReport(
         label, "several", "linear", len(examples), len(set(examples.groups)), names, folds, layers, {"prior": prior}
     )
+
+
+def _interval(wanted: np.ndarray, told: np.ndarray, groups: Sequence[Any], seed: int) -> tuple[float, float]:
+    """The 95 % interval of the mean average precision by the percentile bootstrap over groups."""
+    from sklearn.metrics import average_precision_score
+
+    places: dict[Any, list[int]] = {}
+    for place, group in enumerate(groups):
+        places.setdefault(group, []).append(place)
+    held, drawn, means = list(places.values()), np.random.default_rng(seed), []
+    for _ in range(_DRAWS):
+        some = [place for group in drawn.integers(0, len(held), len(held)).tolist() for place in held[group]]
+        there = [label for label in range(wanted.shape[1]) if 0 < wanted[some, label].sum() < len(some)]
+        if there:
+            means.append(np.mean([average_precision_score(wanted[some, one], told[some, one]) for one in there]))
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)

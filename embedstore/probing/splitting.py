@@ -18,14 +18,17 @@ def folds_of(classes: IntVector | None, groups: Sequence[Any], n_folds: int, see
     """
     names = {group: number for number, group in enumerate(dict.fromkeys(groups))}
     if len(names) < n_folds:
-        raise InvalidInput(f"there are {len(names)} groups of records for {n_folds} folds; ask for fewer folds")
+        raise InvalidInput(
+            f"there are {len(names)} groups of records for {n_folds} parts; ask for fewer folds, or add records"
+        )
     numbers = np.array([names[group] for group in groups])
     if classes is not None:
         counts = np.bincount(classes)
         least = int(counts[counts > 0].min())
         if least < n_folds:
             raise InvalidInput(
-                f"a class has {least} examples, fewer than the {n_folds} folds; ask for fewer folds, or leave it out"
+                f"a class has {least} examples, fewer than the {n_folds} parts that records are put into; leave it out"
+                " by a filter (where), or ask for fewer folds"
             )
     from sklearn.model_selection import GroupKFold, StratifiedGroupKFold, StratifiedKFold
 
@@ -40,6 +43,14 @@ def folds_of(classes: IntVector | None, groups: Sequence[Any], n_folds: int, see
     for fold, (_, held_out) in enumerate(made):
         folds[held_out] = fold
     return folds
+
+
+def inner_folds(groups: Sequence[Any], seed: int) -> IntVector:
+    """Three folds, or two where there are only so many groups, for what is chosen within the learned part."""
+    n = len(set(groups))
+    if n < 2:
+        raise InvalidInput("what is learned from is one group of records; there must be two, to choose a penalty by")
+    return folds_of(None, groups, min(3, n), seed)
 
 
 def interval(values: np.ndarray, groups: Sequence[Any], seed: int, level: float = 0.95) -> tuple[float, float]:

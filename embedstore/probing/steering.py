@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,8 @@ def steering(model: HeadedModel, vectors: Mapping[int, FloatVector], *, everywhe
                 moved = states.clone()
                 if everywhere:
                     moved += added
+                elif model.last is None or len(model.last) != len(states):
+                    raise InvalidInput("only prompts that this model was given can be steered at their last token")
                 else:
                     lines = torch.arange(len(states))
                     moved[lines, model.last] += added
@@ -54,9 +56,8 @@ def next_log_probabilities(model: HeadedModel, prompts: Sequence[Sequence[int]])
     found = []
     for start in range(0, len(prompts), _AT_ONCE):
         with torch.no_grad():
-            logits = model.run(prompts[start : start + _AT_ONCE])
-        lines = torch.arange(len(logits))
-        found.append(logits[lines, model.last].float().log_softmax(dim=1).numpy())
+            logits = model.unembed(model.last_states(prompts[start : start + _AT_ONCE]))
+        found.append(logits.float().log_softmax(dim=1).numpy())
     return np.concatenate(found)
 
 
@@ -64,7 +65,7 @@ def last_states(model: HeadedModel, prompts: Sequence[Sequence[int]]) -> np.ndar
     """The stream at the last token of token ids, float32 (n_layers + 1, n, dim)."""
     import torch
 
-    from embedstore.states.recording import recording
+    from embedstore.states.recording import Stopped, recording
     from embedstore.states.taps import HIDDEN, Tap
 
     taps = [Tap(HIDDEN, layer) for layer in range(model.n_layers + 1)]
@@ -76,7 +77,7 @@ def last_states(model: HeadedModel, prompts: Sequence[Sequence[int]]) -> np.ndar
             lines = torch.arange(n)
             found[tap.layer, start : start + n] = states[lines, model.last].float().numpy()
 
-        with torch.no_grad(), recording(model.anatomy, taps, take, stop=False):
+        with torch.no_grad(), recording(model.anatomy, taps, take), suppress(Stopped):
             model.run(some)
     return found
 

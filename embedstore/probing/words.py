@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import json
 import re
+import sys
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from embedstore.errors import InvalidInput
 from embedstore.filters.parse import Where
-from embedstore.making_spaces import add_vector_spaces
+from embedstore.making_spaces import add_vector_spaces, record_pages
 from embedstore.model import FloatMatrix, Metric, Record, WriteReport, choose
 from embedstore.probing.capturing import States, opened_model
 from embedstore.probing.examples import with_vectors
 from embedstore.states.taps import HIDDEN, Tap
+from embedstore.storage.fitted import STATES, Fitted, fitted_of
+from embedstore.storage.writing import CollectionWriter
 
 if TYPE_CHECKING:
     from embedstore.collection import Collection
+    from embedstore.states import StateModel
     from embedstore.states.running import Tokenized
 
 UNITS = ("word", "token")
 POOLS = ("mean", "first", "last")
 _PAGE = 512
-_WORD = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]")
+_PAGE_BYTES = 64 << 20
+_KEPT = "states"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +74,11 @@ def words(
     only: the words that are kept, whatever their case; all by default.
     random_seed: of weights that are drawn in the place of those that were learned.
 
-    A record has the key ``SOURCE#POSITION``, the word as its text, and as metadata ``source``, ``position``, ``start``,
-    ``end`` (characters) and the fields. Interrupted, the same call goes on where it was. InvalidInput for a word of
-    ``split`` that is not in its text, or a field that does not list as many.
+    What a text no longer says is deleted, and what it says in other words made anew, when this is called again. A record
+    has the key ``SOURCE#POSITION``, the word as its text, and as metadata ``source``, ``position``, ``start``,
+    ``end`` (characters), ``context`` (a hash of the text) and the fields. Interrupted, the same call goes on where it
+    was. InvalidInput for a word of ``split`` that is not in its text, a field that does not list as many, or spaces that
+    hold states of another model.
     """
     if unit not in UNITS:
         raise InvalidInput(f"unit is {unit!r}; it must be one of {', '.join(UNITS)}")
@@ -87,26 +97,94 @@ def words(
     target = collection.store.collection(into, encoder="none")
     dims = {name: opened.dim_of(tap) for tap, name in names.items()}
     add_vector_spaces(target, dims, metric=choose(Metric, metric, "metric"), default=names[taps[-1]])
+    _claim(target, list(names.values()), _made_by(opened, pool))
     report = WriteReport()
-    records = (one for one in collection.records(where) if one.content)
-    while page := list(islice(records, _PAGE)):
+    for page in record_pages(collection, where, _PAGE):
+        texts = [(record, tokens) for record, tokens in zip(
+            page, opened.tokenize([one.content or "" for one in page]), strict=True)]  # fmt: skip
         found = [
             (record, tokens, units)
-            for record, tokens in zip(page, opened.tokenize([one.content or "" for one in page]), strict=True)
+            for record, tokens in texts
             if (units := list(_units(record, tokens, unit, split, fields, wanted)))
         ]
+        report.deleted += _forget_what_changed(target, [record for record, _ in texts])
         found = _not_kept(target, found, list(names.values()))
-        if not found:
-            continue
-        report.truncated += sum(tokens.truncated for _, tokens, _ in found)
-        states = opened.token_states([tokens for _, tokens, _ in found], taps)
-        rows = [
-            _row(record, one, states[number], names, pool)
-            for number, (record, _, units) in enumerate(found)
-            for one in units
-        ]
-        report += target.upsert(rows)
+        for part in _parts(found, sum(dims.values())):
+            report.truncated += sum(tokens.truncated for _, tokens, _ in part)
+            states = opened.token_states([tokens for _, tokens, _ in part], taps)
+            report += target.upsert([
+                _row(record, one, states[number], names, pool)
+                for number, (record, _, units) in enumerate(part)
+                for one in units
+            ])  # fmt: skip
     return States(target, model, names, report)
+
+
+def _made_by(model: StateModel, pool: str) -> str:
+    """What decides the vectors of words: the model, and how tokens are reduced."""
+    spec = model.model.spec("words")
+    deciding = [spec.fingerprint, pool, model.random_seed, model.dtype, model.stack]
+    return hashlib.blake2b(json.dumps(deciding).encode(), digest_size=16).hexdigest()
+
+
+def _claim(target: Collection, spaces: Sequence[str], made_by: str) -> None:
+    """Note of spaces whose states they hold; InvalidInput where they hold others."""
+    with target.store.database.write() as transaction:
+        writer = CollectionWriter(transaction, target.name)
+        for name in spaces:
+            kept = fitted_of(transaction, writer.spaces[name].space_id, _KEPT)
+            if kept is None:
+                if writer.spaces[name].n_live:
+                    raise InvalidInput(f"the space {name!r} of {target.name!r} holds vectors from elsewhere; give a prefix")
+                writer.keep_fitted(name, Fitted(_KEPT, STATES, {"made_by": made_by}, {}))
+            elif kept.description.get("made_by") != made_by:
+                raise InvalidInput(
+                    f"the space {name!r} of {target.name!r} holds states of another model, or reduced in another way;"
+                    " give these a prefix, or another collection"
+                )
+        writer.finish()
+
+
+def context_of(text: str) -> str:
+    """The text that a word stands in, as 16 hex digits."""
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _forget_what_changed(target: Collection, records: Sequence[Record]) -> int:
+    """Delete the words of texts that were others when they were read; how many."""
+    contexts = {record.key: context_of(record.content or "") for record in records}
+    if not len(target):
+        return 0
+    gone = [
+        one.key for one in target.records({"source": {"$in": list(contexts)}})
+        if one.metadata.get("context") != contexts.get(str(one.metadata.get("source")))
+    ]  # fmt: skip
+    return target.delete(gone) if gone else 0
+
+
+def _parts(
+    found: list[tuple[Record, Tokenized, list[Unit]]], n_numbers: int
+) -> Iterator[list[tuple[Record, Tokenized, list[Unit]]]]:
+    """Texts in parts whose states, of so many numbers a token, need no more than some memory."""
+    part: list[tuple[Record, Tokenized, list[Unit]]] = []
+    n_bytes = 0
+    for one in found:
+        needed = 4 * n_numbers * len(one[1].ids)
+        if part and n_bytes + needed > _PAGE_BYTES:
+            yield part
+            part, n_bytes = [], 0
+        part.append(one)
+        n_bytes += needed
+    if part:
+        yield part
+
+
+@functools.cache
+def _word() -> re.Pattern[str]:
+    """A word with its marks and apostrophes, or one other character."""
+    marks = "".join(chr(one) for one in range(0x300, sys.maxunicode + 1) if unicodedata.category(chr(one))[0] == "M")
+    letter = f"[\\w{re.escape(marks)}]"
+    return re.compile(rf"{letter}+(?:['’]{letter}+)*|[^\w\s]")
 
 
 def _units(
@@ -140,7 +218,7 @@ def _units(
 
 def _spans(record: Record, text: str, split: str | None) -> list[tuple[int, int]]:
     if split is None:
-        return [match.span() for match in _WORD.finditer(text)]
+        return [match.span() for match in _word().finditer(text)]
     listed = record.metadata.get(split)
     if not isinstance(listed, list) or not all(isinstance(one, str) for one in listed):
         raise InvalidInput(f"{record.key}: the field {split!r} lists no words")
@@ -177,5 +255,6 @@ def _row(
         vectors[name] = mine.mean(axis=0) if pool == "mean" else mine[0 if pool == "first" else -1]
     return {
         "key": f"{record.key}#{unit.place}", "text": unit.text, "vectors": vectors,
-        "metadata": {"source": record.key, "position": unit.place, "start": unit.start, "end": unit.end, **unit.fields},
+        "metadata": {"source": record.key, "position": unit.place, "start": unit.start, "end": unit.end,
+                     "context": context_of(record.content or ""), **unit.fields},
     }  # fmt: skip

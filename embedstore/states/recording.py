@@ -52,10 +52,11 @@ def recording(anatomy: Anatomy, taps: Collection[Tap], take: Take, *, stop: bool
                 for site in (ATTENTION, MLP):
                     if site in sites:
                         module = anatomy.require(site)[layer - 1]
-                        hooks.callback(module.register_forward_hook(_taking(given, Tap(site, layer))).remove)
+                        hook = _taking(given, Tap(site, layer), anatomy.share)
+                        hooks.callback(module.register_forward_hook(hook).remove)
             heads = [tap for tap in those if tap.site == HEAD]
             if heads:
-                module = anatomy.require(ATTENTION)[layer - 1]
+                module = anatomy.require(HEAD)[layer - 1]
                 hooks.callback(module.register_forward_pre_hook(_taking_heads(given, heads, anatomy.n_heads)).remove)
             if layer and sites - {FINAL_NORM}:
                 hooks.callback(
@@ -77,9 +78,9 @@ def _depth(tap: Tap) -> int:
     return tap.layer + (tap.site == FINAL_NORM)
 
 
-def _taking(given: Take, tap: Tap) -> Callable[[Any, Any, Any], None]:
+def _taking(given: Take, tap: Tap, share: float) -> Callable[[Any, Any, Any], None]:
     def hook(module: Any, arguments: Any, output: Any) -> None:
-        given(tap, _tensor(output))
+        given(tap, _tensor(output) if share == 1.0 else share * _tensor(output))
 
     return hook
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from embedstore.checks import check_whole
 from embedstore.encoders.batching import batches
-from embedstore.encoders.model_folder import TextModel, read_transformer
+from embedstore.encoders.model_folder import COUNT_FROM_PADDING, TextModel, read_transformer
 from embedstore.encoders.registry import transformer_folder
 from embedstore.encoders.threads import MOST_TOKENS, usable_cores
 from embedstore.encoders.tokens import TextTokenizer, checked
@@ -31,8 +31,17 @@ Take = Callable[["Batch", Tap, Any, Any], None]
 
 DTYPES = ("float32", "bfloat16", "float16")
 STACKS = ("encoder", "decoder")
-_COUNT_FROM_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer", "xlm-roberta-xl")
+_BY_MASK = ("opt", "t5", "mt5", "umt5", "bloom")  # whose positions follow from the mask, or are relative
+_NOT_USED = ("pooler",)
 _TOKENS_ON_GPU = 32_768
+
+
+class NoTokens(InvalidInput):
+    """A text has no tokens to pool; ``position`` is its place among the texts that were given."""
+
+    def __init__(self, position: int) -> None:
+        super().__init__(f"the text at position {position} has no tokens, so it has no states; leave it out")
+        self.position = position
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +90,11 @@ class StateModel:
         if stack is not None:
             part = network.get_encoder() if stack == "encoder" else network.get_decoder()
         self._run = part if stack == "encoder" else network
-        self.anatomy: Anatomy = anatomy_of(part, str(model.folder))
-        self._takes_positions = "position_ids" in _parameters(self._run) and (
-            str(model.architecture.get("model_type")) not in _COUNT_FROM_PADDING
-        )
+        self.anatomy: Anatomy = anatomy_of(part, str(model.folder), stack)
+        kind = str(model.architecture.get("model_type"))
+        self._takes_positions = "position_ids" in _parameters(self._run) and kind not in COUNT_FROM_PADDING
+        if padding == "left" and not self._takes_positions and kind not in _BY_MASK:
+            raise InvalidInput(f"a {kind} model counts positions from the left end of a batch; take padding='right'")
         self._takes_cache = "use_cache" in _parameters(self._run)
         self._pad_id = pad_id(model)
         self._counter = TextTokenizer.from_tokenizer(tokenizer, model.max_tokens)
@@ -108,10 +118,11 @@ class StateModel:
             raise InvalidInput(
                 f"{self.anatomy.where} has no final norm: the state after its last block is its output; take 'hidden'"
             )
-        if tap.site in ("attention", "mlp"):
+        if tap.layer > self.n_layers:
+            raise InvalidInput(f"layer {tap.layer} is not there: {self.anatomy.where} has 0 to {self.n_layers}")
+        if tap.site in ("attention", "mlp", HEAD):
             self.anatomy.require(tap.site)
         if tap.site == HEAD:
-            self.anatomy.require("attention")
             if tap.head is None or not 0 <= tap.head < self.anatomy.n_heads:
                 last = self.anatomy.n_heads - 1
                 raise InvalidInput(f"head {tap.head} is not there: {self.anatomy.where} has 0 to {last}")
@@ -120,8 +131,8 @@ class StateModel:
         """Numbers of the states at a place."""
         if tap.site != HEAD:
             return self.anatomy.dim
-        given = self.model.architecture.get("head_dim")
-        return int(given) if isinstance(given, int) else self.anatomy.dim // self.anatomy.n_heads
+        given = self.model.architecture.get("head_dim", self.model.architecture.get("d_kv"))
+        return given if isinstance(given, int) else self.anatomy.dim // self.anatomy.n_heads
 
     def tokenize(self, texts: Sequence[str], *, first: int = 0) -> list[Tokenized]:
         """Texts as token ids with the special ones that the model's tokenizer adds, cut where they are too long."""
@@ -138,16 +149,19 @@ class StateModel:
             for one in encodings
         ]  # fmt: skip
 
-    def batched(self, texts: Sequence[Tokenized], *, special: bool = True, at_most: int | None = None) -> list[Batch]:
+    def batched(
+        self, texts: Sequence[Tokenized], *, special: bool = True, at_most: int | None = None, first: int = 0
+    ) -> list[Batch]:
         """Texts in batches of like length, the longest first.
 
-        special: whether special tokens are pooled, too. InvalidInput for a text of which nothing is left to pool.
+        special: whether special tokens are pooled, too. NoTokens for a text of which nothing is left to pool; first:
+        the position of the first text among all that were given, for errors.
         """
         empty = next((place for place, one in enumerate(texts) if not len(one.ids)), None)
         if empty is None and not special:
             empty = next((place for place, one in enumerate(texts) if one.special.all()), None)
         if empty is not None:
-            raise InvalidInput(f"the text at position {empty} has no tokens, so it has no states; leave it out")
+            raise NoTokens(first + empty)
         groups = batches([len(one.ids) for one in texts], self._tokens_at_once())
         if at_most is not None:
             groups = [group[start : start + at_most] for group in groups for start in range(0, len(group), at_most)]
@@ -180,6 +194,12 @@ class StateModel:
         here = threading.local()
 
         def taken(tap: Tap, states: Any) -> None:
+            if states.shape[:2] != here.batch.ids.shape:
+                kind, shape = type(self.network).__name__, tuple(states.shape)
+                raise EncoderUnavailable(
+                    f"{self.anatomy.where} ({kind}) has states of shape {shape} for {here.batch.ids.shape} tokens, so"
+                    " that texts cannot be told apart; this architecture cannot be read"
+                )
             here.seen.add(tap)
             take(here.batch, tap, states, here.kept)
 
@@ -191,6 +211,13 @@ class StateModel:
                     self._run(**self._arguments(ids, mask))
                 except Stopped:
                     pass
+                except (RuntimeError, IndexError, TypeError) as error:
+                    if isinstance(error, torch.cuda.OutOfMemoryError):
+                        raise
+                    kind, reason = type(self.network).__name__, " ".join(str(error).split())[:200]
+                    raise EncoderUnavailable(
+                        f"{self.anatomy.where} ({kind}) cannot be run on batches of tokens: {reason}"
+                    ) from error
             missed = [tap.space_name for tap in taps if tap not in here.seen]
             if missed:
                 kind = type(self.network).__name__
@@ -214,8 +241,9 @@ class StateModel:
         return self._counter.count(text)
 
     def pooled_all(
-        self, texts: Sequence[Tokenized], wanted: Sequence[tuple[Tap, str, bool]], *, at_most: int | None = None
-    ) -> list[FloatMatrix]:
+        self, texts: Sequence[Tokenized], wanted: Sequence[tuple[Tap, str, bool]], *, at_most: int | None = None,
+        first: int = 0,
+    ) -> list[FloatMatrix]:  # fmt: skip
         """By place, pool, and whether special tokens count, the vectors of texts, float32 (n_texts, dim).
 
         Each text goes through the model once. at_most: texts of a batch.
@@ -236,7 +264,7 @@ class StateModel:
                 found[place][batch.places] = pooled(states, tokens, pool).cpu().numpy()
 
         with self.reading(list(by_tap), take) as run:
-            self.each(self.batched(texts, special=everything, at_most=at_most), run)
+            self.each(self.batched(texts, special=everything, at_most=at_most, first=first), run)
         return found
 
     def pooled(
@@ -262,19 +290,46 @@ class StateModel:
 
     def each(self, given: Sequence[Batch], run: Callable[[Batch], None]) -> None:
         """Run batches, on the CPU each on one core, which is faster than one on all: no core waits for another."""
-        import torch
-
         if self.device != "cpu" or len(given) == 1:
             for batch in given:
                 run(batch)
             return
-        n_before = torch.get_num_threads()
-        pool = ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,))
-        try:
-            list(pool.map(run, given))  # drained, so that an error of any batch is raised here
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-            torch.set_num_threads(n_before)  # else threads that begin later had one, too
+        import torch
+
+        with _torch_on_one:
+            pool = ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,))
+            try:
+                list(pool.map(run, given))  # drained, so that an error of any batch is raised here
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+
+
+class _TorchThreads:
+    """Gives torch back as many threads as it had, once the last of those who run it on one is done."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._before = 0
+
+    def __enter__(self) -> None:
+        import torch
+
+        with self._lock:
+            if not self._users:
+                self._before = torch.get_num_threads()
+            self._users += 1
+
+    def __exit__(self, *raised: object) -> None:
+        import torch
+
+        with self._lock:
+            self._users -= 1
+            if not self._users:
+                torch.set_num_threads(self._before)  # else threads that begin later had one, too
+
+
+_torch_on_one = _TorchThreads()
 
 
 def _parameters(network: Any) -> Any:
@@ -337,8 +392,12 @@ def _loaded(model: TextModel, dtype: str, random_seed: int | None) -> tuple[Any,
         try:
             tokenizer = AutoTokenizer.from_pretrained(where, **kept)
             if random_seed is None:
-                network = AutoModel.from_pretrained(where, use_safetensors=True, dtype=getattr(torch, dtype), **kept)
+                network, told = AutoModel.from_pretrained(
+                    where, use_safetensors=True, dtype=getattr(torch, dtype), output_loading_info=True, **kept
+                )
+                lacking = [one for one in told["missing_keys"] if not any(part in one for part in _NOT_USED)]
             else:
+                lacking = []
                 with torch.random.fork_rng(devices=[]):
                     torch.manual_seed(random_seed)
                     make: Any = AutoModel.from_config
@@ -347,6 +406,8 @@ def _loaded(model: TextModel, dtype: str, random_seed: int | None) -> tuple[Any,
         except Exception as error:
             reason = " ".join(str(error).split())[:300]
             raise EncoderUnavailable(f"the model in {where} cannot be loaded: {reason}") from error
+    if lacking:
+        raise EncoderUnavailable(f"the weights in {where} lack {sorted(lacking)[0]}, so its states would be chance")
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise EncoderUnavailable(f"the model in {where} has no fast tokenizer (tokenizer.json)")

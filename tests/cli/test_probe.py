@@ -74,7 +74,7 @@ def test_lenses_are_shown_trained_and_used(probe, folders, tmp_path):
     model = str(folders[1])
     report = told(probe("--format", "json", "probe", "lens", model, SENTENCES[0], "--top", "2", "--html", "l.html"))
     assert report["kl"]["3"] == 0.0 and len(report["said"]) == 4 * 9 and (tmp_path / "l.html").exists()
-    (tmp_path / "t.txt").write_text("\n".join(SENTENCES * 3))
+    (tmp_path / "t.txt").write_text("\n".join(f"{one} {number}" for number in ("", "a", "the") for one in SENTENCES))
     rows = told(probe("--format", "json", "probe", "lens", model, "--file", "t.txt", "--tune", "l.safetensors"))
     assert [row["layer"] for row in rows] == [0, 1, 2] and all(row["kl_tuned"] < row["kl"] for row in rows)
     tuned = told(probe("--format", "json", "probe", "lens", model, SENTENCES[1], "--tuned", "l.safetensors"))
@@ -100,7 +100,7 @@ def test_the_best_layer_for_search_is_named(probe, folders, tmp_path):
 def test_examples_in_the_prompt_are_measured(probe, folders):
     report = told(probe(
         "--format", "json", "probe", "in-context", "papers", str(folders[1]), "odd", "--queries", "n > 6 AND n < 12",
-        "--candidates", "n < 6", "--demonstrations", "1", "--choose", "random,concept", "--example",
+        "--candidates", "n > 13 AND n < 20", "--demonstrations", "1", "--choose", "random,concept", "--example",
         "{text} {label}\\n", "--query", "{text} ",
     ))  # fmt: skip
     assert set(report["accuracy"]) == {"none", "random", "concept"} and report["n_queries"] == 6

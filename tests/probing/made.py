@@ -34,6 +34,12 @@ def make(kind: str, folder: Path, *, head: bool = False) -> Path:
                                    ffn_dim=24, word_embed_proj_dim=16, pad_token_id=0, bos_token_id=2, eos_token_id=3,
                                    **_POSITIONS),
         "qwen2": lambda: t.Qwen2Config(**small, **_POSITIONS, num_key_value_heads=2, bos_token_id=2, eos_token_id=3),
+        "gemma2": lambda: t.Gemma2Config(**small, **_POSITIONS, num_key_value_heads=2, head_dim=4, bos_token_id=2,
+                                         eos_token_id=3, pad_token_id=0, final_logit_softcapping=5.0),
+        "granite": lambda: t.GraniteConfig(**small, **_POSITIONS, num_key_value_heads=2, bos_token_id=2, eos_token_id=3,
+                                           residual_multiplier=0.5, logits_scaling=3.0),
+        "esm": lambda: t.EsmConfig(**small, **_POSITIONS, pad_token_id=0, mask_token_id=1, emb_layer_norm_before=False,
+                                   token_dropout=False),
         "t5": lambda: t.T5Config(vocab_size=n, d_model=16, d_kv=4, d_ff=24, num_layers=3, num_heads=4, pad_token_id=0,
                                  decoder_start_token_id=0, eos_token_id=3),
         "bart": lambda: t.BartConfig(vocab_size=n, d_model=16, encoder_layers=3, decoder_layers=3,
@@ -45,7 +51,7 @@ def make(kind: str, folder: Path, *, head: bool = False) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         if head:
-            masked = kind in ("bert", "roberta", "distilbert")
+            masked = kind in ("bert", "roberta", "distilbert", "esm")
             network = (t.AutoModelForMaskedLM if masked else t.AutoModelForCausalLM).from_config(config)
         else:
             network = t.AutoModel.from_config(config)

@@ -9,10 +9,10 @@ from embedstore.probing.lens import divergences, logits_of
 from probing.made import SENTENCES
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "opt", "gpt_neox", "qwen2", "bert", "roberta", "distilbert"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "opt", "gpt_neox", "qwen2", "gemma2", "granite", "bert", "roberta", "distilbert", "esm"])
 def test_the_last_layer_says_what_the_model_says(model_of, kind):
     model = probing.open_headed(str(model_of(kind, head=True)))
-    assert model.is_causal == (kind not in ("bert", "roberta", "distilbert"))
+    assert model.is_causal == (kind not in ("bert", "roberta", "distilbert", "esm"))
     for text in SENTENCES:
         read = model.read(text)
         with torch.no_grad():
@@ -87,6 +87,6 @@ def test_what_cannot_be_read_gets_one_line(model_of, stories, tmp_path):
     (tmp_path / "bad.safetensors").write_bytes(b"\x00" * 40)
     with pytest.raises(InvalidInput, match="cannot be read"):
         probing.TunedLens.load(tmp_path / "bad.safetensors")
-    tuned = probing.tune(model, SENTENCES * 2, epochs=1)
+    tuned = probing.tune(model, [*SENTENCES, "the cat ."], epochs=1)
     with pytest.raises(InvalidInput, match="tuned to another model"):
         probing.lens(stories, ["Once"], tuned=tuned)
