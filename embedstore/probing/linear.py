@@ -80,7 +80,8 @@ class ProbeReport:
         shared = len({one.layer for one in self.layers}) < len(self.layers)  # heads of one layer
         for one in self.layers:
             where = {"space": one.space} if shared else {}
-            row: dict[str, Any] = {"layer": one.layer, **where, self.metric: one.score, "low": one.low, "high": one.high}
+            row: dict[str, Any] = {"layer": one.layer, **where, self.metric: one.score}
+            row |= {"low": one.low, "high": one.high}
             if one.control is not None:
                 row |= {"control": one.control, "selectivity": one.selectivity}
             rows.append({**row, **one.other})

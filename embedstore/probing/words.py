@@ -74,11 +74,11 @@ def words(
     only: the words that are kept, whatever their case; all by default.
     random_seed: of weights that are drawn in the place of those that were learned.
 
-    What a text no longer says is deleted, and what it says in other words made anew, when this is called again. A record
-    has the key ``SOURCE#POSITION``, the word as its text, and as metadata ``source``, ``position``, ``start``,
+    Called again, words that a text no longer says are deleted, and those of a text that was changed made anew. A
+    record has the key ``SOURCE#POSITION``, the word as its text, and as metadata ``source``, ``position``, ``start``,
     ``end`` (characters), ``context`` (a hash of the text) and the fields. Interrupted, the same call goes on where it
-    was. InvalidInput for a word of ``split`` that is not in its text, a field that does not list as many, or spaces that
-    hold states of another model.
+    was. InvalidInput for a word of ``split`` that is not in its text, a field that does not list as many, or spaces
+    that hold states of another model.
     """
     if unit not in UNITS:
         raise InvalidInput(f"unit is {unit!r}; it must be one of {', '.join(UNITS)}")
@@ -135,7 +135,8 @@ def _claim(target: Collection, spaces: Sequence[str], made_by: str) -> None:
             kept = fitted_of(transaction, writer.spaces[name].space_id, _KEPT)
             if kept is None:
                 if writer.spaces[name].n_live:
-                    raise InvalidInput(f"the space {name!r} of {target.name!r} holds vectors from elsewhere; give a prefix")
+                    held = f"the space {name!r} of {target.name!r}"
+                    raise InvalidInput(f"{held} holds vectors from elsewhere; give a prefix")
                 writer.keep_fitted(name, Fitted(_KEPT, STATES, {"made_by": made_by}, {}))
             elif kept.description.get("made_by") != made_by:
                 raise InvalidInput(
@@ -211,7 +212,7 @@ def _units(
             continue
         inside = real & (tokens.offsets[:, 0] < end) & (tokens.offsets[:, 1] > start)
         where = np.flatnonzero(inside).tolist()
-        if where and tokens.offsets[where, 1].max() >= end:  # else the text was cut off before its end
+        if where and (not tokens.truncated or tokens.offsets[where, 1].max() >= end):  # else it was cut off
             told = {name: listed[place] for name, listed in lists.items()}
             yield Unit(text[start:end], place, start, end, where, told)
 

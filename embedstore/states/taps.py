@@ -54,7 +54,7 @@ def taps_of(
             continue
         for layer in layer_numbers(layers, n_layers, where=where):
             if layer == 0 and site != HIDDEN:
-                if layers != "all":
+                if layers != "all" and HIDDEN not in sites:
                     raise InvalidInput(f"layer 0 is the embeddings, which have no {site!r}; it has 1 to {n_layers}")
             elif site == HEAD:
                 taps += [Tap(HEAD, layer, head) for head in range(n_heads)]

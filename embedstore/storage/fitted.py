@@ -1,4 +1,4 @@
-"""What was fitted in a space and is kept with it: how it is made of others, directions, probes, and whose states it holds."""
+"""What is kept with a space: how it is made of others, directions, probes, and whose states it holds."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ TRANSFORM = "transform"
 DIRECTION = "direction"
 PROBE = "probe"
 STATES = "states"
+_KINDS = (TRANSFORM, DIRECTION, PROBE, STATES)
 _COLUMNS = "space_id, name, kind, description, body, row_hash"
 
 
@@ -97,7 +98,7 @@ def fitted_from_json(fields: Mapping[str, Any]) -> Fitted:
 
     try:
         name, kind, description = fields["name"], fields["kind"], fields["description"]
-        right = isinstance(name, str) and kind in (TRANSFORM, DIRECTION, PROBE, STATES) and isinstance(description, dict)
+        right = isinstance(name, str) and kind in _KINDS and isinstance(description, dict)
         if not right or (kind == TRANSFORM) != (name == ""):
             raise ValueError(f"a {kind!r} with the name {name!r}")
         return Fitted(name, kind, description, load(base64.b64decode(fields["body"], validate=True)))

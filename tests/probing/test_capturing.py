@@ -195,3 +195,57 @@ def test_words_that_cannot_be_made_get_one_line(store, model_of, options, told):
     collection.add([{"key": "s", "text": "the red cat", "short": ["D"], "wrong": ["the", "dog"]}])
     with pytest.raises(InvalidInput, match=told):
         probing.words(collection, **{"into": "words", "model": str(model_of("bert")), **options})
+
+
+def test_words_of_another_model_are_refused_and_those_of_changed_texts_made_anew(store, model_of):
+    collection = store.collection("sentences", encoder="none")
+    collection.add([{"key": "a", "text": "the red cat sees a dog"}, {"key": "b", "text": "a fish"}])
+    bert = str(model_of("bert"))
+    probing.words(collection, "words", bert, layers=[2])
+    words = store.collection("words")
+    for options in ({"model": str(model_of("roberta"))}, {"pool": "last"}, {"random_seed": 3}):
+        with pytest.raises(InvalidInput, match="holds states of another model, or reduced in another way"):
+            probing.words(collection, "words", **{"model": bert, "layers": [2], **options})
+    before = words.vectors(["a#0"], space="layer-02")
+    collection.upsert([{"key": "a", "text": "the big cat"}])
+    report = probing.words(collection, "words", bert, layers=[2]).report
+    assert (report.deleted, report.added) == (6, 3) and len(words) == 5
+    assert np.abs(words.vectors(["a#0"], space="layer-02") - before).max() > 1e-3
+    words.export(str(store.path) + "-words.jsonl")
+    copy = store.collection("copy")
+    copy.import_(str(store.path) + "-words.jsonl")
+    assert probing.words(collection, "copy", bert, layers=[2]).report.added == 0
+    with pytest.raises(InvalidInput, match="holds states of another model"):
+        probing.words(collection, "copy", bert, layers=[2], pool="last")
+    assert store.verify().problems == []
+
+
+def test_words_keep_their_marks(store):
+    collection = store.collection("sentences", encoder="none")
+    collection.add([{"key": "a", "text": "cafe\u0301 हिन्दी don't x-y"}])
+    probing.words(collection, "words", "minilm", layers=[1])
+    assert [one.content for one in store.collection("words").records()] == [
+        "cafe\u0301", "हिन्दी", "don't", "x", "-", "y"
+    ]  # fmt: skip
+
+
+def test_a_text_without_tokens_is_named_and_leaves_no_spaces(store, model_of):
+    collection = store.collection("papers", encoder="none")
+    collection.add([{"key": "good", "text": "the cat"}, {"key": "bad", "text": "\u200b"}])
+    with pytest.raises(embedstore.InvalidRecord, match="bad.*has no tokens"):
+        probing.capture(collection, "minilm", special=False)
+    assert [space.name for space in collection.spaces()] == ["vector"]
+    probing.capture(collection, str(model_of("bert")))
+    with pytest.raises(InvalidInput, match="compares by 'cosine', not by 'euclidean'"):
+        probing.capture(collection, str(model_of("bert")), metric="euclidean")
+
+
+def test_heads_can_be_probed(store, model_of):
+    collection, _ = filled(store, 40)
+    collection.update([{"key": str(i), "odd": bool(i % 2)} for i in range(40)])
+    probing.capture(collection, str(model_of("llama")), sites=["hidden", "head", "final_norm"], layers=[0, 2, 3])
+    report = probing.linear(collection, "odd", site="head", layers=[2], control=False)
+    assert [one.space for one in report.layers] == [f"head-02-{head:02d}" for head in range(4)]
+    assert all("space" in row for row in report.to_rows())
+    assert [one.layer for one in probing.linear(collection, "odd", site="final_norm", control=False).layers] == [3]
+

@@ -126,3 +126,28 @@ def test_steering_refuses_what_does_not_fit(languages):
         probing.task_vectors(languages, [], [[1]])
     with pytest.raises(InvalidInput, match="the longest prompt has 200 tokens; the model reads 1 to 128"):
         languages.run([[1] * 200])
+
+
+def test_prompts_are_whole_and_not_ended(model_of, stories):
+    model = probing.open_headed(str(model_of("llama", head=True)))
+    assert model.token_ids("the red") == [2, 4, 7]  # begun, and not ended
+    with pytest.raises(InvalidInput, match="the longest prompt has 61 tokens; the model reads 1 to 36"):
+        next_log_probabilities(model, [model.token_ids("the cat " * 30)])
+    with pytest.raises(InvalidInput, match="cannot be filled in; it may hold {text}"):
+        probing.Template(query="{txt}")
+    added = {1: np.full(16, 3.0, np.float32)}
+    read = model.read("the red cat sees")
+    with probing.steering(model, added):
+        steered = model.read("the red cat sees")
+    moved = np.abs(steered.states[1] - read.states[1]).max(axis=1)
+    assert moved[-1] > 1 and moved[:-1].max() < 1e-5
+
+
+def test_no_record_is_its_own_example(store, languages):
+    collection = letters(store, 2)
+    report = probing.in_context(
+        collection, languages, "label", queries="part = 'asked'", candidates="part = 'shown' OR part = 'asked'",
+        n_demonstrations=1, template=TEMPLATE, labels=all_labels(), choose=["nearest"],
+    )  # fmt: skip
+    assert report.accuracy["nearest"] > report.accuracy["none"]
+
