@@ -77,7 +77,10 @@ def contextuality(
     check_whole("sample", sample, 10)
     check_seed(seed)
     spaces = layer_spaces(collection, layers, prefix=prefix, site=site)
-    examples = examples_of(collection, "source", spaces, where=where)
+    try:
+        examples = examples_of(collection, "source", spaces, where=where)
+    except InvalidInput as error:
+        raise InvalidInput(f"{error}: a collection of words is made by probing.words, embedstore probe words") from None
     uses = _uses(examples, least)
     if not uses:
         raise InvalidInput(f"no word stands in {least} texts of {collection.name!r}; ask for fewer (least)")

@@ -72,9 +72,10 @@ def layer_spaces(
         found[last] = found.pop(-1)
     if not found:
         held = ", ".join(space.name for space in collection.spaces())
+        told = f"{site!r} layers{f' under the prefix {prefix!r}' if prefix else ''}"
         raise InvalidInput(
-            f"{collection.name!r} holds no captured layers (it has {held}); capture them first: probing.capture(...),"
-            " embedstore probe capture"
+            f"{collection.name!r} holds no {told} (it has {held}); capture them first: probing.capture(...), embedstore"
+            " probe capture"
         )
     if layers == "all":
         return [LayerSpace(layer, name) for layer in sorted(found) for name in sorted(found[layer])]
@@ -82,10 +83,12 @@ def layer_spaces(
     if isinstance(given, str) or not isinstance(given, Iterable):
         raise InvalidInput(f"layers is {layers!r}; give 'all' or a list of numbers, such as [0, 3, -1]")
     held_layers, wanted = sorted(found), []
-    for layer in given:
+    for layer in dict.fromkeys(given):
         number = held_layers[layer] if isinstance(layer, int) and -len(held_layers) <= layer < 0 else layer
         if number not in found:
-            raise InvalidInput(f"layer {layer} was not captured; there are {', '.join(map(str, held_layers))}")
+            under = f" under the prefix {prefix!r}" if prefix else ""
+            there = ", ".join(map(str, held_layers))
+            raise InvalidInput(f"layer {layer} was not captured{under}; there are {there}")
         wanted += [LayerSpace(number, name) for name in sorted(found[number])]
     return wanted
 
@@ -116,7 +119,8 @@ def examples_of(
             found.groups.append(str(group) if group_by is not None else record_id)
         if not found.record_ids:
             told = "a list in the field" if several else "the field"
-            raise InvalidInput(f"no record of {collection.name!r} has {told} {label!r}")
+            under = "" if where is None else " under the filter"
+            raise InvalidInput(f"no record of {collection.name!r}{under} has {told} {label!r}")
         kept = _with_vectors(transaction, owner, found.record_ids, [space.name for space in spaces])
     if not kept:
         names = ", ".join(space.name for space in spaces)

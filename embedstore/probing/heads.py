@@ -27,13 +27,15 @@ _MASKED = ("cls", "lm_head", "predictions")
 class Read:
     """One text: its token ids, their words, the stream before each block and behind the last, and the model's logits.
 
-    states: float32 (n_layers + 1, n_tokens, dim); logits: float32 (n_tokens, vocabulary).
+    states: float32 (n_layers + 1, n_tokens, dim); logits: float32 (n_tokens, vocabulary). truncated: whether the text
+    went on.
     """
 
     ids: IntVector
     tokens: list[str]
     states: np.ndarray
     logits: FloatMatrix
+    truncated: bool
 
 
 class HeadedModel:
@@ -144,7 +146,8 @@ class HeadedModel:
         cache = {"use_cache": False} if self.is_causal else {}
         with torch.no_grad(), recording(self.anatomy, taps, take, stop=False):
             logits = self.network(input_ids=ids, attention_mask=torch.ones_like(ids), **cache).logits[0].float()
-        return Read(np.array(encoding.ids), self.words(encoding.ids), states.numpy(), logits.numpy())
+        words = self.words(encoding.ids)
+        return Read(np.array(encoding.ids), words, states.numpy(), logits.numpy(), bool(encoding.overflowing))
 
     def last_states(self, texts: Sequence[Sequence[int]]) -> Any:
         """The stream behind the last block at the last of token ids, (n, dim), as a tensor.

@@ -40,7 +40,7 @@ class LensReport:
 
     kl: by layer, mean Kullback-Leibler divergence in nats of what it says from what the model says in the end. agree:
     by layer, the share of tokens whose likeliest word is the model's. texts: of each, its tokens, and what every layer
-    would say at every one.
+    would say at every one. n_truncated: how many texts were longer than the model reads.
     """
 
     model: str
@@ -48,6 +48,7 @@ class LensReport:
     kl: dict[int, float]
     agree: dict[int, float]
     n_tokens: int
+    n_truncated: int
     texts: list[tuple[list[str], list[Said]]]
 
     def to_rows(self) -> list[dict[str, Any]]:
@@ -66,6 +67,7 @@ class LensReport:
         """Everything, as plain values."""
         return {
             "model": self.model, "method": self.method, "n_tokens": self.n_tokens,
+            "n_truncated": self.n_truncated,
             "kl": {str(layer): round(value, 6) for layer, value in self.kl.items()},
             "agree": {str(layer): round(value, 6) for layer, value in self.agree.items()}, "said": self.to_rows(),
         }  # fmt: skip
@@ -169,11 +171,13 @@ def lens(
         raise InvalidInput(f"the lens was tuned to another model than the one in {opened.model.folder}; train it anew")
     sums, agreed, n = dict.fromkeys(wanted, 0.0), dict.fromkeys(wanted, 0), 0
     told: list[tuple[list[str], list[Said]]] = []
+    n_truncated = 0
     for number, text in enumerate(given):
         read = opened.read(text)
         end = _log_softmax(read.logits)
         said: list[Said] = []
         n += len(read.ids)
+        n_truncated += read.truncated
         for layer in wanted:
             states = read.states[layer] if tuned is None else tuned.apply(layer, read.states[layer])
             logs = _log_softmax(logits_of(opened, states))
@@ -186,7 +190,7 @@ def lens(
             told.append((read.tokens, said))
     kl = {layer: value / n for layer, value in sums.items()}
     agree = {layer: count / n for layer, count in agreed.items()}
-    return LensReport(str(opened.model.folder), "logit" if tuned is None else "tuned", kl, agree, n, told)
+    return LensReport(str(opened.model.folder), "logit" if tuned is None else "tuned", kl, agree, n, n_truncated, told)
 
 
 def _said(
@@ -208,6 +212,9 @@ def checked_texts(texts: Sequence[str]) -> list[str]:
         raise InvalidInput("texts are given as a list; put one text into a list")
     if not texts:
         raise InvalidInput("there are no texts; give one at least")
+    empty = next((place for place, text in enumerate(texts) if isinstance(text, str) and not text.strip()), None)
+    if empty is not None:
+        raise InvalidInput(f"the text at position {empty} is empty; leave it out")
     return list(texts)
 
 

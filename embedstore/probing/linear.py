@@ -12,6 +12,7 @@ from embedstore.checks import check_seed, check_whole
 from embedstore.errors import InvalidInput
 from embedstore.filters.parse import Where
 from embedstore.model import FloatMatrix, IntVector
+from embedstore.names import check_collection_name
 from embedstore.probing.baselines import bag_of_words
 from embedstore.probing.cores import side_by_side
 from embedstore.probing.examples import Examples, LayerSpace, examples_of, holds_lists, layer_spaces, states_of
@@ -52,7 +53,10 @@ class LayerScore:
 
 @dataclass(slots=True)
 class ProbeReport:
-    """What probes read of a label, by layer. baselines: the scores of models that see no states."""
+    """What probes read of a label, by layer.
+
+    baselines: the scores of models that see no states. without_control: why there is no control task, where none is.
+    """
 
     label: str
     task: str
@@ -63,6 +67,7 @@ class ProbeReport:
     folds: int
     layers: list[LayerScore]
     baselines: dict[str, float]
+    without_control: str | None = None
 
     @property
     def best(self) -> LayerScore:
@@ -95,6 +100,7 @@ class ProbeReport:
         return {
             "label": self.label, "task": self.task, "kind": self.kind, "metric": self.metric, "n": self.n,
             "n_groups": self.n_groups, "classes": self.classes, "folds": self.folds, "baselines": self.baselines,
+            "without_control": self.without_control,
             "layers": [
                 {
                     "layer": one.layer, "space": one.space, "score": one.score, "low": one.low, "high": one.high,
@@ -148,6 +154,10 @@ def linear(
         raise InvalidInput(f"task is {task!r}; it must be one of {', '.join(TASKS)}")
     check_whole("folds", folds, 1)
     check_seed(seed)
+    if not isinstance(label, str) or not label:
+        raise InvalidInput(f"label is {label!r}; give the name of a field")
+    if store_as is not None:
+        check_collection_name(store_as)
     if store_as is not None and kind == "mlp":
         raise InvalidInput("only linear and mass-mean probes can be kept (store_as)")
     spaces = layer_spaces(collection, layers, prefix=prefix, site=site)
@@ -173,7 +183,8 @@ def linear(
 
         return several_report(collection, label, examples, spaces, folds, seed)
     names, classes = classes_of(examples.labels, label)
-    held_out = folds_of(classes, examples.groups, max(folds, 2) if folds > 1 else 5, seed)
+    _check_groups(examples, classes, names)
+    held_out = folds_of(classes, examples.groups, max(folds, 2) if folds > 1 else 5, seed, names)
     parts = range(int(held_out.max()) + 1 if folds > 1 else 1)
     setting = _Setting(examples, classes, len(names), held_out, parts, kind, seed)
     types = [str(one) for one in _types(collection, examples, control_by)] if control else []
@@ -209,8 +220,11 @@ def linear(
     told = bag_of_words(examples.texts, classes, held_out, parts)
     if told is not None:
         baselines["bag of words"] = float(told[judged].mean())
+    why = None
+    if control and drawn is None:
+        why = "types hardly ever come again; name a field of fewer values (control_by, --control-by)"
     return ProbeReport(
-        label, task, kind, len(examples), len(set(examples.groups)), names, folds, scores, baselines
+        label, task, kind, len(examples), len(set(examples.groups)), names, folds, scores, baselines, why
     )
 
 
@@ -224,6 +238,18 @@ def classes_of(labels: Sequence[Any], label: str) -> tuple[list[str], IntVector]
         raise InvalidInput(f"the label {label!r} has {len(names):,} values for {len(words):,} records; give classes")
     numbers = {name: number for number, name in enumerate(names)}
     return names, np.array([numbers[word] for word in words], np.int64)
+
+
+def _check_groups(examples: Examples, classes: IntVector, names: Sequence[str]) -> None:
+    """InvalidInput for a class that lies in one group, so that it could not be learned where it is judged."""
+    if len(set(examples.groups)) == len(examples.groups):
+        return
+    held: dict[int, set[Any]] = {}
+    for one, group in zip(classes.tolist(), examples.groups, strict=True):
+        held.setdefault(one, set()).add(group)
+    alone = next((one for one, groups in held.items() if len(groups) < 2), None)
+    if alone is not None:
+        raise InvalidInput(f"all examples of the class {names[alone]!r} are in one group; group by another field")
 
 
 def control_labels(types: Sequence[str], classes: IntVector, seed: int) -> IntVector:
@@ -245,7 +271,7 @@ def _task_of(labels: Sequence[Any]) -> str:
 
 
 def _types(collection: Collection, examples: Examples, control_by: str | None) -> Sequence[Any]:
-    if control_by is None:
+    if control_by is None or control_by == "text":
         return examples.texts
     from embedstore.probing.examples import fields_of
 

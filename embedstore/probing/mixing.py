@@ -70,7 +70,7 @@ def scalar_mix(
     spaces = layer_spaces(collection, layers, prefix=prefix, site=site)
     examples = examples_of(collection, label, spaces, where=where, group_by=group_by)
     names, classes = classes_of(examples.labels, label)
-    out = folds_of(classes, examples.groups, 5, seed) == 0
+    out = folds_of(classes, examples.groups, 5, seed, names) == 0
     stacked = np.empty((len(spaces), len(examples), collection.space(spaces[0].name).dim or 0), np.float32)
     for place, space in enumerate(spaces):
         rows = states_of(collection, space.name, examples.record_ids)

@@ -88,7 +88,8 @@ class LayerReport:
             parts.append(
                 f"<h2>{html.escape(report.label)}: {report.metric} of a {report.kind} probe</h2>"
                 f"<p>{report.n:,} records in {report.n_groups:,} groups; bands are 95 % intervals by the bootstrap."
-                f" Best: layer {report.best.layer}.</p>{curves(lines, report.metric)}{table(report.to_rows())}"
+                f" Best: layer {report.best.layer}. {html.escape(_why(report))}</p>"
+                f"{curves(lines, report.metric)}{table(report.to_rows())}"
             )
         for label, found in self.code.items():
             lengths = table([one.to_dict() for one in found])
@@ -129,6 +130,10 @@ class LayerReport:
             content = buffer.getvalue()
         with storage_errors(path):
             replace_file(path, content)
+
+
+def _why(report: ProbeReport) -> str:
+    return "" if report.without_control is None else f"No control task: {report.without_control}."
 
 
 def report(

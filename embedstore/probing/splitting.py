@@ -11,7 +11,9 @@ from embedstore.errors import InvalidInput
 from embedstore.model import IntVector
 
 
-def folds_of(classes: IntVector | None, groups: Sequence[Any], n_folds: int, seed: int) -> IntVector:
+def folds_of(
+    classes: IntVector | None, groups: Sequence[Any], n_folds: int, seed: int, names_of: Sequence[str] | None = None
+) -> IntVector:
     """By example the fold in which it is held out, int64 (n,); classes are spread evenly where they are given.
 
     InvalidInput where there are fewer groups than folds, or a class with fewer examples than folds.
@@ -26,9 +28,11 @@ def folds_of(classes: IntVector | None, groups: Sequence[Any], n_folds: int, see
         counts = np.bincount(classes)
         least = int(counts[counts > 0].min())
         if least < n_folds:
+            rare = int(np.flatnonzero(counts == least)[0])
+            which = f"the class {names_of[rare]!r}" if names_of is not None else "a class"
             raise InvalidInput(
-                f"a class has {least} examples, fewer than the {n_folds} parts that records are put into; leave it out"
-                " by a filter (where), or ask for fewer folds"
+                f"{which} has {least} examples, fewer than the {n_folds} parts that records are put into; leave it out"
+                " by a filter, or add records"
             )
     from sklearn.model_selection import GroupKFold, StratifiedGroupKFold, StratifiedKFold
 

@@ -96,27 +96,35 @@ def words(
     names = {tap: f"{prefix}{tap.space_name}" for tap in taps}
     target = collection.store.collection(into, encoder="none")
     dims = {name: opened.dim_of(tap) for tap, name in names.items()}
-    add_vector_spaces(target, dims, metric=choose(Metric, metric, "metric"), default=names[taps[-1]])
-    _claim(target, list(names.values()), _made_by(opened, pool))
-    report = WriteReport()
+    made_by, cut = _made_by(opened, pool), [unit, split]
+    kind = choose(Metric, metric, "metric")
+    report, begun = WriteReport(), False
     for page in record_pages(collection, where, _PAGE):
-        texts = [(record, tokens) for record, tokens in zip(
-            page, opened.tokenize([one.content or "" for one in page]), strict=True)]  # fmt: skip
+        tokenized = opened.tokenize([one.content or "" for one in page])
         found = [
             (record, tokens, units)
-            for record, tokens in texts
+            for record, tokens in zip(page, tokenized, strict=True)
             if (units := list(_units(record, tokens, unit, split, fields, wanted)))
         ]
-        report.deleted += _forget_what_changed(target, [record for record, _ in texts])
+        if found and not begun:  # only now is anything made, when the first words were found
+            add_vector_spaces(target, dims, metric=kind, default=names[taps[-1]])
+            _claim(target, list(names.values()), made_by, cut)
+            begun = True
+        if not begun:
+            continue
+        report.deleted += _forget_what_changed(target, page, found)
         found = _not_kept(target, found, list(names.values()))
         for part in _parts(found, sum(dims.values())):
             report.truncated += sum(tokens.truncated for _, tokens, _ in part)
+            report.encoded += len(part)
             states = opened.token_states([tokens for _, tokens, _ in part], taps)
             report += target.upsert([
                 _row(record, one, states[number], names, pool)
                 for number, (record, _, units) in enumerate(part)
                 for one in units
             ])  # fmt: skip
+    if not begun:
+        raise InvalidInput(f"no text of {collection.name!r} that was asked for has such a word; nothing was made")
     return States(target, model, names, report)
 
 
@@ -127,17 +135,23 @@ def _made_by(model: StateModel, pool: str) -> str:
     return hashlib.blake2b(json.dumps(deciding).encode(), digest_size=16).hexdigest()
 
 
-def _claim(target: Collection, spaces: Sequence[str], made_by: str) -> None:
-    """Note of spaces whose states they hold; InvalidInput where they hold others."""
+def _claim(target: Collection, spaces: Sequence[str], made_by: str, cut: Sequence[str | None]) -> None:
+    """Note of spaces whose states they hold; InvalidInput where they hold others, or the words were cut otherwise."""
     with target.store.database.write() as transaction:
         writer = CollectionWriter(transaction, target.name)
+        for other in writer.spaces.values():
+            kept = fitted_of(transaction, other.space_id, _KEPT)
+            if kept is not None and list(kept.description.get("cut", ())) != list(cut):
+                raise InvalidInput(
+                    f"the words of {target.name!r} were made with another unit or split; give these another collection"
+                )
         for name in spaces:
             kept = fitted_of(transaction, writer.spaces[name].space_id, _KEPT)
             if kept is None:
                 if writer.spaces[name].n_live:
                     held = f"the space {name!r} of {target.name!r}"
                     raise InvalidInput(f"{held} holds vectors from elsewhere; give a prefix")
-                writer.keep_fitted(name, Fitted(_KEPT, STATES, {"made_by": made_by}, {}))
+                writer.keep_fitted(name, Fitted(_KEPT, STATES, {"made_by": made_by, "cut": list(cut)}, {}))
             elif kept.description.get("made_by") != made_by:
                 raise InvalidInput(
                     f"the space {name!r} of {target.name!r} holds states of another model, or reduced in another way;"
@@ -151,14 +165,18 @@ def context_of(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-def _forget_what_changed(target: Collection, records: Sequence[Record]) -> int:
-    """Delete the words of texts that were others when they were read; how many."""
-    contexts = {record.key: context_of(record.content or "") for record in records}
+def _forget_what_changed(
+    target: Collection, records: Sequence[Record], found: list[tuple[Record, Tokenized, list[Unit]]]
+) -> int:
+    """Delete the words of texts that were others when they were read, and those that are other words now; how many."""
     if not len(target):
         return 0
+    contexts = {record.key: context_of(record.content or "") for record in records}
+    now = {f"{record.key}#{one.place}": one.text for record, _, units in found for one in units}
     gone = [
         one.key for one in target.records({"source": {"$in": list(contexts)}})
         if one.metadata.get("context") != contexts.get(str(one.metadata.get("source")))
+        or now.get(one.key, one.content) != one.content
     ]  # fmt: skip
     return target.delete(gone) if gone else 0
 

@@ -122,6 +122,6 @@ def test_layers_are_compared_and_drawn(store, model_of, tmp_path):
     other.plot(tmp_path / "map.png")
     assert (tmp_path / "map.png").stat().st_size > 5000
     for options, told in (({"measure": "x"}, "measure is 'x'"), ({"sample": 2}, "sample is 2"),
-                          ({"other_prefix": "no-"}, "no captured layers")):  # fmt: skip
+                          ({"other_prefix": "no-"}, "holds no 'hidden' layers under the prefix 'no-'")):  # fmt: skip
         with pytest.raises(InvalidInput, match=told):
             probing.similarity(collection, **options)

@@ -249,3 +249,21 @@ def test_heads_can_be_probed(store, model_of):
     assert all("space" in row for row in report.to_rows())
     assert [one.layer for one in probing.linear(collection, "odd", site="final_norm", control=False).layers] == [3]
 
+
+def test_words_that_were_cut_otherwise_are_refused_and_nothing_is_left_of_what_failed(store, model_of):
+    collection = store.collection("sentences", encoder="none")
+    collection.add([{"key": "a", "text": "the red cat", "mine": ["the red", "cat"], "ours": ["the", "cat"]}])
+    bert = str(model_of("bert"))
+    probing.words(collection, "words", bert, split="mine", layers=[1])
+    for options in ({"layers": [2]}, {"split": "ours", "layers": [2]}, {"unit": "token", "layers": [1]}):
+        with pytest.raises(InvalidInput, match="made with another unit or split"):
+            probing.words(collection, "words", bert, **options)
+    collection.upsert([{"key": "a", "text": "the red cat", "mine": ["the", "red cat"]}])
+    report = probing.words(collection, "words", bert, split="mine", layers=[1]).report
+    assert (report.deleted, report.added) == (2, 2)
+    for options, told in (({"split": "absent"}, "lists no words"), ({"only": ["zzz"]}, "has such a word"),
+                          ({"where": "nothing = 1"}, "nothing")):  # fmt: skip
+        with pytest.raises(InvalidInput, match=told):
+            probing.words(collection, "other", bert, **options)
+    assert "other" not in store.collections()
+

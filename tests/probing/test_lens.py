@@ -77,6 +77,7 @@ def test_what_cannot_be_read_gets_one_line(model_of, stories, tmp_path):
     for call, told in (
         (lambda: probing.lens(model, "one text"), "put one text into a list"),
         (lambda: probing.lens(model, []), "there are no texts"),
+        (lambda: probing.lens(model, ["a", " "]), "the text at position 1 is empty"),
         (lambda: probing.lens(model, ["a"], layers=[9]), "layer 9 is not there"),
         (lambda: probing.lens(model, ["a"], top=0), "top is 0"),
         (lambda: probing.lens(model, [3]), "the text is a int"),

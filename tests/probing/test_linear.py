@@ -215,12 +215,12 @@ def test_code_lengths_and_mixtures_by_layer(store):
         ({"label": "unique"}, "'unique' has 400 values for 400 records"),
         ({"layers": [5]}, "layer 5 was not captured; there are 0, 1, 2"),
         ({"layers": "some"}, "layers is 'some'"),
-        ({"prefix": "no-"}, "holds no captured layers .it has layer-02"),
-        ({"site": "mlp"}, "holds no captured layers"),
+        ({"prefix": "no-"}, "holds no 'hidden' layers under the prefix 'no-' .it has layer-02"),
+        ({"site": "mlp"}, "holds no 'mlp' layers"),
         ({"site": "x"}, "site is 'x'"),
         ({"folds": 0}, "folds is 0"),
         ({"folds": 200}, "a class has .* fewer than the 200 parts"),
-        ({"where": "type = 3", "group_by": "one"}, "1 groups of records for 5 parts"),
+        ({"where": "type = 3", "group_by": "one"}, "all examples of the class .* are in one group"),
         ({"kind": "magic"}, "kind is 'magic'"),
         ({"kind": "mass-mean"}, "the label has 3"),
         ({"kind": "mlp", "label": "size"}, "kind 'mlp' tells classes apart"),
@@ -228,7 +228,10 @@ def test_code_lengths_and_mixtures_by_layer(store):
         ({"task": "number"}, "which is no number"),
         ({"control_by": "absent"}, "have no field 'absent'"),
         ({"store_as": "x", "kind": "mlp"}, "only linear and mass-mean probes can be kept"),
-        ({"seed": -1}, "seed"),
+        ({"seed": -1}, "seed"), ({"label": None}, "label is None"), ({"store_as": ""}, "name"),
+        ({"label": "size", "store_as": "x"}, "are for classes; the label 'size' is read as 'number'"),
+        ({"where": "type = 99", "label": "class"}, "under the filter has the field"),
+        ({"group_by": "absent"}, "has no field 'absent' to be grouped by"),
     ],
 )
 def test_bad_requests_get_one_line(store, options, told):
@@ -254,3 +257,18 @@ def test_cities_are_told_true_or_false_as_published(store, data):
     wanted = (0.480, 0.654, 0.711, 0.738, 0.725, 0.732, 0.711)
     for one, value in zip(report.layers, wanted, strict=True):
         assert one.score == pytest.approx(value, abs=0.045)
+
+
+def test_without_types_that_recur_there_is_no_control_and_a_reason(store):
+    collection = store.collection("states", encoder="none")
+    add_vector_spaces(collection, {"layer-00": 3}, metric=Metric.COSINE, default="layer-00")
+    drawn = np.random.default_rng(0)
+    collection.add([
+        {"key": str(i), "text": f"a text of its own, number {i}", "class": "ab"[i % 2],
+         "vectors": {"layer-00": drawn.standard_normal(3)}} for i in range(60)
+    ])  # fmt: skip
+    report = probing.linear(collection, "class", layers=[0, 0])
+    assert len(report.layers) == 1 and report.layers[0].control is None
+    assert "types hardly ever come again" in report.without_control and "control" not in report.to_rows()[0]
+    assert probing.linear(collection, "class", control=False).without_control is None
+

@@ -69,6 +69,8 @@ def linear_command(state: State, /, collection: str, label: str, **options: Any)
         print_mapping(report.to_dict(), state.format_)
         return
     print_rows(report.to_rows(), state.format_)
+    if report.without_control is not None:
+        state.note(f"no control task: {report.without_control}")
     told = ", ".join(f"{name} {value:.4f}" for name, value in report.baselines.items())
     state.note(f"{report.n:,} records; without states: {told}; best: layer {report.best.layer}")
 

@@ -45,6 +45,9 @@ def lens_command(state: State, /, model: str, texts: tuple[str, ...], **options:
             for layer, (before, after) in made.held_out.items()
         ]
         print_rows(rows, state.format_)
+        worse = [str(row["layer"]) for row in rows if float(row["kl_tuned"]) > float(row["kl"])]
+        if worse:
+            state.note(f"on texts that it was not trained on it is worse at layer {', '.join(worse)}: give more texts")
         state.note(f"wrote {options['tune']}; the figures are of texts that it was not trained on")
         return
     tuned = None if options["tuned"] is None else TunedLens.load(options["tuned"])
@@ -58,11 +61,13 @@ def lens_command(state: State, /, model: str, texts: tuple[str, ...], **options:
     if state.format_ == "json":
         print_mapping(report.to_dict(), state.format_)
         return
-    rows = report.to_rows()
-    print_rows(
-        [{**{name: row[name] for name in ("text", "position", "token", "layer", "says", "probability", "kl")}}
-         for row in rows], state.format_,
-    )  # fmt: skip
+    print_rows([
+        {**{name: row[name] for name in ("text", "position", "token", "layer", "kl")},
+         "says": ", ".join(f"{word!r} {share:.3f}" for word, share in row["top"])}
+        for row in report.to_rows()
+    ], state.format_)  # fmt: skip
+    if report.n_truncated:
+        state.note(f"{report.n_truncated:,} texts are longer than the model reads")
     state.note("KL to the end by layer: " + ", ".join(f"{layer}: {value:.3f}" for layer, value in report.kl.items()))
 
 
