@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import embedstore
-from embedstore.latent.report import report_on, write_page
+from embedstore.latent.report import report_on, write_report
 from embedstore.latent.structure import isotropy, mle, mmd_test, two_nn
 
 
@@ -112,11 +112,11 @@ def test_a_report_is_one_page(store, square_model, tmp_path):
     shapes.add([{"key": str(i), "image": one, "half": i % 2} for i, one in enumerate(squares(60)[0])])
     told = report_on(shapes, None, label="half", drift=("half = 0", "half = 1"))
     assert {"two_nn", "hubness", "kl_by_dimension", "active_units", "completeness", "drift", "probes"} <= told.keys()
-    write_page(told, tmp_path / "report.html")
+    write_report(told, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
     assert page.startswith("<!doctype html>") and "kl by dimension" in page and "<svg" in page and "http" not in page
     with pytest.raises(embedstore.InvalidInput, match=r"must end in \.html"):
-        write_page(told, tmp_path / "report.txt")
+        write_report(told, tmp_path / "report.txt")
     plain = stored(store, np.random.default_rng(0).standard_normal((30, 4)).astype(np.float32))
     assert "kl_by_dimension" not in report_on(plain, None)
     with pytest.raises(embedstore.InvalidInput, match="for which alone a label is of use"):

@@ -1,13 +1,13 @@
 """Models that the tests of probing share."""
 
 import sys
+from pathlib import Path
 
 import pytest
-from conftest import ROOT
 
 from probing.made import make
 
-sys.path.insert(0, str(ROOT / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 
 @pytest.fixture(scope="session")

@@ -219,7 +219,7 @@ def test_code_lengths_and_mixtures_by_layer(store):
         ({"site": "mlp"}, "holds no 'mlp' layers"),
         ({"site": "x"}, "site is 'x'"),
         ({"folds": 0}, "folds is 0"),
-        ({"folds": 200}, "a class has .* fewer than the 200 parts"),
+        ({"folds": 200}, "the class .c1. has .* fewer than the 200 parts"),
         ({"where": "type = 3", "group_by": "one"}, "all examples of the class .* are in one group"),
         ({"kind": "magic"}, "kind is 'magic'"),
         ({"kind": "mass-mean"}, "the label has 3"),
