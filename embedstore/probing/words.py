@@ -69,7 +69,8 @@ def words(
 
     unit: 'word', or 'token', as the model's tokenizer cuts a text.
     pool: over the tokens of a word: 'mean', 'first' or 'last'.
-    split: a metadata field that lists the words of a text in their order; else words and marks are found by themselves.
+    split: a metadata field that lists the words of a text in their order, or spans of characters, [start, end]; else
+        words and marks are found by themselves.
     fields: metadata fields that list something of each word, such as its part of speech, to be kept with it.
     only: the words that are kept, whatever their case; all by default.
     random_seed: of weights that are drawn in the place of those that were learned.
@@ -239,16 +240,29 @@ def _spans(record: Record, text: str, split: str | None) -> list[tuple[int, int]
     if split is None:
         return [match.span() for match in _word().finditer(text)]
     listed = record.metadata.get(split)
-    if not isinstance(listed, list) or not all(isinstance(one, str) for one in listed):
+    if not isinstance(listed, list) or not all(isinstance(one, (str, list)) for one in listed):
         raise InvalidInput(f"{record.key}: the field {split!r} lists no words")
     spans, after = [], 0
     for word in listed:
+        if isinstance(word, list):
+            spans.append(_span(record, text, split, word))
+            continue
         start = text.find(word, after)
         if start < 0 or not word:
             raise InvalidInput(f"{record.key}: the word {word!r} of {split!r} is not in its text from {after} on")
         after = start + len(word)
         spans.append((start, after))
     return spans
+
+
+def _span(record: Record, text: str, split: str, given: list[Any]) -> tuple[int, int]:
+    """Characters of a text, from the first to behind the last."""
+    right = len(given) == 2 and all(isinstance(one, int) and not isinstance(one, bool) for one in given)
+    if not right or not 0 <= given[0] < given[1] <= len(text):
+        raise InvalidInput(
+            f"{record.key}: {given!r} of {split!r} is no span of its {len(text)} characters; give [start, end]"
+        )
+    return given[0], given[1]
 
 
 def _not_kept(

@@ -267,3 +267,18 @@ def test_words_that_were_cut_otherwise_are_refused_and_nothing_is_left_of_what_f
             probing.words(collection, "other", bert, **options)
     assert "other" not in store.collections()
 
+
+def test_spans_of_characters_are_pooled(store, model_of):
+    collection = store.collection("sentences", encoder="none")
+    text = "the red cat sees a dog"
+    collection.add([{"key": "a", "text": text, "spans": [[4, 11], [0, 22]], "wrong": [[4, 99]], "kind": ["np", "s"]}])
+    probing.words(collection, "spans", str(model_of("bert")), split="spans", fields=["kind"], layers=[2])
+    spans = store.collection("spans")
+    model = open_states(str(model_of("bert")))
+    states = model.token_states(model.tokenize([text]), [Tap("hidden", 2)])[0][Tap("hidden", 2)]
+    np.testing.assert_allclose(spans.vectors(["a#0"])[0], states[2:4].mean(axis=0), atol=1e-5)
+    np.testing.assert_allclose(spans.vectors(["a#1"])[0], states[1:-1].mean(axis=0), atol=1e-5)
+    assert spans.get("a#0").content == "red cat" and spans.get("a#0").metadata["kind"] == "np"
+    with pytest.raises(InvalidInput, match="4, 99. of 'wrong' is no span of its 22 characters"):
+        probing.words(collection, "other", str(model_of("bert")), split="wrong")
+
