@@ -281,11 +281,11 @@ def _prepare_spaces(collection: Collection, spaces: list[dict[str, Any]], defaul
                     " that of the file; import into another collection"
                 )
             else:
-                _keep_directions(transaction, held[name], fields)
+                _keep_fitted(transaction, held[name], fields)
 
 
-def _keep_directions(transaction: Transaction, space: SpaceRow, fields: Mapping[str, Any]) -> None:
-    """Give a space that is there already the directions of the file whose names it does not have."""
+def _keep_fitted(transaction: Transaction, space: SpaceRow, fields: Mapping[str, Any]) -> None:
+    """Give a space that is there already what the file has fitted in it under names that it does not have."""
     there = {one.name for one in all_fitted(transaction, space.space_id)}
     for one in map(fitted_from_json, fields.get("fitted", [])):
         if one.name and one.name not in there:

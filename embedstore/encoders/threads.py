@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 MOST_TOKENS = 512
 """A batch's tokens where there are plenty: measured, 256 to 1024 differ by 3 %, more is slower."""
@@ -18,6 +20,28 @@ _TEXTS_PER_CORE = 1024
 _MOST_TEXTS = 65_536
 _GPU_TEXTS = 16_384
 _MOST_TOKENIZING = 8
+
+
+class WhileUsed:
+    """A context for several at once: ``begin`` is called for the first, ``end`` with what it gave for the last."""
+
+    def __init__(self, begin: Callable[[], Any], end: Callable[[Any], None]) -> None:
+        self._begin, self._end = begin, end
+        self._lock = threading.Lock()
+        self._users = 0
+        self._held: Any = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._users:
+                self._held = self._begin()
+            self._users += 1
+
+    def __exit__(self, *raised: object) -> None:
+        with self._lock:
+            self._users -= 1
+            if not self._users:
+                self._end(self._held)
 
 
 @dataclass(frozen=True, slots=True)

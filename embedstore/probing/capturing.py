@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from embedstore.space import Space
     from embedstore.states import StateModel
 
+
 @dataclass(frozen=True, slots=True)
 class States:
     """The spaces that hold a model's states, by place, and what was written for them."""

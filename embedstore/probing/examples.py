@@ -13,7 +13,15 @@ from embedstore.errors import InvalidInput
 from embedstore.filters.parse import Where
 from embedstore.latent.points import field_of
 from embedstore.model import FloatMatrix, IntVector
-from embedstore.reading import checked_where, space_row, stream_records, vectors_of
+from embedstore.reading import (
+    checked_where,
+    record_ids_of,
+    record_ids_where,
+    records_by_id,
+    space_row,
+    stream_records,
+    vectors_of,
+)
 from embedstore.states.taps import HEAD, HIDDEN, SITES, Tap
 from embedstore.storage import catalog
 from embedstore.storage.catalog import CollectionRow
@@ -154,8 +162,6 @@ def states_of(collection: Collection, space: str, record_ids: Sequence[int]) -> 
 
 def fields_of(collection: Collection, field: str, record_ids: Sequence[int]) -> list[Any]:
     """What a metadata field says of records; InvalidInput where one says nothing."""
-    from embedstore.reading import records_by_id
-
     with collection.store.reading() as transaction:
         held = {record_id: field_of(record.metadata, field) for record_id, record in records_by_id(
             transaction, record_ids).items()}  # fmt: skip
@@ -167,8 +173,6 @@ def fields_of(collection: Collection, field: str, record_ids: Sequence[int]) -> 
 
 def with_vectors(collection: Collection, keys: Sequence[str], spaces: Sequence[str]) -> set[str]:
     """Those of the keys whose records have a vector in every one of the spaces."""
-    from embedstore.reading import record_ids_of
-
     with collection.store.reading() as transaction:
         owner = catalog.require_collection(transaction, collection.name)
         ids = record_ids_of(transaction, owner, keys)
@@ -197,8 +201,6 @@ def _with_vectors(
 
 def records_in(collection: Collection, spaces: Sequence[LayerSpace], where: Where | None = None) -> list[int]:
     """The records that have a vector in every one of the spaces, under a filter."""
-    from embedstore.reading import record_ids_where
-
     with collection.store.reading() as transaction:
         owner = catalog.require_collection(transaction, collection.name)
         tree = None if where is None else checked_where(transaction, owner, where)

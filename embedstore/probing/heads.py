@@ -18,9 +18,11 @@ from embedstore.errors import EncoderUnavailable, InvalidInput
 from embedstore.model import FloatMatrix, IntVector
 from embedstore.states.anatomy import Anatomy, anatomy_of
 from embedstore.states.recording import Stopped, recording
+from embedstore.states.running import load_fast_tokenizer
 from embedstore.states.taps import HIDDEN, Tap
 
 _MASKED = ("cls", "lm_head", "predictions")
+_SOME_TOKEN = 1  # which one does not matter where its states are replaced
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +54,10 @@ class HeadedModel:
             raise EncoderUnavailable(f"the model in {model.folder} ({kind}) has no stack under its head")
         self.anatomy: Anatomy = anatomy_of(base, str(model.folder))
         self.last: Any = None
-        self._is_short: bool | None = None
-        self._some_token = 0
         self._prompts = load_tokenizers().Tokenizer.from_str(tokenizer.to_str())
         self._prompts.no_padding()
         self._prompts.no_truncation()
+        self._is_short = self._short_way_is_right()
 
     @property
     def n_layers(self) -> int:
@@ -69,8 +70,6 @@ class HeadedModel:
         By the model's own last norm and head where these make the model's own logits of its own states; else by the
         whole model, in which the states take the place of the last block's, which is slow and always right.
         """
-        if self._is_short is None:
-            self._is_short = self._short_way_is_right()
         return self._unembedded(states) if self._is_short else self._by_the_whole(states)
 
     def _unembedded(self, states: Any) -> Any:
@@ -95,12 +94,14 @@ class HeadedModel:
                 given = part[None].to(output[0].dtype if isinstance(output, tuple) else output.dtype)
                 return (given, *output[1:]) if isinstance(output, tuple) else given
 
-            hook = self.anatomy.blocks[-1].register_forward_hook(replaced)
+            hook, usual = self.anatomy.blocks[-1].register_forward_hook(replaced), self.last
+            self.last = torch.tensor([len(part) - 1])  # for those who steer meanwhile
             try:
-                ids = torch.full((1, len(part)), self._some_token)
+                ids = torch.full((1, len(part)), _SOME_TOKEN)
                 found.append(self.network(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0])
             finally:
                 hook.remove()
+                self.last = usual
         return torch.cat(found)
 
     def _short_way_is_right(self) -> bool:
@@ -108,7 +109,6 @@ class HeadedModel:
         import torch
 
         ids = (torch.arange(1, 1 + min(6, self.model.max_tokens)) % self.network.config.vocab_size).tolist()
-        self._some_token = ids[0]
         states = torch.empty((len(ids), self.anatomy.dim))
 
         def take(tap: Tap, found: Any) -> None:
@@ -218,20 +218,7 @@ def open_headed(name: str, *, allow_network: bool = False) -> HeadedModel:
     if model.architecture.get("is_encoder_decoder"):
         raise InvalidInput(f"the model in {folder} has an encoder and a decoder; a lens reads models of one stack")
     network, causal = _loaded(folder)
-    with quiet():
-        from transformers import AutoTokenizer
-
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-        except Exception as error:  # as above
-            reason = " ".join(str(error).split())[:300]
-            raise EncoderUnavailable(f"the tokenizer in {folder} cannot be loaded: {reason}") from error
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        raise EncoderUnavailable(f"the model in {folder} has no fast tokenizer (tokenizer.json)")
-    backend.no_padding()
-    backend.enable_truncation(model.max_tokens)
-    return HeadedModel(model, network.eval(), backend, causal=causal)
+    return HeadedModel(model, network.eval(), load_fast_tokenizer(model), causal=causal)
 
 
 def _loaded(folder: Path) -> tuple[Any, bool]:

@@ -15,7 +15,15 @@ from embedstore.model import FloatMatrix, IntVector
 from embedstore.names import check_collection_name
 from embedstore.probing.baselines import bag_of_words
 from embedstore.probing.cores import side_by_side
-from embedstore.probing.examples import Examples, LayerSpace, examples_of, holds_lists, layer_spaces, states_of
+from embedstore.probing.examples import (
+    Examples,
+    LayerSpace,
+    examples_of,
+    fields_of,
+    holds_lists,
+    layer_spaces,
+    states_of,
+)
 from embedstore.probing.keeping import keep_probe
 from embedstore.probing.learners import LEARNERS, choose_strength
 from embedstore.probing.splitting import folds_of, inner_folds, interval
@@ -273,8 +281,6 @@ def _task_of(labels: Sequence[Any]) -> str:
 def _types(collection: Collection, examples: Examples, control_by: str | None) -> Sequence[Any]:
     if control_by is None or control_by == "text":
         return examples.texts
-    from embedstore.probing.examples import fields_of
-
     return fields_of(collection, control_by, examples.record_ids)
 
 

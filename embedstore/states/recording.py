@@ -28,9 +28,6 @@ def recording(anatomy: Anatomy, taps: Collection[Tap], take: Take, *, stop: bool
     last = max((_depth(tap) for tap in wanted), default=-1)
     with ExitStack() as hooks:
 
-        def given(tap: Tap, states: Any) -> None:
-            take(tap, states)
-
         def done(depth: int) -> None:
             if stop and depth == last:
                 raise Stopped
@@ -42,31 +39,28 @@ def recording(anatomy: Anatomy, taps: Collection[Tap], take: Take, *, stop: bool
 
         def before_first(module: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
             if Tap(HIDDEN, 0) in wanted:
-                given(Tap(HIDDEN, 0), arguments[0] if arguments else named["hidden_states"])
+                take(Tap(HIDDEN, 0), arguments[0] if arguments else named["hidden_states"])
             done(0)
 
         hooks.callback(blocks[0].register_forward_pre_hook(before_first, with_kwargs=True).remove)
         for layer, those in by_layer.items():
             sites = {tap.site for tap in those}
-            if ATTENTION in sites or MLP in sites:
-                for site in (ATTENTION, MLP):
-                    if site in sites:
-                        module = anatomy.require(site)[layer - 1]
-                        hook = _taking(given, Tap(site, layer), anatomy.share)
-                        hooks.callback(module.register_forward_hook(hook).remove)
+            for site in sites & {ATTENTION, MLP}:
+                module = anatomy.require(site)[layer - 1]
+                hooks.callback(module.register_forward_hook(_taking(take, Tap(site, layer), anatomy.share)).remove)
             heads = [tap for tap in those if tap.site == HEAD]
             if heads:
                 module = anatomy.require(HEAD)[layer - 1]
-                hooks.callback(module.register_forward_pre_hook(_taking_heads(given, heads, anatomy.n_heads)).remove)
+                hooks.callback(module.register_forward_pre_hook(_taking_heads(take, heads, anatomy.n_heads)).remove)
             if layer and sites - {FINAL_NORM}:
                 hooks.callback(
-                    blocks[layer - 1].register_forward_hook(_after_block(given, done, layer, HIDDEN in sites)).remove
+                    blocks[layer - 1].register_forward_hook(_after_block(take, done, layer, HIDDEN in sites)).remove
                 )
         if Tap(FINAL_NORM, anatomy.n_layers) in wanted:
             norm = anatomy.final_norm
 
             def after_norm(module: Any, arguments: Any, output: Any) -> None:
-                given(Tap(FINAL_NORM, anatomy.n_layers), output)
+                take(Tap(FINAL_NORM, anatomy.n_layers), output)
                 done(anatomy.n_layers + 1)
 
             hooks.callback(norm.register_forward_hook(after_norm).remove)
@@ -78,29 +72,29 @@ def _depth(tap: Tap) -> int:
     return tap.layer + (tap.site == FINAL_NORM)
 
 
-def _taking(given: Take, tap: Tap, share: float) -> Callable[[Any, Any, Any], None]:
+def _taking(take: Take, tap: Tap, share: float) -> Callable[[Any, Any, Any], None]:
     def hook(module: Any, arguments: Any, output: Any) -> None:
-        given(tap, _tensor(output) if share == 1.0 else share * _tensor(output))
+        take(tap, _tensor(output) if share == 1.0 else share * _tensor(output))
 
     return hook
 
 
-def _taking_heads(given: Take, taps: list[Tap], n_heads: int) -> Callable[[Any, Any], None]:
+def _taking_heads(take: Take, taps: list[Tap], n_heads: int) -> Callable[[Any, Any], None]:
     def hook(module: Any, arguments: tuple[Any, ...]) -> None:
         states = arguments[0]
         parts = states.reshape(*states.shape[:2], n_heads, -1)  # (n_texts, n_tokens, n_heads, head_dim)
         for tap in taps:
-            given(tap, parts[:, :, tap.head])
+            take(tap, parts[:, :, tap.head])
 
     return hook
 
 
 def _after_block(
-    given: Take, done: Callable[[int], None], layer: int, is_wanted: bool
+    take: Take, done: Callable[[int], None], layer: int, is_wanted: bool
 ) -> Callable[[Any, Any, Any], None]:
     def hook(module: Any, arguments: Any, output: Any) -> None:
         if is_wanted:
-            given(Tap(HIDDEN, layer), _tensor(output))
+            take(Tap(HIDDEN, layer), _tensor(output))
         done(layer)
 
     return hook

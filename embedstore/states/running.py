@@ -16,7 +16,7 @@ from embedstore.checks import check_whole
 from embedstore.encoders.batching import batches
 from embedstore.encoders.model_folder import COUNT_FROM_PADDING, TextModel, read_transformer
 from embedstore.encoders.registry import transformer_folder
-from embedstore.encoders.threads import MOST_TOKENS, usable_cores
+from embedstore.encoders.threads import MOST_TOKENS, WhileUsed, usable_cores
 from embedstore.encoders.tokens import TextTokenizer, checked
 from embedstore.encoders.torch_text import memory_told, pad_id, quiet
 from embedstore.errors import EncoderUnavailable, InvalidInput
@@ -304,32 +304,20 @@ class StateModel:
                 pool.shutdown(wait=True, cancel_futures=True)
 
 
-class _TorchThreads:
-    """Gives torch back as many threads as it had, once the last of those who run it on one is done."""
+def _torch_threads() -> int:
+    import torch
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._users = 0
-        self._before = 0
-
-    def __enter__(self) -> None:
-        import torch
-
-        with self._lock:
-            if not self._users:
-                self._before = torch.get_num_threads()
-            self._users += 1
-
-    def __exit__(self, *raised: object) -> None:
-        import torch
-
-        with self._lock:
-            self._users -= 1
-            if not self._users:
-                torch.set_num_threads(self._before)  # else threads that begin later had one, too
+    return torch.get_num_threads()
 
 
-_torch_on_one = _TorchThreads()
+def _give_back(n_threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(n_threads)  # else threads that begin later had one, too
+
+
+_torch_on_one = WhileUsed(_torch_threads, _give_back)
+"""While torch runs on one thread for each batch."""
 
 
 def _parameters(network: Any) -> Any:
@@ -374,23 +362,39 @@ def open_folder(
     has_two = bool(model.architecture.get("is_encoder_decoder"))
     if stack is not None and not has_two:
         raise InvalidInput(f"the model in {model.folder} has one stack only; leave stack out")
-    network, tokenizer = _loaded(model, dtype, random_seed)
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(model.max_tokens)
+    network, tokenizer = _loaded(model, dtype, random_seed), load_fast_tokenizer(model)
     return StateModel(
         model, network.to(device), tokenizer, stack=(stack or "encoder") if has_two else None, device=device,
         padding=padding, random_seed=random_seed, dtype=dtype, threads=threads,
     )  # fmt: skip
 
 
-def _loaded(model: TextModel, dtype: str, random_seed: int | None) -> tuple[Any, Any]:
+def load_fast_tokenizer(model: TextModel) -> Any:
+    """The ``tokenizers.Tokenizer`` of a model, which cuts texts where the model does and does not pad."""
+    from transformers import AutoTokenizer
+
+    where = str(model.transformer)
+    with quiet():
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(where, local_files_only=True, trust_remote_code=False)
+        except Exception as error:  # as below
+            reason = " ".join(str(error).split())[:300]
+            raise EncoderUnavailable(f"the tokenizer in {where} cannot be loaded: {reason}") from error
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise EncoderUnavailable(f"the model in {where} has no fast tokenizer (tokenizer.json)")
+    backend.no_padding()
+    backend.enable_truncation(model.max_tokens)
+    return backend
+
+
+def _loaded(model: TextModel, dtype: str, random_seed: int | None) -> Any:
     import torch
-    from transformers import AutoConfig, AutoModel, AutoTokenizer
+    from transformers import AutoConfig, AutoModel
 
     where, kept = str(model.transformer), {"local_files_only": True, "trust_remote_code": False}
     with quiet():
         try:
-            tokenizer = AutoTokenizer.from_pretrained(where, **kept)
             if random_seed is None:
                 network, told = AutoModel.from_pretrained(
                     where, use_safetensors=True, dtype=getattr(torch, dtype), output_loading_info=True, **kept
@@ -408,7 +412,4 @@ def _loaded(model: TextModel, dtype: str, random_seed: int | None) -> tuple[Any,
             raise EncoderUnavailable(f"the model in {where} cannot be loaded: {reason}") from error
     if lacking:
         raise EncoderUnavailable(f"the weights in {where} lack {sorted(lacking)[0]}, so its states would be chance")
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        raise EncoderUnavailable(f"the model in {where} has no fast tokenizer (tokenizer.json)")
-    return network.eval(), backend
+    return network.eval()

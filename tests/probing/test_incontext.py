@@ -151,3 +151,13 @@ def test_no_record_is_its_own_example(store, languages):
     )  # fmt: skip
     assert report.accuracy["nearest"] > report.accuracy["none"]
 
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2"])
+def test_a_model_can_be_steered_from_its_first_prompts_on(model_of, kind):
+    model = probing.open_headed(str(model_of(kind, head=True)))
+    prompts = [model.token_ids(one) for one in ("the red", "the red cat sees a dog", "a")]
+    added = np.random.default_rng(0).standard_normal(16).astype(np.float32)
+    with probing.steering(model, {2: added}):
+        steered = next_log_probabilities(model, prompts)
+    assert np.abs(steered - next_log_probabilities(model, prompts)).max() > 1e-3
+

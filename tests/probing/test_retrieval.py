@@ -114,18 +114,9 @@ def test_contextual_figures_are_means_of_cosines(store, model_of):
 
 
 def test_parts_of_speech_by_layer_are_those_that_were_published(store, data):
-    rows, words, tags = [], [], []
-    for line in (data / "ud_ewt" / "en_ewt-ud-dev.conllu").read_text(encoding="utf8").splitlines():
-        if line.startswith("# text = "):
-            text = line[9:]
-        elif not line and words:
-            rows.append({"key": str(len(rows)), "text": text, "words": words, "upos": tags})
-            words, tags = [], []
-        elif line[:1].isdigit():
-            cells = line.split("\t")
-            if "-" not in cells[0] and "." not in cells[0]:
-                words.append(cells[1])
-                tags.append(cells[3])
+    from probing_figures import sentences as sentences_of
+
+    rows = sentences_of(data)
     sentences = store.collection("sentences", encoder="none")
     sentences.add(rows)
     states = probing.words(sentences, "words", "minilm", split="words", fields=["upos"], layers=[0, 2, 6])

@@ -21,6 +21,13 @@ layers_option = click.option("--layers", default="all", show_default=True, metav
                              help="all, or numbers such as 0,3,-1.")  # fmt: skip
 
 
+def layer_options(command: Any) -> Any:
+    """Which captured layers are measured, and by which records."""
+    for option in (where_option, seed_option, site_option, prefix_option, layers_option):
+        command = option(command)
+    return command
+
+
 def chosen_layers(given: str) -> Any:
     """``--layers`` as the library takes it."""
     if given == "all":

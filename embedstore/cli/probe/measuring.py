@@ -6,15 +6,7 @@ from typing import Any
 
 import click
 
-from embedstore.cli.probe.group import (
-    chosen_layers,
-    layers_option,
-    prefix_option,
-    probe_command,
-    seed_option,
-    site_option,
-    where_option,
-)
+from embedstore.cli.probe.group import chosen_layers, layer_options, prefix_option, probe_command, site_option
 from embedstore.cli.state import State, pass_state
 
 _MEASURES = ["cka", "cka-unbiased", "cka-rbf", "svcca", "rsa", "procrustes", "mutual-knn"]
@@ -34,11 +26,7 @@ _MEASURES = ["cka", "cka-unbiased", "cka-rbf", "svcca", "rsa", "procrustes", "mu
 @click.option("--beside", multiple=True, metavar="PREFIX", help="Score other captured layers, too. Repeatable.")
 @click.option("--store-as", metavar="NAME", help="Keep the probe with each layer's space.")
 @click.option("--plot", metavar="FILE", help="Draw it: PNG, SVG or PDF.")
-@layers_option
-@prefix_option
-@site_option
-@seed_option
-@where_option
+@layer_options
 @pass_state
 def linear_command(state: State, /, collection: str, label: str, **options: Any) -> None:
     """Print how well a probe reads the field LABEL from each layer, on records that were held out.
@@ -103,11 +91,7 @@ def score_command(state: State, /, collection: str, name: str, texts: tuple[str,
 @probe_command.command("code")
 @click.argument("collection")
 @click.argument("label")
-@layers_option
-@prefix_option
-@site_option
-@seed_option
-@where_option
+@layer_options
 @pass_state
 def code_command(state: State, /, collection: str, label: str, **options: Any) -> None:
     """Print how many bits the field LABEL takes once a layer is known, by the online code."""
@@ -123,11 +107,7 @@ def code_command(state: State, /, collection: str, label: str, **options: Any) -
 @click.argument("collection")
 @click.argument("label")
 @click.option("--group-by", metavar="FIELD", help="Records that agree in it are never parted.")
-@layers_option
-@prefix_option
-@site_option
-@seed_option
-@where_option
+@layer_options
 @pass_state
 def mix_command(state: State, /, collection: str, label: str, **options: Any) -> None:
     """Print the share of each layer in the mixture that tells the field LABEL best."""
@@ -145,11 +125,7 @@ def mix_command(state: State, /, collection: str, label: str, **options: Any) ->
 @click.option("--other-prefix", metavar="TEXT", help="Compare with the layers of another model under this prefix.")
 @click.option("--sample", type=int, default=1000, show_default=True, metavar="N", help="By how many records.")
 @click.option("--plot", metavar="FILE", help="Draw a heat map: PNG, SVG or PDF.")
-@layers_option
-@prefix_option
-@site_option
-@seed_option
-@where_option
+@layer_options
 @pass_state
 def similarity_command(state: State, /, collection: str, **options: Any) -> None:
     """Print how alike the layers are, to each other or to those of another model."""
@@ -179,11 +155,7 @@ def similarity_command(state: State, /, collection: str, **options: Any) -> None
 @click.option("--least", type=int, default=5, show_default=True, metavar="N",
               help="In how many texts a word must stand.")
 @click.option("--sample", type=int, default=2000, show_default=True, metavar="N", help="Of pairs and texts at most.")
-@layers_option
-@prefix_option
-@site_option
-@seed_option
-@where_option
+@layer_options
 @pass_state
 def contextual_command(state: State, /, collection: str, **options: Any) -> None:
     """Print, by layer, how much a word's vector depends on its context; COLLECTION holds words (probe words)."""
@@ -206,11 +178,7 @@ def contextual_command(state: State, /, collection: str, **options: Any) -> None
 @click.option("--measure", type=click.Choice(_MEASURES), default="cka", show_default=True,
               help="Of the layers' likeness.")
 @click.option("--lens", "lens_model", metavar="MODEL", help="Show what each layer of this model would say, too.")
-@layers_option
-@prefix_option
-@site_option
-@seed_option
-@where_option
+@layer_options
 @pass_state
 def report_command(state: State, /, collection: str, labels: tuple[str, ...], out: str, **options: Any) -> None:
     """Write everything of COLLECTION's layers as one page, JSON, or a table.
