@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from embedstore.encoders import Encoder
 
 _MODEST = 1e-30
+_NO_KEYS = ()
 
 SearchQuery = Any
 """A text, a Vector, numbers; for a space of pictures a path, bytes or a Pillow image, for one of rows a mapping."""
@@ -49,10 +50,12 @@ class Asked(NamedTuple):
     def check(self) -> None:
         """Raise InvalidInput for arguments that do not go together."""
         _check_page(self.k, self.offset)
+        words = self.words
+        if words is None and self.mode is Mode.VECTOR and self.mmr is None and self.like is self.unlike is _NO_KEYS:
+            return  # nearly always, and what follows takes long
         is_number = isinstance(self.mmr, (int, float)) and not isinstance(self.mmr, bool)
         if self.mmr is not None and not (is_number and 0 <= self.mmr <= 1):
             raise InvalidInput(f"mmr is {self.mmr!r}; it must be from 0 (only diverse) to 1 (only near)")
-        words = self.words
         if words is not None and not words.strip():
             raise InvalidInput("the query is empty; give a text, a vector, or keys to be like")
         if self.mode is not Mode.VECTOR and words is None:
@@ -78,10 +81,10 @@ class Asked(NamedTuple):
 
 def is_item(query: Any) -> bool:
     """Whether a query is a thing that an encoder reads and no text: a picture or a row, rather than numbers."""
-    if isinstance(query, (os.PathLike, bytes, bytearray, Mapping, Picture)):
-        return True
     if isinstance(query, np.ndarray):
         return query.dtype == np.uint8 and query.ndim >= 2
+    if isinstance(query, (os.PathLike, bytes, bytearray, Mapping, Picture)):
+        return True
     pillow = sys.modules.get("PIL.Image")
     return pillow is not None and isinstance(query, pillow.Image)
 
@@ -369,6 +372,8 @@ def _check_batch(queries: Any) -> None:
 
 
 def _check_page(k: int, offset: int) -> None:
+    if type(k) is type(offset) is int and k > 0 <= offset:
+        return
     if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
         raise InvalidInput(f"k is {k!r}; it must be a whole number from 1 on")
     if isinstance(offset, bool) or not isinstance(offset, (int, np.integer)) or offset < 0:

@@ -29,7 +29,6 @@ RECORD_COLUMNS = (
 _CHUNK = 5000
 _KEY_BITS = 1700  # 512 decimal digits
 _MODALITIES = {one.value: one for one in Modality}
-_HASH = blake2b(digest_size=HASH_BYTES)
 
 
 def checked_where(transaction: Transaction, collection: CollectionRow, where: Where | Node) -> Node:
@@ -176,12 +175,9 @@ def made_record(row: PackedRecord) -> Record:
     try:  # as ``record_fault`` does, in one piece, since this runs for every record of every answer
         found = ""
         if content is not None:
-            of_content = _HASH.copy()  # quicker than to make one anew
-            of_content.update(content.encode())
-            found = of_content.hexdigest()
-        of_row = _HASH.copy()
-        of_row.update(f"{key}\0{modality}\0{found}\0{uri or ''}\0{metadata}".encode())
-        if of_row.hexdigest().upper() == hashed:
+            found = blake2b(content.encode(), digest_size=HASH_BYTES).hexdigest()
+        joined = f"{key}\0{modality}\0{found}\0{uri or ''}\0{metadata}"
+        if blake2b(joined.encode(), digest_size=HASH_BYTES).hexdigest().upper() == hashed:
             return Record(key, content, orjson.loads(metadata), _MODALITIES[modality], uri)
     except (KeyError, AttributeError, TypeError, ValueError):
         pass

@@ -20,7 +20,7 @@ from embedstore.indexing.exact import prepared
 from embedstore.indexing.faiss_file import Expected, ListPlaces, layout_fault, list_places
 from embedstore.indexing.recipes import Family, Placement, Recipe, find_recipe
 from embedstore.indexing.selection import Selection
-from embedstore.indexing.threads import ManyThreads, OneThread
+from embedstore.indexing.threads import ManyThreads
 from embedstore.model import FloatMatrix, FloatVector, IntVector, Metric
 from embedstore.optional import load_faiss
 
@@ -31,8 +31,6 @@ _TRAINED_PER_LIST = 128
 """Vectors that the lists of an IVF are made from, for each list: more make the training longer, and no better."""
 _OVER_QUERIES = 3
 """FAISS's mode in which lists that were chosen already are searched for many queries by many threads."""
-_ALONE = (Family.GRAPH, Family.LISTS)
-"""Where FAISS searches for one query on the thread that asks, without being told (measured with 1.15)."""
 _READING = threading.Lock()
 """FAISS keeps the limits for reading a file in global variables."""
 
@@ -75,57 +73,61 @@ class Shape:
         return np.ascontiguousarray(filled, np.float32)
 
 
-class _Desk(NamedTuple):
-    """What one thread needs to search for one query without a selection, made once.
-
-    Threads that share an object of parameters crash FAISS.
-    """
-
-    k: int
-    settings: Settings
-    parameters: Any
-    distances: np.ndarray
-    positions: np.ndarray
-    scored: np.ndarray
-    found: np.ndarray
-    unsigned: np.ndarray  # where -1 is too great as well, so that one look is enough nearly always
-
-
 class MappedLists:
     """Inverted lists that stay on the disk: the pages of each are checked when it is first searched."""
 
     def __init__(self, places: ListPlaces, pages: Pages) -> None:
         self._places = places
         self._pages = pages
-        self._checked = np.zeros(places.offsets.size, np.bool_)
+        self._checked = np.zeros(places.offsets.size + 1, np.bool_)
+        self._checked[-1] = True  # for -1, which is no list
 
     def check(self, lists: np.ndarray) -> None:
         """Check lists by number, -1 for none; DamagedCache where one is not what was written."""
-        asked = np.zeros(self._checked.size + 1, np.bool_)
-        asked[lists] = True  # the last one for -1
-        wanted = np.flatnonzero(asked[:-1] & ~self._checked)
-        if wanted.size:
-            self._pages.check_ranges(self._places.offsets[wanted], self._places.n_bytes[wanted])
-            self._checked[wanted] = True
+        if self._checked[lists].all():
+            return
+        asked = np.zeros(self._checked.size, np.bool_)
+        asked[lists] = True
+        wanted = np.flatnonzero(asked & ~self._checked)
+        self._pages.check_ranges(self._places.offsets[wanted], self._places.n_bytes[wanted])
+        self._checked[wanted] = True
+
+
+class ListsRoom(NamedTuple):
+    """Arrays for the inverted lists that queries look into, the distances to them, and the addresses of both."""
+
+    lists: np.ndarray
+    to_lists: np.ndarray
+    addresses: tuple[Any, Any]
+
+
+class Places(NamedTuple):
+    """Arrays that FAISS reads queries from and writes answers to, and their addresses."""
+
+    queries: np.ndarray
+    distances: np.ndarray
+    positions: np.ndarray
+    addresses: tuple[Any, Any, Any]
+    lists: ListsRoom | None  # where lists are chosen, and checked, before they are searched
 
 
 class FaissIndex:
     """A built FAISS index, for reading only; threads may share it."""
 
     def __init__(self, index: Any, shape: Shape, lists: MappedLists | None = None) -> None:
-        self._faiss = load_faiss()
-        self._index = index
-        self._shape = shape
-        self._lists = lists
+        self.faiss = load_faiss()
+        self.built = index
+        self.shape = shape
+        self.lists = lists
         self.recipe = shape.recipe
         self.n_vectors = int(index.ntotal)
-        self._kept = threading.local()  # holds a _Desk
-        self._fits = shape.index_dim == shape.dim and shape.centre is None  # prepared vectors, just as they are
+        self.fits = shape.index_dim == shape.dim and shape.centre is None  # prepared vectors, just as they are
+        self._quantizer: Any = None if lists is None else index.quantizer
 
     @property
     def n_lists(self) -> int:
         """How many inverted lists it has; 1 where it has none."""
-        return int(self._index.nlist) if self.recipe.family is Family.LISTS else 1
+        return int(self.built.nlist) if self.recipe.family is Family.LISTS else 1
 
     def search(
         self, queries: FloatMatrix, k: int, *, selection: Selection | None, settings: Settings
@@ -135,10 +137,10 @@ class FaissIndex:
         Places that could not be filled hold -1. Positions that ``selection`` lacks never come back. Scores are those of
         the index's own codes.
         """
-        fitted = self._shape.fitted(queries)
-        distances, positions = self._arrays(len(queries), k)
-        with ManyThreads(self._faiss):
-            self._search(fitted, k, self._new_parameters(settings, k, selection), distances, positions)
+        places = self.places(self.shape.fitted(queries), k, settings)
+        with ManyThreads(self.faiss):
+            self.search_into(places, self.new_parameters(settings, k, selection))
+        distances, positions = places.distances, places.positions
         if positions.size and positions.max() >= self.n_vectors:
             raise self._beyond()
         if selection is not None:
@@ -147,72 +149,64 @@ class FaissIndex:
             kept &= selection.usable[np.maximum(positions, 0)]
             if not kept.all():
                 positions = np.where(kept, positions, -1)
-        return positions, self._scores(distances)
+        return positions, self.scores(distances)
 
-    def nearest(
-        self, query: FloatVector, k: int, *, selection: Selection | None, settings: Settings
+    def usable(
+        self, positions: IntVector, distances: FloatVector, selection: Selection | None
     ) -> tuple[IntVector, FloatVector]:
-        """As ``search`` for one query (dim,), on the calling thread: the positions that were found, and their scores.
+        """What was found for one query without the places that could not be filled, and without what is not allowed."""
+        if positions.max() >= self.n_vectors:
+            raise self._beyond()
+        kept = positions >= 0
+        if selection is not None:
+            kept &= selection.usable[positions]
+        return positions[kept], distances[kept]
 
-        Both may be written over by this thread's next search.
-        """
-        fitted = query[None, :] if self._fits else self._shape.fitted(query[None, :])
-        desk = getattr(self._kept, "desk", None)
-        if desk is None or desk.k != k or desk.settings != settings:
-            distances, positions = self._arrays(1, k)
-            parameters = self._new_parameters(settings, k, None)
-            desk = self._kept.desk = _Desk(
-                k, settings, parameters, distances, positions, distances[0], positions[0], positions[0].view(np.uint64)
-            )
-        parameters = desk.parameters if selection is None else self._new_parameters(settings, k, selection)
-        if self.recipe.family in _ALONE:
-            self._search(fitted, k, parameters, desk.distances, desk.positions)
-        else:
-            with OneThread(self._faiss):
-                self._search(fitted, k, parameters, desk.distances, desk.positions)
-        distances, positions = desk.scored, desk.found
-        if selection is not None or np.maximum.reduce(desk.unsigned) >= self.n_vectors:
-            if positions.max() >= self.n_vectors:
-                raise self._beyond()
-            kept = positions >= 0
-            if selection is not None:
-                kept &= selection.usable[positions]
-            positions, distances = positions[kept], distances[kept]
-        return positions, self._scores(distances)
-
-    def _arrays(self, n: int, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Distances and positions for FAISS to fill, both (n, k)."""
-        of_bits = self.recipe.family is Family.BINARY
-        return np.empty((n, k), np.int32 if of_bits else np.float32), np.empty((n, k), np.int64)
+    def places(self, fitted: np.ndarray, k: int, settings: Settings) -> Places:
+        """For queries as the index takes them, which stay where they are, room for ``k`` answers to each."""
+        n, of_bits = len(fitted), self.recipe.family is Family.BINARY
+        distances, positions = np.empty((n, k), np.int32 if of_bits else np.float32), np.empty((n, k), np.int64)
+        at = self.faiss.swig_ptr
+        addresses = at(fitted), at(distances), at(positions)
+        if self.lists is None:
+            return Places(fitted, distances, positions, addresses, None)
+        nprobe = min(settings["nprobe"], self.n_lists)
+        lists, to_lists = np.empty((n, nprobe), np.int64), np.empty((n, nprobe), np.float32)
+        return Places(fitted, distances, positions, addresses, ListsRoom(lists, to_lists, (at(lists), at(to_lists))))
 
     def _beyond(self) -> DamagedCache:
         return DamagedCache(f"the index {self.recipe.name} names vectors that it does not have")
 
-    def _search(self, fitted: Any, k: int, parameters: Any, distances: np.ndarray, positions: np.ndarray) -> None:
-        """Fill ``distances`` and ``positions``. FAISS's own wrappers of these functions take longer, or less."""
-        at = self._faiss.swig_ptr
+    def search_into(self, places: Places, parameters: Any, searched: Any = None) -> None:
+        """Fill the places for answers by FAISS's own functions: its Python around them takes longer, or less.
+
+        searched: another index of FAISS, which searches by this one.
+        """
+        (n, k), (x, distances, positions) = places.positions.shape, places.addresses
         try:
-            if self._lists is None:
-                self._index.search_c(len(fitted), at(fitted), k, at(distances), at(positions), parameters)
+            if self.lists is None or places.lists is None:
+                index = self.built if searched is None else searched
+                index.search_c(n, x, k, distances, positions, parameters)
                 return
-            to_lists, lists = self._index.quantizer.search(fitted, parameters.nprobe)
-            self._lists.check(lists)
-            self._index.search_preassigned_c(
-                len(fitted), at(fitted), k, at(lists), at(to_lists), at(distances), at(positions), False, parameters
-            )
+            chosen, (lists, to_lists) = places.lists.lists, places.lists.addresses
+            self._quantizer.search_c(n, x, chosen.shape[1], to_lists, lists)
+            self.lists.check(chosen)
+            self.built.search_preassigned_c(n, x, k, lists, to_lists, distances, positions, False, parameters)
         except RuntimeError as error:  # of FAISS, which finds that the index cannot be
             reason = str(error).splitlines()[0]
             raise DamagedCache(f"the index {self.recipe.name} cannot be searched: {reason}") from error
 
-    def _scores(self, distances: np.ndarray) -> np.ndarray:
+    def scores(self, distances: np.ndarray) -> np.ndarray:
+        """Distances of FAISS as scores, of which greater is nearer."""
         if self.recipe.family is Family.BINARY:
             return -distances.astype(np.float32)
-        if self._shape.metric is Metric.EUCLIDEAN:
+        if self.shape.metric is Metric.EUCLIDEAN:
             return np.float32(0) - np.sqrt(np.maximum(distances, 0))  # type: ignore[no-any-return]
         return distances
 
-    def _new_parameters(self, settings: Settings, k: int, selection: Selection | None) -> Any:
-        faiss, family = self._faiss, self.recipe.family
+    def new_parameters(self, settings: Settings, k: int, selection: Selection | None) -> Any:
+        """FAISS's object of the parameters of a search for ``k``, which no other thread may use."""
+        faiss, family = self.faiss, self.recipe.family
         if family is Family.GRAPH:
             parameters = faiss.SearchParametersHNSW(efSearch=max(settings["efSearch"], k))
         elif family is Family.LISTS:

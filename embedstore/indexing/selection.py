@@ -25,6 +25,11 @@ class Selection:
         return int(np.count_nonzero(self.usable))
 
     @once
+    def n_runs(self) -> int:
+        """How many runs of neighbouring rows there are."""
+        return int(np.count_nonzero(self.usable[1:] > self.usable[:-1])) + int(self.usable[:1].any())
+
+    @once
     def rows(self) -> IntVector:
         """The rows, ascending."""
         return np.flatnonzero(self.usable)

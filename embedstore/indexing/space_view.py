@@ -26,6 +26,7 @@ from embedstore.indexing.kernels import (
     squared_distances_at,
     squared_distances_at_many,
 )
+from embedstore.indexing.one_query import Refined, refined_by
 from embedstore.indexing.recipes import Recipe
 from embedstore.indexing.selection import Selection
 from embedstore.model import BoolVector, FloatMatrix, FloatVector, IntVector, Metric
@@ -52,6 +53,12 @@ class Approximate:
     settings: Settings
     costs: IndexCosts
     present: Selection | None = None  # the positions whose rows are still there; None where all are
+    refined: Refined | None = None  # the index with the rows, where FAISS itself can compare what it finds
+
+    @staticmethod
+    def of_rows(index: FaissIndex, matrix: FloatMatrix, settings: Settings, costs: IndexCosts) -> Approximate:
+        """An index whose positions are the rows of a view, all of which are in ``matrix`` (n, dim)."""
+        return Approximate(index, None, len(matrix), settings, costs, refined=refined_by(index, matrix))
 
     @property
     def recipe(self) -> Recipe:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from embedstore.indexing.faiss_index import Settings
+from embedstore.indexing.one_query import OneQuery
 from embedstore.indexing.recipes import Recipe
 from embedstore.indexing.selection import Selection
 from embedstore.indexing.space_view import Approximate, SpaceView
@@ -78,12 +80,13 @@ class IndexSearch:
         self._n_candidates = n_candidates
         self._at = _positions(approximate, selection)
         self._late = _late_rows(view, approximate, selection)
-        self._compared = bool(approximate.recipe.rescore) or self._late.size > 0
+        self._compared = self._late.size > 0 or (bool(approximate.recipe.rescore) and approximate.refined is None)
         self._n_expected = min(k, approximate.index.n_vectors if self._at is None else self._at.n)
         self._allowed = "" if selection is None else f", {selection.n:,} allowed"
         self._n_usable = view.n_rows if selection is None else selection.n
         self._knob = knob
         self._settings = self._settings_of(knob)
+        self._kept = threading.local()  # holds a OneQuery
         self.words, self.details = self._told(knob)
 
     def run(self, view: SpaceView, query: FloatVector) -> Found | None:
@@ -92,15 +95,18 @@ class IndexSearch:
         view: the one that the search was planned for.
         """
         approximate = self._approximate
-        settings, words, details = self._settings, self.words, self.details
+        words, details = self.words, self.details
+        asked = getattr(self._kept, "asked", None)
+        if asked is None:
+            asked = self._kept.asked = self._asked(self._settings)
         for attempt in range(1, _ATTEMPTS + 1):
-            found, scores = approximate.index.nearest(query, self._n_candidates, selection=self._at, settings=settings)
+            found, scores = asked.nearest(query)
             if found.size >= self._n_expected:
                 break
             if not self._knob or attempt == _ATTEMPTS:
                 return None
             spent = self._knob * _WIDENED**attempt
-            settings = self._settings_of(spent)
+            asked = self._asked(self._settings_of(spent))
             words, details = self._told(spent)
         rows = found if approximate.row_of is None else approximate.row_of[found]
         if self._compared:
@@ -127,6 +133,14 @@ class IndexSearch:
                 rows = np.concatenate([rows, np.broadcast_to(self._late, (len(queries), self._late.size))], axis=1)
             rows, scores = view.rescore_batch(queries, np.ascontiguousarray(rows), self._k)
         return rows[:, : self._k], scores[:, : self._k], short
+
+    def _asked(self, settings: Settings) -> OneQuery:
+        """How this thread asks the index for one query."""
+        approximate = self._approximate
+        if approximate.refined is None:
+            return OneQuery(approximate.index, self._n_candidates, settings, self._at)
+        k = min(self._k, self._n_candidates)
+        return OneQuery(approximate.index, k, settings, self._at, approximate.refined, self._n_candidates)
 
     def _settings_of(self, knob: int) -> Settings:
         name = self._approximate.recipe.knob

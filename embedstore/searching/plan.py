@@ -26,19 +26,21 @@ def nearest(view: SpaceView, query: FloatVector, k: int, selection: Selection | 
     """The ``k`` nearest rows of a selection (None: of all) to a prepared query; all of them where fewer are there."""
     n_usable = view.n_rows if selection is None else selection.n
     k = min(k, n_usable)
-    details: dict[str, Any] = {"n_vectors": view.n_alive, "n_allowed": n_usable}
-    if k == 0:
-        return Found(np.empty(0, np.int64), np.empty(0, np.float32), True, "nothing to search", details)
-    if view.gpu is not None and selection is None and _gpu_candidates(k) <= view.gpu.most_hits:
-        rows, scores = _on_gpu(view, query[None, :], k)
-        if rows[0, -1] >= 0:
-            return Found(rows[0], scores[0], False, _gpu_plan(view, k), details)
-    by_index = _index_search(view, k, selection)
+    by_gpu = view.gpu is not None and selection is None
+    by_index = None if by_gpu or k == 0 else _index_search(view, k, selection)
     if by_index is not None:
         found = by_index.run(view, query)
         if found is not None:
             return found
+    details: dict[str, Any] = {"n_vectors": view.n_alive, "n_allowed": n_usable}
+    if by_index is not None:
         details["widened"] = "to an exact scan"
+    if k == 0:
+        return Found(np.empty(0, np.int64), np.empty(0, np.float32), True, "nothing to search", details)
+    if by_gpu and view.gpu is not None and _gpu_candidates(k) <= view.gpu.most_hits:
+        rows, scores = _on_gpu(view, query[None, :], k)
+        if rows[0, -1] >= 0:
+            return Found(rows[0], scores[0], False, _gpu_plan(view, k), details)
     if selection is not None and _gathering_pays(view, selection):
         rows, scores = view.scan_rows(query, k, selection.rows)
         return Found(rows, scores, True, f"exact scan of {n_usable:,} allowed vectors", details)
@@ -102,7 +104,7 @@ def _scan_costs(view: SpaceView) -> ScanCosts:
 
 def _gathering_pays(view: SpaceView, selection: Selection) -> bool:
     costs = _scan_costs(view)
-    return selection.n * costs.gather_row < view.n_rows * costs.scan_row
+    return costs.of_rows(selection) < view.n_rows * costs.scan_row
 
 
 def _index_search(view: SpaceView, k: int, selection: Selection | None) -> IndexSearch | None:
@@ -123,7 +125,7 @@ def _planned(view: SpaceView, approximate: Approximate, k: int, selection: Selec
     costs = _scan_costs(view)
     exact_cost = view.n_rows * costs.scan_row
     if selection is not None:
-        exact_cost = min(exact_cost, n_usable * costs.gather_row)
+        exact_cost = min(exact_cost, costs.of_rows(selection))
     recipe = approximate.recipe
     fraction = n_usable / view.n_rows
     n_candidates = candidates_for(recipe, k)

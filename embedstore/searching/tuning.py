@@ -193,9 +193,8 @@ def _measured(
     built, shape = build_index(matrix, recipe, metric)
     index = FaissIndex(built, shape)
     costs = IndexCosts(0.0, 0.0, 1.0, ScanCosts.guessed(matrix.shape[1]))
-    view = replace(
-        _plain_view(matrix, metric), approximate=Approximate(index, None, len(matrix), dict(recipe.search), costs)
-    )
+    approximate = Approximate.of_rows(index, matrix, dict(recipe.search), costs)
+    view = replace(_plain_view(matrix, metric), approximate=approximate)
     for settings in _grid(recipe, index.n_lists, k):
         knob = 0 if recipe.knob is None else settings[recipe.knob]
         search = IndexSearch(view, k, None, knob, candidates_for(recipe, k))

@@ -175,7 +175,7 @@ class SQLiteDatabase:
             try:
                 ((newest, head, packed),) = connection.execute(
                     packed_statement(len(record_ids), marked=True),
-                    (*id_range(collection_id), *ids_parameters(record_ids)),
+                    (*ids_parameters(record_ids), *id_range(collection_id)),
                 ).fetchall()
                 read = [] if packed is None else orjson.loads(packed), (newest, head)
             except BaseException as error:

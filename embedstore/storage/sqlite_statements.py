@@ -213,20 +213,21 @@ _MARK = (
 
 def ids_parameters(record_ids: Sequence[int]) -> Sequence[Any]:
     """The parameters of ``packed_statement``."""
-    return record_ids if len(record_ids) <= _FEW_IDS else (orjson.dumps(record_ids).decode(),)
+    return record_ids if 0 < len(record_ids) <= _FEW_IDS else (orjson.dumps(record_ids).decode(),)
 
 
 @functools.lru_cache(maxsize=128)
 def packed_statement(n: int, *, marked: bool = False) -> str:
     """A statement for ``n`` records by their ids, each a parameter where they are few, else one JSON list of them.
 
-    marked: with the mark of a collection, of which the first and the last id are the first two parameters.
+    marked: with the mark of a collection, of which the first and the last id are the last two parameters.
     """
-    among = ",".join("?" * n) if n <= _FEW_IDS else "SELECT value FROM json_each(?)"
+    # Joined, not asked for with IN, for which SQLite makes a table anew each time.
+    wanted = f"VALUES {','.join(['(?)'] * n)}" if 0 < n <= _FEW_IDS else "SELECT value FROM json_each(?)"
     return (
-        f"SELECT {_MARK if marked else 'NULL, NULL'}, '[' || group_concat(json_array(r.record_id, r.key, r.content,"
-        " r.metadata, r.modality, r.uri, hex(r.row_hash))) || ']' FROM records AS r"
-        f" WHERE r.record_id IN ({among})"
+        f"WITH wanted(id) AS ({wanted}) SELECT {_MARK if marked else 'NULL, NULL'}, '[' || group_concat(json_array("
+        "r.record_id, r.key, r.content, r.metadata, r.modality, r.uri, hex(r.row_hash))) || ']'"
+        " FROM wanted CROSS JOIN records AS r ON r.record_id = wanted.id"
     )
 
 

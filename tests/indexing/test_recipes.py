@@ -168,7 +168,7 @@ def test_an_index_that_fails_while_it_is_searched_is_a_damaged_cache_not_a_trace
         def search_c(self, *_, **__):
             raise RuntimeError("Error in faiss: no such thing")
 
-    index._index = Failing()
+    index.built = Failing()
     assert collection.search(vectors()[3], 1).keys == ["3"]
     assert "cannot be searched" in caplog.text
 
