@@ -10,7 +10,7 @@ from embedstore.indexing import one_query
 from embedstore.indexing.costs import IndexCosts, ScanCosts
 from embedstore.indexing.exact import prepared
 from embedstore.indexing.faiss_index import FaissIndex, build_index
-from embedstore.indexing.recipes import all_recipes
+from embedstore.indexing.recipes import Family, all_recipes
 from embedstore.indexing.selection import Selection
 from embedstore.indexing.space_view import Approximate, SpaceView
 from embedstore.model import Metric
@@ -20,7 +20,8 @@ N, DIM, COPIES = 1200, 16, 24
 REFINED = [
     pytest.param(recipe, metric, id=f"{recipe.name}-{metric.value}")
     for recipe in all_recipes().values() for metric in recipe.metrics
-    if recipe.rescore and not recipe.mapped and not recipe.exact and recipe.factory != "Binary" and not needs_gpu(recipe)
+    if recipe.rescore and recipe.family in (Family.LISTS, Family.GRAPH, Family.CODES) and not recipe.mapped
+    and not needs_gpu(recipe)
 ]  # fmt: skip
 
 
