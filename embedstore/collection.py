@@ -41,15 +41,10 @@ from embedstore.storage.catalog import CollectionRow, SpaceRow
 from embedstore.storage.database import Transaction
 from embedstore.storage.layout import id_range
 from embedstore.storage.writing import CollectionWriter
-from embedstore.storing import (
-    Encoded,
-    Layout,
-    LayoutChanged,
-    VectorChecker,
-    commit_batch,
-    commit_metadata,
-    refuse_given_vectors,
-)
+from embedstore.storing.committing import commit_batch, commit_metadata
+from embedstore.storing.encoding import Encoded
+from embedstore.storing.layout import Layout, LayoutChanged
+from embedstore.storing.vectors import VectorChecker, refuse_given_vectors
 
 if TYPE_CHECKING:
     import pyarrow

@@ -18,10 +18,11 @@ from embedstore.records import vector_is_whole
 from embedstore.storage import catalog
 from embedstore.storage.catalog import SpaceRow
 from embedstore.storage.database import Transaction
+from embedstore.storage.existing import stored_vectors
 from embedstore.storage.fitted import put_fitted
 from embedstore.storage.layout import id_range
-from embedstore.storage.writing import CollectionWriter, stored_vectors
-from embedstore.storing import usable_lines
+from embedstore.storage.writing import CollectionWriter
+from embedstore.storing.vectors import usable_lines
 from embedstore.transforms import Transform, derived_spaces, is_derived, parents_of, spec_of, stored, transform_of
 
 if TYPE_CHECKING:

@@ -31,7 +31,8 @@ from embedstore.storage.catalog import CollectionRow, SpaceRow
 from embedstore.storage.database import Transaction
 from embedstore.storage.files import is_full
 from embedstore.storage.fitted import all_fitted, fitted_from_json, fitted_to_json, put_fitted
-from embedstore.storing import VectorChecker, commit_batch
+from embedstore.storing.committing import commit_batch
+from embedstore.storing.vectors import VectorChecker
 from embedstore.tables import BATCH_ROWS, scan_batches
 from embedstore.transforms import spec_of, transform_from
 

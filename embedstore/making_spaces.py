@@ -19,7 +19,9 @@ from embedstore.records import Batch, Preparer
 from embedstore.storage import catalog
 from embedstore.storage.catalog import SpaceRow
 from embedstore.storage.writing import CollectionWriter
-from embedstore.storing import Encoded, commit_missing_vectors, encode_batch, modalities_read
+from embedstore.storing.committing import commit_missing_vectors
+from embedstore.storing.encoding import Encoded, encode_batch
+from embedstore.storing.layout import modalities_read
 from embedstore.transforms import derived_spaces
 
 if TYPE_CHECKING:

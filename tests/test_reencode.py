@@ -78,7 +78,7 @@ def test_one_that_was_killed_is_gone_on_with_and_the_old_space_served_meanwhile(
     script = (
         "import sys, os, signal, embedstore\n"
         "from embedstore import making_spaces\n"
-        "from embedstore.storing import commit_missing_vectors\n"
+        "from embedstore.storing.committing import commit_missing_vectors\n"
         "making_spaces._PAGE = 25\n"
         "n = 0\n"
         "def commit(*given):\n"

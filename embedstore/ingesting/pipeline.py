@@ -36,7 +36,9 @@ from embedstore.model import Modality, WriteReport
 from embedstore.pictures import Picture
 from embedstore.records import Batch, Preparer
 from embedstore.storage.database import Transaction
-from embedstore.storing import Encoded, VectorChecker, commit_batch, encode_batch
+from embedstore.storing.committing import commit_batch
+from embedstore.storing.encoding import Encoded, encode_batch
+from embedstore.storing.vectors import VectorChecker
 
 if TYPE_CHECKING:
     from embedstore.collection import Collection

@@ -17,7 +17,8 @@ from embedstore.model import Metric, Record
 from embedstore.reading import checked_where, space_row, stream_records, vectors_of
 from embedstore.storage import catalog
 from embedstore.storage.catalog import SpaceRow
-from embedstore.storing import modalities_read, prepared_content
+from embedstore.storing.encoding import prepared_content
+from embedstore.storing.layout import modalities_read
 
 if TYPE_CHECKING:
     from embedstore.collection import Collection

@@ -10,7 +10,8 @@ from embedstore.filters.parse import Where
 from embedstore.latent.points import MOST_CLASSES, field_of
 from embedstore.reading import space_row
 from embedstore.storage import catalog
-from embedstore.storing import modalities_read, prepared_content
+from embedstore.storing.encoding import prepared_content
+from embedstore.storing.layout import modalities_read
 
 if TYPE_CHECKING:
     from embedstore.collection import Collection

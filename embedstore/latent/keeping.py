@@ -13,7 +13,7 @@ from embedstore.reading import checked_where, count_records
 from embedstore.storage import catalog
 from embedstore.storage.catalog import CollectionRow
 from embedstore.storage.database import Transaction
-from embedstore.storing import commit_metadata
+from embedstore.storing.committing import commit_metadata
 
 if TYPE_CHECKING:
     from embedstore.collection import Collection

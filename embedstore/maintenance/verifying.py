@@ -24,10 +24,10 @@ from embedstore.records import vector_is_whole
 from embedstore.storage import catalog
 from embedstore.storage.catalog import CollectionRow, SpaceRow
 from embedstore.storage.database import Database, Row, Transaction
+from embedstore.storage.digests import shift_digest
 from embedstore.storage.fitted import all_fitted
 from embedstore.storage.layout import ID_SHIFT, id_range
 from embedstore.storage.sqlite import SQLiteDatabase
-from embedstore.storage.writing import shift_digest
 from embedstore.transforms import checked_transform, is_derived, parents_of
 
 _CHUNK = 2000

@@ -7,7 +7,6 @@ that are updated or deleted, and vectors that die, are noted in two logs by whic
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -15,23 +14,22 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from embedstore.checks import shown
-from embedstore.errors import CollectionNotFound, DamagedRow, DuplicateKey, SpaceNotFound
+from embedstore.errors import CollectionNotFound, DuplicateKey, SpaceNotFound
 from embedstore.failpoints import reach
 from embedstore.metadata import FieldKinds
 from embedstore.model import FloatMatrix, Modality, WriteReport
-from embedstore.records import Batch, vector_hash, vector_is_whole
+from embedstore.records import Batch, vector_hash
 from embedstore.storage import catalog
 from embedstore.storage.catalog import CollectionRow, SpaceRow
-from embedstore.storage.database import FEW_ROWS, KeyTaken, RecordRows, Row, Transaction, VectorRows
+from embedstore.storage.database import FEW_ROWS, KeyTaken, RecordRows, Transaction, VectorRows
+from embedstore.storage.digests import shift_digest
+from embedstore.storage.existing import Existing, find_existing, find_vectors, stored_vectors
 from embedstore.storage.fitted import Fitted, drop_fitted, put_fitted
 from embedstore.storage.layout import ID_SHIFT
 
 _NONE: Mapping[str, frozenset[Modality]] = {}
 _NO_ENCODERS: Mapping[str, str] = {}
 _CHUNK = 5000
-_FEW = 16
-_PAIR = struct.Struct("<QQ")
-_WORD = 2**64 - 1
 
 
 class Raced(Exception):
@@ -54,83 +52,6 @@ class Derive(NamedTuple):
 
     parents: Mapping[str, Sequence[str]]
     make: Callable[[SpaceRow, FloatMatrix], tuple[FloatMatrix, np.ndarray]]
-
-
-@dataclass(frozen=True, slots=True)
-class Existing:
-    """What SQL holds for a key of a batch."""
-
-    record_id: int
-    content_hash: bytes | None
-    row_hash: bytes
-
-
-def find_existing(transaction: Transaction, collection_id: int, keys: Sequence[str]) -> dict[str, Existing]:
-    """The records of a collection among ``keys``."""
-    if len(keys) == 1:
-        row = transaction.one(f"{_EXISTING} AND key = :key", {"collection": collection_id, "key": keys[0]})
-        return {} if row is None else {row[0]: _existing(row)}
-    found: dict[str, Existing] = {}
-    members = transaction.dialect.members("keys", "text")
-    for start in range(0, len(keys), _CHUNK):
-        rows = transaction.all(
-            f"{_EXISTING} AND key IN {members}",
-            {
-                "collection": collection_id,
-                "keys": transaction.dialect.list_parameter(keys[start : start + _CHUNK]),
-            },
-        )
-        for row in rows:
-            found[row[0]] = _existing(row)
-    return found
-
-
-_EXISTING = "SELECT key, record_id, content_hash, row_hash FROM records WHERE collection_id = :collection"
-
-
-def _existing(row: Row) -> Existing:
-    _, record_id, content_hash, row_hash = row
-    return Existing(record_id, None if content_hash is None else bytes(content_hash), bytes(row_hash))
-
-
-def find_vectors(
-    transaction: Transaction, space_id: int, record_ids: Sequence[int]
-) -> dict[int, tuple[int, bytes]]:
-    """By record id: the id and the row hash of its live vector in a space."""
-    found: dict[int, tuple[int, bytes]] = {}
-    members = transaction.dialect.members("records", "integer")
-    for start in range(0, len(record_ids), _CHUNK):
-        rows = transaction.all(
-            "SELECT record_id, vector_id, row_hash FROM vectors"
-            f" WHERE space_id = :space AND record_id IN {members}",
-            {
-                "space": space_id,
-                "records": transaction.dialect.list_parameter(list(record_ids[start : start + _CHUNK])),
-            },
-        )
-        for record_id, vector_id, row_hash in rows:
-            found[record_id] = (vector_id, bytes(row_hash))
-    return found
-
-
-def stored_vectors(transaction: Transaction, space_id: int, keys: Mapping[int, str]) -> dict[int, np.ndarray]:
-    """By record id, the vectors float32 (dim,) that a space has of records, which are given with their keys."""
-    found: dict[int, np.ndarray] = {}
-    members = transaction.dialect.members("records", "integer")
-    record_ids = list(keys)
-    for start in range(0, len(record_ids), _CHUNK):
-        rows = transaction.all(
-            f"SELECT record_id, vec, row_hash FROM vectors WHERE space_id = :space AND record_id IN {members}",
-            {
-                "space": space_id,
-                "records": transaction.dialect.list_parameter(record_ids[start : start + _CHUNK]),
-            },
-        )
-        for record_id, vec, hashed in rows:
-            if not vector_is_whole(vec, hashed, keys[record_id]):
-                raise DamagedRow(f"the vector of {shown(keys[record_id])} in space {space_id} is not what was written")
-            found[record_id] = np.frombuffer(vec, "<f4")
-    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -616,34 +537,3 @@ def _vector_hashes(keys: Sequence[str], given: SpaceVectors) -> list[bytes]:
         vector_hash(keys[position], view[line * n_bytes : (line + 1) * n_bytes])
         for line, position in enumerate(given.positions)
     ]
-
-
-def shift_digest(digest: bytes, *, added: Sequence[bytes] = (), removed: Sequence[bytes] = ()) -> bytes:
-    """A digest after rows came and went: the sum of 16-byte row hashes, modulo 2**64 in each half.
-
-    The sum does not depend on the order of the rows, so two stores with the same rows have the same digest.
-    """
-    if len(added) + len(removed) <= _FEW:  # where NumPy takes longer to be called than to add
-        return _shifted_one_by_one(digest, added, removed)
-    total = np.frombuffer(digest, "<u8").copy()
-    with np.errstate(over="ignore"):
-        if added:
-            total += _halves(added).sum(axis=0, dtype=np.uint64)
-        if removed:
-            total -= _halves(removed).sum(axis=0, dtype=np.uint64)
-    return total.tobytes()
-
-
-def _shifted_one_by_one(digest: bytes, added: Sequence[bytes], removed: Sequence[bytes]) -> bytes:
-    low, high = _PAIR.unpack(digest)
-    for one in added:
-        first, second = _PAIR.unpack(one)
-        low, high = low + first, high + second
-    for one in removed:
-        first, second = _PAIR.unpack(one)
-        low, high = low - first, high - second
-    return _PAIR.pack(low & _WORD, high & _WORD)
-
-
-def _halves(hashes: Sequence[bytes]) -> Any:
-    return np.frombuffer(b"".join(hashes), "<u8").reshape(-1, 2)  # (n, 2)

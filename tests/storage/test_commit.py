@@ -324,7 +324,7 @@ def test_the_migrations_make_the_tables_that_the_code_describes(kind, request, t
 
 
 def test_the_digest_says_what_the_rows_say(store):
-    from embedstore.storage.writing import shift_digest
+    from embedstore.storage.digests import shift_digest
 
     collection = store.collection("c", encoder="none")
     collection.add({"key": f"k{i}", "text": f"t{i}", "vector": [float(i + 1), 1.0], "n": i} for i in range(40))
