@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from embedstore import asking
+from embedstore import asking, changing
 from embedstore.asking import Asked, SearchQuery
+from embedstore.changing import NO_ENCODER, CollectionDefaults
 from embedstore.errors import (
-    CollectionNotFound,
     EmbedstoreError,
     InvalidInput,
     InvalidRecord,
@@ -25,26 +24,20 @@ from embedstore.reading import (
     keys_by_id,
     newest_picture_is_embedded,
     record_ids_of,
-    record_ids_where,
     records_by_id,
-    require_whole,
     sample_ids,
     space_row,
     stream_records,
     unknown_key,
     vectors_by_key,
 )
-from embedstore.records import Batch, Preparer
+from embedstore.records import Preparer
 from embedstore.space import Space
 from embedstore.storage import catalog
 from embedstore.storage.catalog import CollectionRow, SpaceRow
 from embedstore.storage.database import Transaction
-from embedstore.storage.layout import id_range
-from embedstore.storage.writing import CollectionWriter
-from embedstore.storing.committing import commit_batch, commit_metadata
-from embedstore.storing.encoding import Encoded
-from embedstore.storing.layout import Layout, LayoutChanged
-from embedstore.storing.vectors import VectorChecker, refuse_given_vectors
+from embedstore.storing.layout import Layout
+from embedstore.storing.vectors import VectorChecker
 
 if TYPE_CHECKING:
     import pyarrow
@@ -58,27 +51,6 @@ if TYPE_CHECKING:
     from embedstore.vector import Vector
 
 _LOG = logging.getLogger("embedstore")
-DEFAULT_ENCODER = "minilm"
-NO_ENCODER = "none"
-_TEXT = frozenset({Modality.TEXT})
-_NOTHING: frozenset[Modality] = frozenset()
-
-
-def first_space(modalities: frozenset[Modality]) -> str:
-    """The name of a new collection's first space, by what its encoder reads; nothing where it has none."""
-    if not modalities:
-        return "vector"
-    return "text" if modalities == _TEXT else "vae" if len(modalities) == 1 else "shared"
-
-
-@dataclass(frozen=True, slots=True)
-class CollectionDefaults:
-    """How a collection is made when its first write creates it. None means the default: minilm, cosine, flat."""
-
-    encoder: str | None
-    metric: Metric | None
-    recipe: str | None
-    dim: int | None
 
 
 class Collection:
@@ -88,7 +60,7 @@ class Collection:
         self.name = name
         self._store = store
         self._defaults = defaults
-        self._known: tuple[Layout, Preparer] | None = None
+        self._records = changing.RecordWriter(self)
 
     def __repr__(self) -> str:
         return f"Collection({self.name!r}, {len(self):,} records)"
@@ -114,78 +86,18 @@ class Collection:
 
         Of a picture in a file the name of its bytes is kept, and where it lies; of any other, the bytes themselves.
         """
-        return self._write(records, replace_existing=False)
+        return self._records.write(records, replace_existing=False)
 
     def upsert(self, records: Iterable[Mapping[str, Any]]) -> WriteReport:
         """Add records and overwrite those whose key exists, all or none. Unchanged texts are not encoded again."""
-        return self._write(records, replace_existing=True)
+        return self._records.write(records, replace_existing=True)
 
     def update(self, records: Iterable[Mapping[str, Any]]) -> WriteReport:
         """Change metadata only, all or none: the given fields replace those of the record with that ``key``.
 
         A field given as None is removed. Raises RecordNotFound for a key that does not exist.
         """
-        if isinstance(records, (str, bytes, Mapping)) or not isinstance(records, Iterable):
-            raise InvalidInput(f"give a list of changes, not one {type(records).__name__}")
-        changes: dict[str, dict[str, Any]] = {}
-        for row, record in enumerate(records, start=1):
-            if not isinstance(record, Mapping) or not isinstance(record.get("metadata") or {}, Mapping):
-                raise InvalidRecord("a change must be a mapping of fields, as its metadata must be", row=row)
-            fields = dict(record)
-            key = fields.pop("key", None)
-            if key is None:
-                raise InvalidRecord("the key is missing; say which record to change", row=row, field="key")
-            for name in ("text", "vector", "vectors", "uri"):
-                if name in fields:
-                    raise InvalidRecord("update changes metadata only; use upsert", row=row, field=name)
-            fields.update(fields.pop("metadata", None) or {})
-            changes.setdefault(as_keys([key])[0], {}).update(fields)
-        with self._store.reading() as transaction:
-            self._row(transaction)
-        return commit_metadata(self._store.database, self.name, changes)
-
-    def _write(self, records: Iterable[Mapping[str, Any]], *, replace_existing: bool) -> WriteReport:
-        if isinstance(records, (str, bytes, Mapping)) or not isinstance(records, Iterable):
-            raise InvalidInput(f"give a list of records, not one {type(records).__name__}")
-        batch_records = list(records)
-        if not batch_records:
-            return WriteReport()
-        for known in (self._known, None):  # what was last seen is right nearly always, and costs no look
-            layout: Layout | None
-            if known is not None and self._store.is_ready:
-                layout, preparer = known
-            else:
-                known, layout = None, self.layout()
-                preparer = self._preparer(layout)
-            try:
-                batch = preparer.prepare(batch_records)
-            except InvalidRecord:
-                if known is None:
-                    raise
-                self._known = None  # the collection may have been made anew by others, with other spaces
-                continue
-            if layout is None:
-                self.create()
-                layout = self.layout()
-                assert layout is not None  # just created
-                preparer = self._preparer(layout)
-            try:
-                report = self._commit(batch, layout, replace_existing=replace_existing)
-            except (LayoutChanged, CollectionNotFound):
-                self._known = None
-            else:
-                layout.kinds.take(batch.kinds)  # they are stored now
-                self._known = (layout, preparer)
-                return report
-        raise InvalidInput(f"other writers kept changing the spaces of {self.name!r}; try again")
-
-    def _commit(self, batch: Batch, layout: Layout, *, replace_existing: bool) -> WriteReport:
-        if any(space.encoder for space in layout.spaces.values()):
-            refuse_given_vectors(batch, layout.spaces)
-        return commit_batch(
-            self._store.database, self.name, batch, self._store.encoder_of, replace_existing=replace_existing,
-            encoded=None if layout.encoded_spaces else Encoded(), layout=layout,
-        )  # fmt: skip
+        return changing.update(self, records)
 
     def preparer(
         self,
@@ -195,33 +107,7 @@ class Collection:
         stored: bool = False,
     ) -> Preparer:
         """What checks records for this collection; ``stored``: they come as they are stored."""
-        return self._preparer(self.layout(), on_error, embed_bytes=embed_bytes, stored=stored)
-
-    def _preparer(
-        self,
-        layout: Layout | None,
-        on_error: Callable[[InvalidRecord, Mapping[str, Any]], None] | None = None,
-        *,
-        embed_bytes: bool = False,
-        stored: bool = False,
-    ) -> Preparer:
-        encoder: Encoder | None = None
-        if layout is not None:
-            default = layout.collection.default_space
-            required = layout.encoded_spaces.get(default, _NOTHING)
-            if required and required != _TEXT:
-                encoder = self._store.encoder_of(layout.spaces[default])
-        else:
-            named = self._defaults.encoder or DEFAULT_ENCODER
-            if named not in (NO_ENCODER, DEFAULT_ENCODER):
-                encoder = self._store.load_encoder(named)
-            required = _NOTHING if named == NO_ENCODER else _TEXT if encoder is None else encoder.spec.modalities
-            default = first_space(required)
-        return Preparer(
-            vector_space=default, required=required, on_error=on_error, known=None if layout is None else layout.kinds,
-            prepare=None if encoder is None or required == _TEXT else encoder.prepare,  # type: ignore[attr-defined]
-            embed_bytes=embed_bytes, stored=stored,
-        )  # fmt: skip
+        return changing.preparer(self, self.layout(), on_error, embed_bytes=embed_bytes, stored=stored)
 
     def vector_checker(self) -> VectorChecker:
         """What checks the vectors that records bring."""
@@ -229,81 +115,18 @@ class Collection:
 
     def create(self) -> None:
         """Create the collection with its first space, where it does not exist yet."""
-        store = self._store
-        if store.exists():
-            with store.reading() as transaction:
-                if catalog.find_collection(transaction, self.name) is not None:
-                    return
-        from embedstore.indexing.faiss_index import require_served
-        from embedstore.indexing.recipes import DEFAULT_RECIPE
-
-        name = self._defaults.encoder or DEFAULT_ENCODER
-        encoder = None if name == NO_ENCODER else store.load_encoder(name)
-        space_name = first_space(_NOTHING if encoder is None else encoder.spec.modalities)
-        metric = self._defaults.metric or (Metric.COSINE if encoder is None else encoder.spec.metric)
-        recipe = require_served(self._defaults.recipe or DEFAULT_RECIPE, metric)
-        store.ensure()
-        with store.database.write() as transaction:
-            transaction.alone()
-            if catalog.find_collection(transaction, self.name) is not None:
-                return
-            row = catalog.create_collection(transaction, self.name, space_name)
-            catalog.create_space(
-                transaction, row.collection_id, space_name,
-                dim=self._defaults.dim if encoder is None else encoder.spec.dim, 
-                metric=metric.value,
-                encoder="" if encoder is None else encoder.spec.to_json(),
-                fingerprint="" if encoder is None else encoder.spec.fingerprint, recipe=recipe.name,
-            )  # fmt: skip
+        changing.create(self)
 
     def delete(self, keys: Iterable[str] | None = None, *, where: Where | None = None) -> int:
         """Delete records by key, or those under a filter; the number deleted. Unknown keys are passed over."""
-        if (keys is None) == (where is None):
-            raise InvalidInput("delete takes either keys or a filter: delete(['p1']) or delete(where='year < 2000')")
-        if isinstance(keys, str):
-            raise InvalidInput(f"give a list of keys: delete([{keys!r}])")
-        with self._store.reading() as transaction:
-            tree = None if where is None else checked_where(transaction, self._row(transaction), where)
-        with self._store.database.write() as transaction:
-            collection = self._row(transaction)
-            writer = CollectionWriter(transaction, self.name)
-            if tree is not None:
-                ids = record_ids_where(transaction, collection, tree)
-                require_whole(transaction, ids)
-            else:
-                ids = list(record_ids_of(transaction, collection, as_keys(keys or ())).values())
-            n_deleted = writer.delete(ids)
-            writer.finish()
-        return n_deleted
+        return changing.delete(self, keys, where)
 
     def drop(self, *, only_as: Layout | None = None) -> int:
         """Delete the collection itself; the number of its records.
 
         only_as: leave it unless it is the very collection of this layout, empty, with the spaces that it had then.
         """
-        with self._store.database.write() as transaction:
-            self._row(transaction)
-            collection = catalog.lock_collection(transaction, self.name)  # waits for a writer that is at it
-            if collection is None:
-                raise CollectionNotFound(f"there is no collection {self.name!r}: it was deleted meanwhile")
-            if only_as is not None:
-                same = collection.collection_id == only_as.collection.collection_id
-                spaces = catalog.known_spaces(transaction, collection.collection_id)
-                if not same or collection.n_records or spaces.keys() != only_as.spaces.keys():
-                    return collection.n_records
-            mine = {"collection": collection.collection_id}
-            spaces = catalog.spaces_of(transaction, collection.collection_id)
-            catalog.forget(transaction)
-            for space in spaces.values():
-                of_space = {"space": space.space_id}
-                for table in ("vectors", "dead_vectors", "tunings", "fitted"):
-                    transaction.run(f"DELETE FROM {table} WHERE space_id = :space", of_space)
-            low, high = id_range(collection.collection_id)
-            transaction.run("DELETE FROM commits WHERE commit_key BETWEEN :low AND :high", {"low": low, "high": high})
-            for table in ("records", "changed_records", "fields", "ingest_jobs", "spaces", "collections"):
-                transaction.run(f"DELETE FROM {table} WHERE collection_id = :collection", mine)
-        self._store.search.forget(collection.collection_id, [space.space_id for space in spaces.values()])
-        return collection.n_records
+        return changing.drop(self, only_as)
 
     # ---- reading
 
@@ -694,11 +517,7 @@ class Collection:
         layout = self.layout()
         if layout is not None:
             return frozenset().union(*layout.encoded_spaces.values())
-        name = self._defaults.encoder or DEFAULT_ENCODER
-        if name in (NO_ENCODER, DEFAULT_ENCODER):
-            return _NOTHING if name == NO_ENCODER else _TEXT
-        encoder = self._store.load_encoder(name)
-        return _NOTHING if encoder is None else encoder.spec.modalities
+        return changing.first_modalities(self)
 
     def embeds_bytes(self) -> bool:
         """Whether the newest picture is kept with its bytes; False where there is none."""
@@ -719,7 +538,7 @@ class Collection:
 
     def spaces_changed(self) -> None:
         """Forget what is known of the spaces; else the next write would encode once for those that there were."""
-        self._known = None
+        self._records.forget()
 
     def layout(self) -> Layout | None:
         """The collection's row and its spaces, at one commit; None where it does not exist yet."""

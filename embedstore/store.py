@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embedstore.building import Builders
-from embedstore.collection import Collection, CollectionDefaults
+from embedstore.changing import CollectionDefaults
+from embedstore.collection import Collection
 from embedstore.devices import Device, choose_device
 from embedstore.errors import (
     CollectionNotFound,

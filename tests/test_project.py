@@ -30,7 +30,7 @@ LAYERS = [
     ["vector"],
     ["space"],
     ["deriving", "tables"],
-    ["asking", "exporting", "ingesting", "latent", "maintenance", "making_spaces", "plots", "building"],
+    ["asking", "changing", "exporting", "ingesting", "latent", "maintenance", "making_spaces", "plots", "building"],
     ["probing"],
     ["collection"],
     ["store"],
