@@ -233,7 +233,7 @@ def memory(store: Path, scratch: Path, query: np.ndarray) -> float:
 
 def curve(recipe, collection, matrix: np.ndarray, queries: np.ndarray) -> list[dict]:
     """Recall@10 and microseconds of each useful setting, through the library's own search of the index."""
-    from embedstore.searching.index_search import IndexSearch, candidates_for
+    from embedstore.searching.index_search import IndexSearch
 
     collection.search(queries[0])
     view = collection.store.search.space_cache(collection.space().space_id)._view
@@ -242,7 +242,7 @@ def curve(recipe, collection, matrix: np.ndarray, queries: np.ndarray) -> list[d
     for value in recipe.useful.get(recipe.knob, (0,)):
         if recipe.knob == "nprobe" and value > view.approximate.index.n_lists:
             break
-        search = IndexSearch(view, K, None, value, candidates_for(recipe, K))
+        search = IndexSearch(view, K, None, value, recipe.n_candidates(K))
         right = []
         for query, line in zip(queries, scores, strict=True):
             found = search.run(view, query)

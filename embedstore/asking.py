@@ -143,6 +143,8 @@ def _encoded_parts(encoder: DerivedEncoder, query: Any) -> list[FloatVector]:
 def search(collection: Collection, asked: Asked) -> Hits:
     """The hits of one query; a point is compared in its own space where no other is named."""
     asked.check()
+    if not type(asked.k) is type(asked.offset) is int:  # NumPy's are taken, but not by FAISS
+        asked = asked._replace(k=int(asked.k), offset=int(asked.offset))
     if asked.space is None and isinstance(asked.query, Vector) and asked.query.space.belongs_to(collection):
         asked = asked._replace(space=asked.query.space.name)
     store = collection.store
@@ -195,6 +197,7 @@ def search_batch(
 ) -> list[Hits]:
     """The hits of many queries, in their order."""
     _check_page(k, 0)
+    k = int(k)
     _check_batch(queries)
     store = collection.store
     if not store.exists():
@@ -220,6 +223,7 @@ def neighbours(
 ) -> Neighbours:
     """The nearest records of many queries, by number alone."""
     _check_page(k, 0)
+    k = int(k)
     _check_batch(queries)
     vectors = _encoded_batch(collection, queries, space)
     with collection.store.reading() as transaction:

@@ -119,10 +119,12 @@ class Builders:
 
     def close(self) -> None:
         """Leave builders to themselves, whatever they may still write."""
-        for builder in list(self._running.values()):
-            builder.complaints.close()
-            if builder.process.poll() is None:
-                _LEFT.append(builder.process)
+        with self._guard:
+            running, self._running = list(self._running.values()), {}
+            for builder in running:
+                builder.complaints.close()
+                if builder.process.poll() is None:
+                    _LEFT.append(builder.process)
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until no builder that this process began runs; whether that came about in time."""

@@ -92,12 +92,18 @@ def check_uri(uri: Any, row: int | None) -> str | None:
 
 def check_vector(value: Any, row: int | None = None, name: str = "vector") -> FloatVector:
     """A vector as float32 (dim,); InvalidRecord where it is not one row of finite numbers."""
-    try:
-        vector = np.asarray(value, dtype=np.float32)
-    except (TypeError, ValueError, OverflowError):
-        raise InvalidRecord(
-            f"a vector must be a list of numbers, not {type(value).__name__}", row=row, field=name
-        ) from None
+    if type(value) is np.ndarray and value.dtype == np.float32:
+        vector = value
+    else:
+        try:
+            with np.errstate(over="ignore"):  # what is too large is refused as infinite
+                given = np.asarray(value)
+                if given.dtype.kind == "c":
+                    raise TypeError
+                vector = np.asarray(given, np.float32)
+        except (TypeError, ValueError, OverflowError):
+            kind = "complex numbers" if np.iscomplexobj(value) else type(value).__name__
+            raise InvalidRecord(f"a vector must be a list of numbers, not {kind}", row=row, field=name) from None
     if vector.ndim != 1 or vector.shape[0] == 0:
         raise InvalidRecord(
             f"a vector must be one row of numbers; this has shape {vector.shape}", row=row, field=name

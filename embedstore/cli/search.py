@@ -53,13 +53,13 @@ def search_command(
         raise click.UsageError(f"give either {' or '.join(given)}")
     with state.collection(collection) as found:
         if queries is not None:
-            print_rows(_many(found, queries, options), state.format_)
+            print_rows(_many(found, queries, options, explain=explain), state.format_)
             return
         asked: Any = query if image is None else Path(image)
         hits = found.search(asked if row is None else _row(row), **options)
         print_rows(records_as_rows(hits), state.format_)
         if explain:
-            _explain(state, hits)
+            _explain(hits)
 
 
 def _row(text: str) -> dict[str, Any]:
@@ -74,13 +74,15 @@ def _row(text: str) -> dict[str, Any]:
     return row
 
 
-def _explain(state: State, hits: Hits) -> None:
+def _explain(hits: Hits, query: str = "") -> None:
     exactness = "exact" if hits.exact else "approximate"
     details = ", ".join(f"{name} {value}" for name, value in hits.explanation.items())
-    print(f"{exactness}: {hits.plan}" + (f" ({details})" if details else ""), file=sys.stderr)
+    print(query + f"{exactness}: {hits.plan}" + (f" ({details})" if details else ""), file=sys.stderr)
 
 
-def _many(collection: Collection, path: str, options: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _many(
+    collection: Collection, path: str, options: dict[str, Any], *, explain: bool
+) -> Iterator[dict[str, Any]]:
     """The hits of every query in a file, each with the query's key."""
     from embedstore.errors import InvalidInput
     from embedstore.ingesting.options import KEY_FIELDS
@@ -104,5 +106,7 @@ def _many(collection: Collection, path: str, options: dict[str, Any]) -> Iterato
         else:
             answers = [collection.search(text, **options) for text in texts]
         for name, hits in zip(names, answers, strict=True):
+            if explain:
+                _explain(hits, f"{name}: ")
             for hit in hits:
                 yield {"query": name, **hit.to_dict()}

@@ -5,9 +5,10 @@ One process writes at a time. What it needs is read from SQL, or copied from the
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,11 @@ from embedstore.errors import DamagedRow
 from embedstore.failpoints import reach
 from embedstore.indexing import cachefile
 from embedstore.indexing.cachefile import CacheFile, CacheWriter, DamagedCache, page_hash, write_sums
-from embedstore.indexing.costs import IndexCosts, measured_costs
+from embedstore.indexing.costs import NEVER, IndexCosts, measured_costs
 from embedstore.indexing.exact import prepared
 from embedstore.indexing.faiss_index import FaissIndex, build_index, write_faiss
 from embedstore.indexing.recipes import Recipe
+from embedstore.indexing.soundness import LEAST_SHARE, share_found
 from embedstore.indexing.space_view import SpaceView
 from embedstore.model import FloatMatrix, IntVector, Metric
 from embedstore.records import vector_is_whole
@@ -31,6 +33,7 @@ from embedstore.storage.files import make_private
 from embedstore.storage.layout import ID_SHIFT
 from embedstore.storage.locks import ProcessLock
 
+_LOG = logging.getLogger("embedstore")
 _CHUNK_ROWS = 4096
 _COPIED_ROWS = 16_384
 BUILD_LOCK = "build.lock"
@@ -144,10 +147,18 @@ def _write_index(build: _Build, recipe: Recipe, exact: _Exact, files: dict[str, 
             writer.write(shape.centre.astype("<f4").tobytes())
         assert writer.written is not None
         files["index_centre"] = writer.written
-    costs = measured_costs(FaissIndex(built, shape), matrix, build.metric, recipe.search)
+    index = FaissIndex(built, shape)
+    costs = measured_costs(index, matrix, build.metric, recipe.search)
+    share = share_found(index, matrix, build.metric)
+    if share < LEAST_SHARE:
+        _LOG.warning(
+            "the index %r of the space %r finds %.0f %% of its nearest vectors, so every vector is compared instead;"
+            " choose another recipe", recipe.name, build.space.name, 100 * share,
+        )  # fmt: skip
+        costs = replace(costs, fixed=NEVER)
     return {
         "recipe": recipe.name, "n_vectors": n, "hi_seq": build.space.last_seq, "build_ms": round(1000 * seconds),
-        "costs": costs.to_json(),
+        "costs": costs.to_json(), "exponent": shape.exponent,
     }  # fmt: skip
 
 

@@ -41,6 +41,7 @@ _FIELDS: dict[str, type] = {
 }  # fmt: skip
 _INDEX_FIELDS: dict[str, type] = {"recipe": str, "n_vectors": int, "hi_seq": int, "build_ms": int}
 _SUM_BYTES = 8
+_LARGEST_EXPONENT = 200  # of numbers in single precision, with room to spare
 
 
 class DamagedCache(Exception):
@@ -323,6 +324,9 @@ def manifest_is_sound(fields: dict[str, Any]) -> bool:
         if not (isinstance(index, dict) and _has(index, _INDEX_FIELDS) and "index" in files):
             return False
         if not 0 < index["n_vectors"] <= index["hi_seq"] <= fields["hi_seq"]:
+            return False
+        exponent = index.get("exponent", 0)  # manifests of earlier versions have none
+        if type(exponent) is not int or abs(exponent) > _LARGEST_EXPONENT:
             return False
         n_bytes |= {"index_labels": index["n_vectors"] * 16, "index": files["index"]["n_bytes"]}
         if "index_centre" in files:

@@ -26,6 +26,8 @@ _N_SCANNED = 100_000  # more than the processor keeps at hand
 _N_GATHERED = 2_000
 _ROUNDS = 5
 _MARGIN = 0.6
+NEVER = 1e15
+"""Nanoseconds that nobody would wait for."""
 _ROWS_BEHIND = 4
 """Rows of a run that come late, until the processor reads ahead (measured with 60,000 x 384, runs of 1 to 512)."""
 

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,8 +15,8 @@ import numpy as np
 
 from embedstore.errors import DeviceUnavailable, InvalidInput, StorageFull
 from embedstore.indexing.cachefile import CacheFile, CacheWriter, DamagedCache, Pages, open_checked, open_pages
-from embedstore.indexing.exact import prepared
 from embedstore.indexing.faiss_file import Expected, ListPlaces, layout_fault, list_places
+from embedstore.indexing.fitting import Shape, parts_of, shape_for, training_rows
 from embedstore.indexing.recipes import Family, Placement, Recipe, find_recipe
 from embedstore.indexing.selection import Selection
 from embedstore.indexing.threads import ManyThreads
@@ -26,9 +25,6 @@ from embedstore.optional import load_faiss
 
 _LOOP_LIMIT = 1 << 31
 _SPARE_BYTES = 4096
-_ADDED_AT_ONCE = 65_536
-_TRAINED_PER_LIST = 128
-"""Vectors that the lists of an IVF are made from, for each list: more make the training longer, and no better."""
 _OVER_QUERIES = 3
 """FAISS's mode in which lists that were chosen already are searched for many queries by many threads."""
 _READING = threading.Lock()
@@ -44,33 +40,6 @@ os.register_at_fork(after_in_child=_forget_parent)
 
 Settings = Mapping[str, int]
 """FAISS's names of search parameters, with their values."""
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """How a space's prepared vectors become those of an index: cut or filled up, and for bits held against a mean."""
-
-    recipe: Recipe
-    metric: Metric
-    dim: int
-    centre: FloatVector | None = None
-
-    @property
-    def index_dim(self) -> int:
-        """How many numbers the index holds of each."""
-        return self.recipe.index_dim(self.dim)
-
-    def fitted(self, matrix: FloatMatrix) -> Any:
-        """Rows (n, dim) as the index takes them: float32 (n, index_dim), or bits, uint8 (n, index_dim / 8)."""
-        kept = self.dim if self.recipe.dims is None else min(self.dim, self.recipe.dims)
-        if kept < self.dim:
-            matrix = prepared(matrix[:, :kept], self.metric)
-        filled: np.ndarray = matrix if self.centre is None else matrix > self.centre
-        if kept < self.index_dim:
-            filled = np.pad(filled, ((0, 0), (0, self.index_dim - kept)))
-        if self.centre is not None:
-            return np.packbits(filled, axis=1, bitorder="little")
-        return np.ascontiguousarray(filled, np.float32)
 
 
 class MappedLists:
@@ -121,7 +90,7 @@ class FaissIndex:
         self.lists = lists
         self.recipe = shape.recipe
         self.n_vectors = int(index.ntotal)
-        self.fits = shape.index_dim == shape.dim and shape.centre is None  # prepared vectors, just as they are
+        self.fits = shape.is_whole and not shape.exponent  # prepared vectors, just as they are
         self._quantizer: Any = None if lists is None else index.quantizer
 
     @property
@@ -232,14 +201,13 @@ def build_index(matrix: FloatMatrix, recipe: Recipe, metric: Metric) -> tuple[An
 
 def _built(matrix: FloatMatrix, recipe: Recipe, metric: Metric) -> tuple[Any, Shape]:
     faiss = load_faiss()
-    n, dim = matrix.shape
+    n = len(matrix)
+    shape = shape_for(matrix, recipe, metric)
     if recipe.family is Family.BINARY:
-        shape = Shape(recipe, metric, dim, _centre(matrix))
         index = faiss.IndexBinaryFlat(shape.index_dim)
-        for part in _parts(matrix):
+        for part in parts_of(matrix):
             index.add(shape.fitted(part))
         return index, shape
-    shape = Shape(recipe, metric, dim)
     kind = faiss.METRIC_L2 if metric is Metric.EUCLIDEAN else faiss.METRIC_INNER_PRODUCT
     if recipe.placement is Placement.GPU:
         from embedstore.indexing.gpu import build_on_gpu
@@ -249,35 +217,11 @@ def _built(matrix: FloatMatrix, recipe: Recipe, metric: Metric) -> tuple[Any, Sh
     if "efConstruction" in recipe.build:
         index.hnsw.efConstruction = int(recipe.build["efConstruction"])
     if not index.is_trained:
-        index.train(shape.fitted(_training_rows(matrix, index, recipe)))
-    for part in _parts(matrix):
+        n_lists = index.nlist if recipe.family is Family.LISTS else 0
+        index.train(shape.fitted(training_rows(matrix, metric, n_lists)))
+    for part in parts_of(matrix):
         index.add(shape.fitted(part))
     return index, shape
-
-
-def _parts(matrix: FloatMatrix) -> Iterator[FloatMatrix]:
-    for start in range(0, matrix.shape[0], _ADDED_AT_ONCE):
-        yield matrix[start : start + _ADDED_AT_ONCE]
-
-
-def _centre(matrix: FloatMatrix) -> FloatVector:
-    """The mean of the rows, float32 (dim,)."""
-    total = np.zeros(matrix.shape[1], np.float64)
-    for part in _parts(matrix):
-        total += part.sum(axis=0, dtype=np.float64)
-    centre: FloatVector = (total / max(matrix.shape[0], 1)).astype(np.float32)
-    return centre
-
-
-def _training_rows(matrix: FloatMatrix, index: Any, recipe: Recipe) -> FloatMatrix:
-    """Rows spread over the whole matrix, as many as the training can use."""
-    n = matrix.shape[0]
-    wanted = _TRAINED_PER_LIST * index.nlist if recipe.family is Family.LISTS else _ADDED_AT_ONCE
-    wanted = max(wanted, 20_000)
-    if n <= wanted:
-        return matrix
-    random = np.random.default_rng(0)
-    return matrix[np.sort(random.choice(n, wanted, replace=False))]
 
 
 def write_faiss(index: Any, folder: Path, recipe: Recipe) -> tuple[CacheFile, np.ndarray]:

@@ -16,8 +16,11 @@ from embedstore.indexing.selection import Selection
 from embedstore.indexing.threads import OneThread
 from embedstore.model import FloatMatrix, FloatVector, IntVector, Metric
 
-_SPARE = 6
+SPARE = 6
 """Vectors that are asked for beyond ``k``, so that those as near as the last one are seen, and ranked by their row."""
+_WIDER = 16
+_MOST_CANDIDATES = 1 << 24
+"""From here on FAISS, which multiplies numbers of candidates in single precision, would miscount them."""
 _ALONE = (Family.GRAPH, Family.LISTS)
 """Where FAISS searches for one query on the thread that asks, without being told (measured with 1.15)."""
 
@@ -44,8 +47,10 @@ class OneQuery:
         """refined: what ``refined_by`` made of the index; it then finds ``n_candidates``, and compares them exactly."""
         self._index, self._k, self._settings, self._selection = index, k, settings, selection
         self._refined, self._n_candidates = refined, n_candidates
-        self._n_found = k if refined is None else min(k + _SPARE, n_candidates)
-        self._inner = self._parameters = index.new_parameters(settings, max(k, n_candidates), selection)
+        self._is_exact = refined is not None or not index.recipe.rescore
+        self._most = n_candidates if refined is not None else min(_WIDER * (k + SPARE), index.n_vectors)
+        self._n_found = min(k + SPARE, self._most) if self._is_exact else k
+        self._inner = self._parameters = index.new_parameters(settings, max(self._n_found, n_candidates), selection)
         self._searched = None
         if refined is not None:
             self._searched = refined.searched
@@ -60,8 +65,8 @@ class OneQuery:
     def nearest(self, query: FloatVector) -> tuple[IntVector, FloatVector]:
         """The positions that were found for a prepared query (dim,), best first, and their scores.
 
-        Both may be written over by the next query. Scores are exact where the index is refined, and equal ones are in
-        order of position then; else they are those of the index's own codes.
+        Both may be written over by the next query. Scores are exact where the index is refined or holds whole vectors,
+        and equal ones are in order of position then; else they are those of the index's own codes.
         """
         index = self._index
         self._query[:] = query if index.fits else index.shape.fitted(query[None, :])[0]
@@ -75,23 +80,26 @@ class OneQuery:
         found = positions.tolist()
         if self._selection is not None or min(found) < 0 or max(found) >= index.n_vectors:
             positions, distances = index.usable(positions, distances, self._selection)
-        if self._refined is None:
+        if not self._is_exact:
             return positions, index.scores(distances)
         if len(set(distances.tolist())) < distances.size:
-            if self._n_found < self._n_candidates and distances.size > self._k and self._is_tied_to_the_end(distances):
-                return self._all_candidates().nearest(query)
+            if self._n_found < self._most and distances.size > self._k and self._is_tied_to_the_end(distances):
+                return self._wider().nearest(query)
             order = np.lexsort((positions, distances if index.shape.metric is Metric.EUCLIDEAN else -distances))
             positions, distances = positions[order], distances[order]
-        return positions[: self._k], index.scores(distances[: self._k])
+        scores = index.scores(distances[: self._k])
+        if index.shape.exponent:  # of the query; the vectors that FAISS compared it with are as they are
+            scores = np.ldexp(scores, -index.shape.exponent)
+        return positions[: self._k], scores
 
     def _is_tied_to_the_end(self, distances: FloatVector) -> bool:
         """Whether a vector that did not come back may be as near as the last one that is wanted."""
         return bool(distances[self._k - 1] == distances[-1])
 
-    def _all_candidates(self) -> OneQuery:
-        """The same where every candidate comes back."""
-        n = self._n_candidates
-        return OneQuery(self._index, n, self._settings, self._selection, self._refined, n)
+    def _wider(self) -> OneQuery:
+        """The same where every candidate comes back, or where none are compared, many more."""
+        n = self._most
+        return OneQuery(self._index, n, self._settings, self._selection, self._refined, self._n_candidates)
 
 
 def refined_by(index: FaissIndex, matrix: FloatMatrix) -> Refined | None:
@@ -102,7 +110,9 @@ def refined_by(index: FaissIndex, matrix: FloatMatrix) -> Refined | None:
     """
     faiss, recipe = index.faiss, index.recipe
     can = recipe.rescore and recipe.family is not Family.BINARY and not recipe.mapped
-    can = can and index.fits and index.n_vectors == len(matrix)
+    can = can and index.shape.is_whole and index.n_vectors == len(matrix) < _MOST_CANDIDATES
+    if index.shape.exponent and index.shape.metric is Metric.EUCLIDEAN:
+        return None  # by distance a query and vectors of another scale cannot be compared
     if not can or not hasattr(faiss, "MaybeOwnedVectorUInt8"):
         return None
     flat = faiss.IndexFlat(matrix.shape[1], index.built.metric_type)

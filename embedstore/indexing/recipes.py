@@ -18,6 +18,8 @@ from embedstore.shipped import shipped_folder
 DEFAULT_RECIPE = "flat"
 _ROWS_A_LIST = 39
 """FAISS wants as many training vectors for each list of an IVF, and for each centroid of a quantiser."""
+FEWEST_CANDIDATES = 32
+"""So many candidates are compared exactly, however few hits are asked for."""
 
 
 class Family(Enum):
@@ -77,6 +79,10 @@ class Recipe:
     def __post_init__(self) -> None:
         object.__setattr__(self, "family", _family_of(self.factory))
         object.__setattr__(self, "knob", _KNOBS.get(self.family))
+
+    def n_candidates(self, k: int) -> int:
+        """How many candidates an index finds for ``k`` hits."""
+        return max(k * self.rescore, FEWEST_CANDIDATES) if self.rescore else k
 
     @property
     def exact(self) -> bool:

@@ -14,8 +14,10 @@ from embedstore.model import BoolVector, IntVector
 class Selection:
     """A set of rows that are alive and allowed. Kept between searches that ask for the same; threads may share it."""
 
-    def __init__(self, usable: BoolVector) -> None:
+    def __init__(self, usable: BoolVector, lasting: bool = True) -> None:
+        """lasting: whether the same rows are likely to be asked for again."""
         self.usable = usable
+        self.lasting = lasting
         self._places: dict[int, tuple[Any, Selection]] = {}
         self._shorter: dict[int, Selection] = {}
 

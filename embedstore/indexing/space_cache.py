@@ -25,7 +25,8 @@ from embedstore.indexing import cachefile
 from embedstore.indexing.cache_writing import BUILD_LOCK, belongs, costs_of, died_since, stream_vectors, write_cache
 from embedstore.indexing.cachefile import CacheFile, DamagedCache
 from embedstore.indexing.exact import prepared
-from embedstore.indexing.faiss_index import Settings, Shape, open_faiss
+from embedstore.indexing.faiss_index import Settings, open_faiss
+from embedstore.indexing.fitting import Shape
 from embedstore.indexing.recipes import Placement, Recipe, find_recipe
 from embedstore.indexing.selection import Selection
 from embedstore.indexing.space_view import Approximate, SpaceView
@@ -45,6 +46,9 @@ _GROWTH = 8
 _MAX_ATTEMPTS = 3
 _BUILD_SECONDS = 3600.0
 _MAX_SELECTIONS = 64
+_SELECTION_BYTES = 256 << 20
+_BYTES_A_ROW = 10
+"""Of a selection at most: its mask, its numbers, its bits."""
 _Answer = TypeVar("_Answer")
 
 
@@ -132,7 +136,8 @@ class SpaceCache:
         with self._guard:
             if self._selected_change == view.change and self._selected_seqs is view.seqs:
                 self._selections[asked] = made
-                while len(self._selections) > _MAX_SELECTIONS:
+                most = min(max(_SELECTION_BYTES // (_BYTES_A_ROW * view.n_rows + 1), 4), _MAX_SELECTIONS)
+                while len(self._selections) > most:
                     self._selections.popitem(last=False)
         return made
 
@@ -145,14 +150,18 @@ class SpaceCache:
             try:
                 return look(view)
             except DamagedCache as error:
-                self.discard(error)
+                self.discard(view, error)
         raise StorageFailed(f"the cache of the space {space.name!r} is damaged again and again; check the disk")
 
-    def discard(self, error: DamagedCache) -> None:
-        """Set aside a cache that was found damaged while it was searched; the next view is made without it."""
+    def discard(self, view: SpaceView, error: DamagedCache) -> None:
+        """Set aside a cache that was found damaged while a view of it was searched; the next view is made without it.
+
+        One that another process published since then stays.
+        """
         with self._guard:
-            _LOG.warning("cache damaged, rebuilding from the database: %s", error)
-            cachefile.set_aside(self._folder)
+            if self._manifest_mark() == view.mark:
+                _LOG.warning("cache damaged, rebuilding from the database: %s", error)
+                cachefile.set_aside(self._folder)
             self._forget_view()
 
     def _serves(self, view: SpaceView, space: SpaceRow) -> bool:
@@ -329,7 +338,7 @@ class SpaceCache:
         centre = None
         if "index_centre" in files:
             centre = np.array(cachefile.open_checked(self._folder, files["index_centre"])).view("<f4")
-        shape = Shape(recipe, view.metric, view.dim, centre)
+        shape = Shape(recipe, view.metric, view.dim, centre, index.get("exponent", 0))
         sums = files.get("index_sums") if recipe.mapped else None
         opened = open_faiss(self._folder, files["index"], shape, index["n_vectors"], sums)
         costs = costs_of(index)

@@ -154,11 +154,14 @@ class SpaceView:
             return np.empty(0, np.int64), np.empty(0, np.float32)
         return self._best(parts[0] if len(parts) == 1 else np.concatenate(parts), rows, k)
 
-    def selection(self, allowed: BoolVector | None) -> Selection | None:
-        """The rows that may be returned: alive and allowed. None where that is every row."""
+    def selection(self, allowed: BoolVector | None, *, lasting: bool = True) -> Selection | None:
+        """The rows that may be returned: alive and allowed. None where that is every row.
+
+        lasting: whether it is worth keeping what is planned for them.
+        """
         if self.alive is None:
-            return None if allowed is None else Selection(allowed)
-        return Selection(self.alive if allowed is None else self.alive & allowed)
+            return None if allowed is None else Selection(allowed, lasting)
+        return Selection(self.alive if allowed is None else self.alive & allowed, lasting)
 
     def scan_batch(
         self, queries: FloatMatrix, k: int, selection: Selection | None

@@ -7,16 +7,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from embedstore.indexing.exact import best_of_candidates
 from embedstore.indexing.faiss_index import Settings
-from embedstore.indexing.one_query import OneQuery
-from embedstore.indexing.recipes import Recipe
+from embedstore.indexing.one_query import SPARE, OneQuery
+from embedstore.indexing.recipes import Family
 from embedstore.indexing.selection import Selection
 from embedstore.indexing.space_view import Approximate, SpaceView
 from embedstore.model import FloatMatrix, FloatVector, IntVector
 
 _ATTEMPTS = 3
 _WIDENED = 4
-FEWEST_CANDIDATES = 32
 _NO_ROWS = np.empty(0, np.int64)
 
 
@@ -62,11 +62,6 @@ class FoundBatch(NamedTuple):
         return Found(self.rows[line][there], self.scores[line][there], self.exact, self.plan, self.details)
 
 
-def candidates_for(recipe: Recipe, k: int) -> int:
-    """How many candidates an index finds for ``k`` hits."""
-    return max(k * recipe.rescore, FEWEST_CANDIDATES) if recipe.rescore else k
-
-
 class IndexSearch:
     """Finds the ``k`` nearest rows of a selection by the index of a view, which keeps it. Threads may share it."""
 
@@ -80,7 +75,8 @@ class IndexSearch:
         self._n_candidates = n_candidates
         self._at = _positions(approximate, selection)
         self._late = _late_rows(view, approximate, selection)
-        self._compared = self._late.size > 0 or (bool(approximate.recipe.rescore) and approximate.refined is None)
+        self._rescored = self._late.size > 0 or bool(approximate.recipe.rescore)
+        self._by_faiss = approximate.refined is not None and not self._late.size
         self._n_expected = min(k, approximate.index.n_vectors if self._at is None else self._at.n)
         self._allowed = "" if selection is None else f", {selection.n:,} allowed"
         self._n_usable = view.n_rows if selection is None else selection.n
@@ -95,7 +91,7 @@ class IndexSearch:
         view: the one that the search was planned for.
         """
         approximate = self._approximate
-        words, details = self.words, self.details
+        words, details, knob = self.words, self.details, self._knob
         asked = getattr(self._kept, "asked", None)
         if asked is None:
             asked = self._kept.asked = self._asked(self._settings)
@@ -103,13 +99,16 @@ class IndexSearch:
             found, scores = asked.nearest(query)
             if found.size >= self._n_expected:
                 break
-            if not self._knob or attempt == _ATTEMPTS:
+            wider = knob * _WIDENED
+            if approximate.recipe.family is Family.LISTS:
+                wider = min(wider, approximate.index.n_lists)
+            if wider <= knob or attempt == _ATTEMPTS:
                 return None
-            spent = self._knob * _WIDENED**attempt
-            asked = self._asked(self._settings_of(spent))
-            words, details = self._told(spent)
+            knob = wider
+            asked = self._asked(self._settings_of(knob))
+            words, details = self._told(knob)
         rows = found if approximate.row_of is None else approximate.row_of[found]
-        if self._compared:
+        if self._rescored and not self._by_faiss:
             rows.sort()
             rows, scores = view.scan_rows(
                 query, self._k, np.concatenate([rows, self._late]) if self._late.size else rows
@@ -119,19 +118,22 @@ class IndexSearch:
         return Found(rows, scores, False, words, details)
 
     def run_batch(self, view: SpaceView, queries: FloatMatrix) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Rows and scores (n, k) for many prepared queries (n, dim), and for which of them too few were found (n,)."""
+        """Rows and scores (n, k) for many prepared queries (n, dim), and which of them are to be asked alone (n,)."""
         approximate = self._approximate
-        positions, scores = approximate.index.search(
-            queries, self._n_candidates, selection=self._at, settings=self._settings
-        )
+        n_asked = self._n_candidates if self._rescored else min(self._k + SPARE, approximate.index.n_vectors)
+        positions, scores = approximate.index.search(queries, n_asked, selection=self._at, settings=self._settings)
         short = (positions >= 0).sum(axis=1) < self._n_expected
         rows = positions
         if approximate.row_of is not None:
             rows = np.where(positions >= 0, approximate.row_of[np.maximum(positions, 0)], -1)
-        if self._compared:
+        if self._rescored:
             if self._late.size:
                 rows = np.concatenate([rows, np.broadcast_to(self._late, (len(queries), self._late.size))], axis=1)
             rows, scores = view.rescore_batch(queries, np.ascontiguousarray(rows), self._k)
+        else:
+            if n_asked > self._k:  # as near as the last one may be others that did not come back
+                short |= (scores[:, self._k - 1] == scores[:, -1]) & (positions[:, -1] >= 0)
+            rows, scores = best_of_candidates(rows, np.where(rows >= 0, scores, -np.inf), self._k)
         return rows[:, : self._k], scores[:, : self._k], short
 
     def _asked(self, settings: Settings) -> OneQuery:

@@ -12,11 +12,11 @@ import numpy as np
 
 from embedstore.indexing.costs import ScanCosts, margin, raised
 from embedstore.indexing.kernels import can_batch
-from embedstore.indexing.recipes import Family
+from embedstore.indexing.recipes import FEWEST_CANDIDATES, Family
 from embedstore.indexing.selection import Selection
 from embedstore.indexing.space_view import Approximate, SpaceView
 from embedstore.model import FloatMatrix, FloatVector
-from embedstore.searching.index_search import FEWEST_CANDIDATES, Found, FoundBatch, IndexSearch, candidates_for
+from embedstore.searching.index_search import Found, FoundBatch, IndexSearch
 
 MAX_EFFORT = 4_096
 _MOST_KEPT = 64
@@ -111,6 +111,8 @@ def _index_search(view: SpaceView, k: int, selection: Selection | None) -> Index
     """How the index is searched, where that is cheaper than comparing rows; None where it is not."""
     if view.approximate is None:
         return None
+    if selection is not None and not selection.lasting:
+        return _planned(view, view.approximate, k, selection)
     try:
         return view.searches[k, selection]  # type: ignore[no-any-return]
     except KeyError:
@@ -128,7 +130,7 @@ def _planned(view: SpaceView, approximate: Approximate, k: int, selection: Selec
         exact_cost = min(exact_cost, costs.of_rows(selection))
     recipe = approximate.recipe
     fraction = n_usable / view.n_rows
-    n_candidates = candidates_for(recipe, k)
+    n_candidates = recipe.n_candidates(k)
     knob = 0
     if recipe.knob is None and recipe.rescore:
         n_candidates = int(n_candidates * margin(fraction))

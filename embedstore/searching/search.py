@@ -34,6 +34,7 @@ from embedstore.storage.layout import keyword_cache_path, space_cache_folder
 
 _FUSED_POOL = 100
 _MMR_POOL = 100
+_MOST_NEIGHBOURS = 1 << 28
 _MOST_AT_ONCE = 1000
 """Hits for which all records may come as one value."""
 
@@ -255,6 +256,11 @@ class CollectionSearch:
         where: Node | None,
     ) -> Neighbours:
         """The nearest records of many vector queries (n, dim) under one filter, by number alone."""
+        if len(queries) * k > _MOST_NEIGHBOURS:
+            raise InvalidInput(
+                f"{len(queries):,} queries with k {k:,} ask for {len(queries) * k:,} neighbours; ask for"
+                f" {_MOST_NEIGHBOURS:,} at most at once"
+            )
         numbers = np.full((len(queries), k), -1, np.int64)
         scores = np.full((len(queries), k), -np.inf, np.float32)
         if space is None or space.dim is None or not len(queries):
@@ -300,9 +306,9 @@ class CollectionSearch:
                 mask[excluded[excluded >= 0]] = False
             return mask
 
-        if query.where is None and not query.exclude:
-            return _alive(cache, view)
-        return cache.selection(view, repr((query.where, query.exclude)), allowed)
+        if query.exclude:  # of records that are seldom the same again
+            return view.selection(allowed(), lasting=False)
+        return _alive(cache, view) if query.where is None else cache.selection(view, repr(query.where), allowed)
 
     def rows_where(
         self, transaction: Transaction, collection: CollectionRow, cache: SpaceCache, view: SpaceView,
@@ -392,18 +398,37 @@ class CollectionSearch:
 
 def _page(view: SpaceView, vector: FloatVector, allowed: Selection | None, query: Query) -> Found:
     """The rows that a query asks for, by a prepared vector: those of its page, diversified where that is asked for."""
+    if query.mmr is None and not query.offset:
+        return nearest(view, vector, query.k, allowed)
     wanted = query.offset + query.k
-    found = nearest(view, vector, wanted if query.mmr is None else max(_MMR_POOL, wanted), allowed)
-    rows, scores, plan = found.rows, found.scores, found.plan
-    if query.mmr is not None:
+    if query.mmr is None:
+        found = _list_of(view, vector, allowed, query.k, wanted)
+        rows, scores, plan = found.rows, found.scores, found.plan
+    else:
         # The pool is the same for every page, so that pages follow each other; what lies beyond keeps its rank.
-        pool = rows[:_MMR_POOL]
-        order = maximal_marginal_relevance(view.gather(pool), scores[:_MMR_POOL], len(pool), query.mmr)
-        order += range(len(pool), len(rows))
-        rows, scores, plan = rows[order], scores[order], f"{plan}; diversified"
-    elif not query.offset:
-        return found
+        found = _list_of(view, vector, allowed, _MMR_POOL, max(_MMR_POOL, wanted))
+        pool = found.rows[:_MMR_POOL]
+        order = maximal_marginal_relevance(view.gather(pool), found.scores[:_MMR_POOL], len(pool), query.mmr)
+        order += range(len(pool), len(found.rows))
+        rows, scores, plan = found.rows[order], found.scores[order], f"{found.plan}; diversified"
     return Found(rows[query.offset : wanted], scores[query.offset : wanted], found.exact, plan, found.details)
+
+
+def _list_of(view: SpaceView, vector: FloatVector, allowed: Selection | None, first: int, wanted: int) -> Found:
+    """At least the ``wanted`` best rows, where there are as many, so that a longer list only adds to a shorter one.
+
+    An index that looks for more finds other rows as well. Those come behind what a page of ``first`` rows showed, and
+    what each list of ten times as many did.
+    """
+    found = nearest(view, vector, first, allowed)
+    n_asked, rows, scores, exact = first, found.rows, found.scores, found.exact
+    while rows.size < wanted and found.rows.size == n_asked:
+        n_asked *= 10
+        found = nearest(view, vector, n_asked, allowed)
+        new = np.isin(found.rows, rows, invert=True)
+        rows, scores = np.concatenate([rows, found.rows[new]]), np.concatenate([scores, found.scores[new]])
+        exact = exact and found.exact
+    return Found(rows, scores, exact, found.plan, found.details)
 
 
 def _made_hits(

@@ -24,7 +24,7 @@ from embedstore.indexing.recipes import Placement, Recipe, all_recipes
 from embedstore.indexing.space_view import Approximate, SpaceView
 from embedstore.model import FloatMatrix, Metric
 from embedstore.optional import load_faiss
-from embedstore.searching.index_search import IndexSearch, candidates_for
+from embedstore.searching.index_search import IndexSearch
 
 MAX_ROWS = 500_000
 _N_QUERIES = 1_000
@@ -197,7 +197,7 @@ def _measured(
     view = replace(_plain_view(matrix, metric), approximate=approximate)
     for settings in _grid(recipe, index.n_lists, k):
         knob = 0 if recipe.knob is None else settings[recipe.knob]
-        search = IndexSearch(view, k, None, knob, candidates_for(recipe, k))
+        search = IndexSearch(view, k, None, knob, recipe.n_candidates(k))
 
         def ask(query: np.ndarray, search: IndexSearch = search) -> np.ndarray:
             found = search.run(view, query)
@@ -223,7 +223,7 @@ def _grid(recipe: Recipe, n_lists: int, k: int) -> Iterator[Settings]:
         return
     values = recipe.useful.get(recipe.knob, (recipe.search[recipe.knob],))
     if recipe.knob == "efSearch":  # at least as many are looked at as are wanted
-        values = tuple(value for value in values if value >= candidates_for(recipe, k)) or (candidates_for(recipe, k),)
+        values = tuple(value for value in values if value >= recipe.n_candidates(k)) or (recipe.n_candidates(k),)
     for value in values:
         if recipe.knob == "nprobe" and value > n_lists:
             return

@@ -104,6 +104,13 @@ def test_many_queries_at_once_name_their_query(filled, tmp_path):
     assert [(json.loads(line)["query"], json.loads(line)["key"]) for line in lines] == [("one", "a"), ("two", "c")]
 
 
+def test_many_queries_explain_each_answer(filled, tmp_path):
+    (tmp_path / "q.jsonl").write_text('{"key": "a", "text": "red"}\n{"key": "b", "text": "blue"}\n')
+    done = filled("search", "things", "--queries", "q.jsonl", "-k", "1", "--explain")
+    assert [line.split(":")[:2] for line in done.stderr.splitlines()] == [["a", " exact"], ["b", " exact"]]
+
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [

@@ -14,7 +14,7 @@ from embedstore.indexing.recipes import Family, all_recipes
 from embedstore.indexing.selection import Selection
 from embedstore.indexing.space_view import Approximate, SpaceView
 from embedstore.model import Metric
-from embedstore.searching.index_search import IndexSearch, candidates_for
+from embedstore.searching.index_search import IndexSearch
 
 N, DIM, COPIES = 1200, 16, 24
 REFINED = [
@@ -51,7 +51,7 @@ def test_what_faiss_compares_exactly_by_itself_is_what_is_compared_afterwards(re
     knob = 0 if recipe.knob is None else 4 * recipe.search[recipe.knob]
     for selection in (None, half):
         for k in (1, 10, 40):
-            n_candidates = candidates_for(recipe, k)
+            n_candidates = recipe.n_candidates(k)
             by_faiss = IndexSearch(view, k, selection, knob, n_candidates)
             afterwards = IndexSearch(apart, k, selection, knob, n_candidates)
             for query in (*view.base[:60], *view.base[:60] + np.float32(0.05)):
@@ -64,8 +64,8 @@ def test_vectors_as_near_as_the_last_hit_are_ranked_by_their_row_however_many_th
     recipe = all_recipes()["hnsw-sq8"]
     view = searched(recipe, Metric.COSINE)
     wider = []
-    asked_all = one_query.OneQuery._all_candidates
-    monkeypatch.setattr(one_query.OneQuery, "_all_candidates", lambda self: wider.append(1) or asked_all(self))
+    asked_wider = one_query.OneQuery._wider
+    monkeypatch.setattr(one_query.OneQuery, "_wider", lambda self: wider.append(1) or asked_wider(self))
     for query in view.base[:200]:
         copies = np.flatnonzero((view.base == query).all(axis=1))
         found = IndexSearch(view, 10, None, 512, 60).run(view, query)

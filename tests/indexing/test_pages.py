@@ -107,3 +107,21 @@ def test_a_search_of_lists_on_the_disk_reads_few_pages(on_disk):
     assert view.pages is not None
     assert 0 < view.pages._checked.sum() < 0.6 * view.pages._checked.size
     store.close()
+
+
+def test_a_damaged_file_that_was_replaced_meanwhile_does_not_cost_the_new_cache(on_disk):
+    store, matrix, folder = on_disk
+    with embedstore.open(store.path) as first, embedstore.open(store.path) as other:
+        collection = first.collection("c")
+        assert "ivf-disk" in collection.search(matrix[0], 3).plan
+        (exact,) = folder.glob("exact-*.f32")
+        with exact.open("r+b") as file:
+            file.seek(4096)
+            file.write(bytes(exact.stat().st_size - 8192))
+        other.collection("c").upsert([{"key": "new", "vector": matrix[0], "n": -1}])
+        other.collection("c").index()
+        manifest = (folder / "MANIFEST").read_bytes()
+        for row in (1000, 2000, 3000):
+            hits = collection.search(matrix[row], 3)
+            assert hits.keys[0] == str(row) and "ivf-disk" in hits.plan
+        assert (folder / "MANIFEST").read_bytes() == manifest and not list(folder.glob("*.corrupt"))

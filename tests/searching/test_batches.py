@@ -50,6 +50,55 @@ def test_a_batch_gives_what_each_query_gives_alone(store, recipe, metric, where)
     assert same >= 38  # scores of a batch are rounded in another order, so ties may fall either way
 
 
+@pytest.mark.parametrize("metric", ["cosine", "dot", "euclidean"])
+@pytest.mark.parametrize(
+    "recipe", ["hnsw", "hnsw-sq8", "ivf", "ivf-sq8", "ivf-pq-refine", "ivf-rabitq-refine", "flat-fp16"]
+)
+def test_a_batch_over_an_index_that_covers_all_is_compared_exactly_too(store, recipe, metric):
+    collection = filled(store, recipe, metric)
+    collection.add([{"key": f"twin{i}", "vector": vectors()[7], "n": 0, "text": "t"} for i in range(12)])
+    collection.index()
+    queries = np.concatenate([vectors(40, 0) + 0.05, vectors()[7:8]])
+    alone = [collection.search(query, 9) for query in queries]
+    together = collection.search_batch(queries, 9)
+    assert all("newer" not in hits.plan for hits in alone)
+    assert sum(one.keys == other.keys for one, other in zip(alone, together, strict=True)) >= 39
+    for hits in (*alone, *together):
+        stored = collection.vectors(hits.keys)
+        query = queries[(alone if hits in alone else together).index(hits)]
+        if metric == "cosine":
+            stored, query = (one / np.linalg.norm(one, axis=-1, keepdims=True) for one in (stored, query))
+        scores = -np.linalg.norm(stored - query, axis=1) if metric == "euclidean" else stored @ query
+        np.testing.assert_allclose([hit.score for hit in hits], scores, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("recipe", ["flat", "hnsw", "ivf", "hnsw-sq8", "ivf-pq-refine"])
+def test_equal_scores_are_in_the_order_in_which_records_were_added(store, recipe):
+    collection = store.collection("c", encoder="none", recipe=recipe)
+    rows = vectors()
+    rows[500:530] = rows[500]
+    collection.add({"key": str(i), "vector": row} for i, row in enumerate(rows))
+    collection.index()
+    expected = [str(i) for i in range(500, 508)]
+    assert collection.search(rows[500], 8).keys == expected
+    assert collection.search_batch([rows[500]], 8)[0].keys == expected
+
+
+@pytest.mark.parametrize("recipe", ["flat", "hnsw-sq8"])
+def test_counts_may_be_numbers_of_numpy(store, recipe):
+    collection = filled(store, recipe)
+    k = np.int64(3)
+    assert len(collection.search(vectors()[0], k, offset=np.int32(1))) == 3
+    assert len(collection.search_batch(vectors()[:2], k)[1]) == 3
+    assert collection.neighbours(vectors()[:2], k).numbers.shape == (2, 3)
+
+
+def test_more_neighbours_than_anything_holds_are_refused(store):
+    collection = filled(store)
+    with pytest.raises(InvalidInput, match="2 queries with k 1,000,0.* ask for 268,435,456 at most"):
+        collection.neighbours(vectors()[:2], 10**30)
+
+
 def test_numbers_of_records_that_are_no_more_have_no_key(store):
     collection = filled(store)
     numbers = collection.neighbours(vectors(2), 2).numbers

@@ -369,3 +369,65 @@ def test_hits_become_tables(store):
     assert list(hits.to_pandas()["key"]) == ["a", "b"]
     assert repr(hits).startswith("2 hits (exact scan of 2 vectors)")
     assert "<td>a</td>" in hits._repr_html_()
+
+
+@pytest.mark.parametrize("recipe", ["flat", "hnsw", "hnsw-sq8", "ivf-pq-refine", "binary-refine"])
+@pytest.mark.parametrize("mmr", [None, 0.9])
+def test_pages_follow_each_other_by_whatever_index(store, monkeypatch, recipe, mmr):
+    monkeypatch.setattr(plan, "index_cost", lambda *_, **__: 0.0)
+    random = np.random.default_rng(0)
+    rows = random.standard_normal((4000, 32)).astype(np.float32)
+    collection = store.collection("c", encoder="none", recipe=recipe)
+    collection.add({"key": str(i), "vector": row, "half": i % 2} for i, row in enumerate(rows))
+    collection.index()
+    for where in (None, "half = 1"):
+        for query in random.standard_normal((5, 32)).astype(np.float32):
+            pages = [collection.search(query, 10, offset=at, mmr=mmr, where=where) for at in range(0, 150, 10)]
+            seen = [key for hits in pages for key in hits.keys]
+            assert len(seen) == len(set(seen)) == 150
+            assert [hit.rank for hits in pages for hit in hits] == list(range(1, 151))
+
+
+def test_the_last_page_holds_what_is_left(store, monkeypatch):
+    monkeypatch.setattr(plan, "index_cost", lambda *_, **__: 0.0)
+    rows = np.random.default_rng(0).standard_normal((1203, 16)).astype(np.float32)
+    collection = store.collection("c", encoder="none", recipe="ivf-sq8")
+    collection.add({"key": str(i), "vector": row} for i, row in enumerate(rows))
+    collection.index()
+    pages = [collection.search(rows[0], 100, offset=at) for at in range(0, 1400, 100)]
+    assert [len(hits) for hits in pages] == [100] * 12 + [3, 0]
+    assert len({key for hits in pages for key in hits.keys}) == 1203
+
+
+def test_a_plan_names_no_more_lists_than_there_are(store, monkeypatch):
+    monkeypatch.setattr(plan, "index_cost", lambda *_, **__: 0.0)
+    rows = np.random.default_rng(0).standard_normal((3000, 16)).astype(np.float32)
+    collection = store.collection("c", encoder="none", recipe="ivf")
+    collection.add({"key": str(i), "vector": row} for i, row in enumerate(rows))
+    collection.index()
+    found = collection.search(rows[0], 2900)
+    n_lists = store.search.space_cache(1)._view.approximate.index.n_lists
+    assert len(found) == 2900 and found.plan == f"ivf over 3,000 vectors, nprobe {n_lists}"
+
+
+def test_complex_numbers_are_no_vector_and_large_ones_give_no_warning(store):
+    collection = store.collection("c", encoder="none")
+    with pytest.raises(InvalidInput, match="a vector must be a list of numbers, not complex numbers"):
+        collection.add([{"key": "a", "vector": np.array([1 + 5j, 2])}])
+    collection.add([{"key": "a", "vector": [1.0, 2.0]}])
+    with pytest.raises(InvalidInput, match="not complex numbers"):
+        collection.search([1 + 2j, 0])
+    with pytest.raises(InvalidInput, match="NaN or infinity"):
+        collection.search([1e300, 1.0])
+
+
+def test_rows_without_what_they_are_to_be_unlike_are_not_kept(store):
+    rows = np.random.default_rng(0).standard_normal((200, 8)).astype(np.float32)
+    collection = store.collection("c", encoder="none")
+    collection.add({"key": str(i), "vector": row, "n": i} for i, row in enumerate(rows))
+    for i in range(20):
+        assert str(i) not in collection.search(like=[str(i)]).keys
+    cache = store.search.space_cache(1)
+    assert len(cache._selections) == 0 and not cache._view.searches
+    collection.search(rows[0], where="n < 5")
+    assert len(cache._selections) == 1
