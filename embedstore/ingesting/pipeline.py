@@ -20,7 +20,7 @@ from embedstore.errors import EmbedstoreError, InvalidInput, InvalidRecord
 from embedstore.forking import once
 from embedstore.ingesting.chunks import ChunkCutter, check_parents, drop_stale_chunks
 from embedstore.ingesting.job import IngestJob
-from embedstore.ingesting.keys import SeenKeys
+from embedstore.ingesting.keys import ContentKeys, SeenKeys, refuse_other_files
 from embedstore.ingesting.options import (
     KEY_FIELDS,
     TEXT_FIELDS,
@@ -31,7 +31,7 @@ from embedstore.ingesting.options import (
 )
 from embedstore.ingesting.progress import ProgressLine
 from embedstore.ingesting.rejects import Rejects
-from embedstore.ingesting.sources import DelimitedFile, ImageFiles, Source, open_sources
+from embedstore.ingesting.sources import DelimitedFile, ImageFiles, Source, TextFiles, open_sources
 from embedstore.model import Modality, WriteReport
 from embedstore.pictures import Picture
 from embedstore.records import Batch, Preparer
@@ -166,16 +166,22 @@ class _Ingest:
             self._keys = SeenKeys()
         for source, fields in zip(self._sources, maps, strict=True):
             if fields is not None and fields.key is None:
+                made_of = f"file and row ({self._labels[id(source)]}:1)"
                 _LOG.info(
-                    "%s: no field is named key, id or _id, so keys are made of file and row (%s:1); --key names one",
-                    source.name, self._labels[id(source)],
+                    "%s: no field is named key, id or _id, so keys are made of %s; --key names one", source.name,
+                    "what a row holds" if source.fingerprint() is None else made_of,
                 )  # fmt: skip
         is_new = collection.layout() is None
         collection.create()
         made = collection.layout()
         cutter = None if options.chunk is None else ChunkCutter(collection, options.chunk, options.chunk_overlap)
         job = IngestJob(collection, self._sources, options)
-        job.start()
+        named = [
+            (self._labels[id(source)], source.name)
+            for source, fields in zip(self._sources, maps, strict=True)
+            if fields is not None and fields.key is None and source.fingerprint() is not None
+        ]
+        job.start(named)
         try:
             self._write_all(maps, cutter, job)
         finally:
@@ -228,10 +234,14 @@ class _Ingest:
         """The source's rows as records, each with its row number and how much of the source was read."""
         on_error = None if self._options.on_error == "abort" else self._reader_error(source)
         label = self._labels[id(source)]
+        by_content = ContentKeys(label) if source.fingerprint() is None else None
         for row in source.rows(on_error=on_error):
             if fields is None:
                 fields = choose_fields(self._options, list(row.fields), source.name, read=self._read_by_encoder)
-            yield row.number, fields.record(label, row.number, row.fields), row.position
+            record = fields.record(label, row.number, row.fields)
+            if fields.key is None and by_content is not None:
+                record["key"] = by_content.key_of(record)
+            yield row.number, record, row.position
 
     @staticmethod
     def _progress_at(source: Source, phase: str, number: int, position: int) -> Progress:
@@ -302,6 +312,8 @@ class _Ingest:
                 batch, parents = cutter.cut(batch, self._collection.preparer(on_error))
                 for key, row in zip(batch.keys, batch.row_numbers, strict=True):
                     self._pieces.add(key, row)
+            if isinstance(source, (TextFiles, ImageFiles)):
+                refuse_other_files(self._collection, batch)
         number, _, position = pending[-1]
         return _Work(batch, parents, self._progress_at(source, "writing", number, position))
 

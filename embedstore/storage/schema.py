@@ -158,9 +158,9 @@ ingest_jobs = Table(
     "ingest_jobs",
     tables,
     Column("collection_id", Integer, ForeignKey("collections.collection_id"), primary_key=True),
-    Column("source", Text, primary_key=True),  # fingerprint of the input and of how it is read
+    Column("source", Text, primary_key=True),  # fingerprint of the input and how it is read, or name: and its name
     Column("cursor", BigInteger, nullable=False),  # rows of the input that are committed
-    Column("state", Text, nullable=False),  # running or done
+    Column("state", Text, nullable=False),  # running or done, or the path of what has a name
     Column("updated_at", Text, nullable=False),
     sqlite_with_rowid=False,
 )
