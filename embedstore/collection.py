@@ -168,12 +168,12 @@ class Collection:
 
     def sample(self, n: int = 10, *, where: Where | None = None, seed: int | None = None) -> list[Record]:
         """``n`` records drawn at random without replacement."""
-        if n < 1:
-            raise InvalidInput(f"n is {n}; it must be at least 1")
+        if not hasattr(n, "__index__") or n < 1:
+            raise InvalidInput(f"n is {n!r}; it must be a whole number from 1 on")
         with self._store.reading() as transaction:
             collection = self._row(transaction)
             tree = None if where is None else checked_where(transaction, collection, where)
-            ids = sample_ids(transaction, collection, n, tree, seed)
+            ids = sample_ids(transaction, collection, int(n), tree, seed)
             held = records_by_id(transaction, ids)
         return [held[one] for one in ids]
 
@@ -315,6 +315,8 @@ class Collection:
         if reduce is None:
             from embedstore.making_spaces import add_space
 
+            if dim is not None and encoder != NO_ENCODER:
+                raise InvalidInput(f"dim is {dim}, but how many numbers there are, the encoder says; leave it out")
             if any(one is not None for one in (of, weights, label, where)):
                 raise InvalidInput("of, weights, label and where say what a space is of; say how, too: reduce='pca'")
             add_space(self, name, encoder=encoder, metric=chosen, recipe=recipe, dim=dim)

@@ -33,7 +33,7 @@ from embedstore.storage.files import is_full
 from embedstore.storage.fitted import all_fitted, fitted_from_json, fitted_to_json, put_fitted
 from embedstore.storing.committing import commit_batch
 from embedstore.storing.vectors import VectorChecker
-from embedstore.tables import BATCH_ROWS, scan_batches
+from embedstore.tables import BATCH_ROWS, EXPORT_HEADER, scan_batches
 from embedstore.transforms import spec_of, transform_from
 
 if TYPE_CHECKING:
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from embedstore.collection import Collection
 
 _FORMAT = 1
-_HEADER = "embedstore_export"
 _SUFFIXES = (".parquet", ".jsonl")
 
 
@@ -117,7 +116,7 @@ def _write_parquet(
 
 
 def _schema(schema: pyarrow.Schema, header: Mapping[str, Any]) -> pyarrow.Schema:
-    return schema.with_metadata({_HEADER: json.dumps(header)})
+    return schema.with_metadata({EXPORT_HEADER: json.dumps(header)})
 
 
 def _write_json_lines(
@@ -129,7 +128,7 @@ def _write_json_lines(
     filled: Mapping[str, SpaceRow],
 ) -> int:
     options = orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY
-    file.write(orjson.dumps({_HEADER: _header(transaction, row, spaces)}, option=options))
+    file.write(orjson.dumps({EXPORT_HEADER: _header(transaction, row, spaces)}, option=options))
     n = 0
     stream = stream_records(transaction, row, where)
     while chunk := list(islice(stream, BATCH_ROWS)):
@@ -301,7 +300,7 @@ def _read_parquet(path: Path) -> tuple[dict[str, Any] | None, Iterator[dict[str,
         file = pyarrow.parquet.ParquetFile(path)
     except (pyarrow.ArrowInvalid, OSError) as error:
         raise InvalidInput(f"{path} cannot be read as Parquet: {str(error).splitlines()[0]}") from None
-    text = (file.schema_arrow.metadata or {}).get(_HEADER.encode())
+    text = (file.schema_arrow.metadata or {}).get(EXPORT_HEADER.encode())
 
     def records() -> Iterator[dict[str, Any]]:
         for batch in file.iter_batches(batch_size=BATCH_ROWS):
@@ -334,7 +333,7 @@ def _read_json_lines(path: Path) -> tuple[dict[str, Any] | None, Iterator[dict[s
     with path.open("rb") as file:
         first = file.readline()
     try:
-        header = orjson.loads(first).get(_HEADER) if first.strip() else None
+        header = orjson.loads(first).get(EXPORT_HEADER) if first.strip() else None
     except (orjson.JSONDecodeError, AttributeError):
         header = None
 

@@ -11,7 +11,7 @@ from embedstore.encoders.ahead import one_ahead
 from embedstore.errors import EncoderUnavailable, InvalidInput, InvalidRecord, SpaceNotFound
 from embedstore.filters.parse import Where
 from embedstore.indexing.faiss_index import require_served
-from embedstore.indexing.recipes import find_recipe
+from embedstore.indexing.recipes import Placement, Recipe, find_recipe
 from embedstore.model import Metric, Record, WriteReport
 from embedstore.names import check_collection_name, check_dim
 from embedstore.reading import checked_where, space_row, stream_records
@@ -261,6 +261,15 @@ def fill_spaces(collection: Collection) -> WriteReport:
     return report
 
 
+def _why_not(recipe: Recipe, row: SpaceRow) -> str:
+    """Why a recipe cannot be measured on a space."""
+    if Metric(row.metric) not in recipe.metrics:
+        return f"does not serve vectors compared by {row.metric!r}"
+    if recipe.placement is Placement.GPU:
+        return "is built on a GPU, and FAISS finds none here"
+    return f"needs {recipe.min_vectors:,} vectors beside those that are held out; the space has {row.n_live:,}"
+
+
 def tune_index(
     collection: Collection,
     space: str | None,
@@ -281,10 +290,7 @@ def tune_index(
         row = space_row(transaction, owner, space)
         for name in recipes or ():
             if not candidates(Metric(row.metric), [find_recipe(name).name], row.n_live - n_held_out(row.n_live)):
-                raise InvalidInput(
-                    f"the recipe {name!r} does not serve {row.n_live:,} vectors compared by {row.metric!r} here; see"
-                    " 'embedstore recipes'"
-                )
+                raise InvalidInput(f"the recipe {name!r} {_why_not(find_recipe(name), row)}; see 'embedstore recipes'")
         if row.dim is None:
             raise InvalidInput(f"the space {row.name!r} holds no vectors yet, so nothing can be measured")
         report = store.search.space_cache(row.space_id).looking(

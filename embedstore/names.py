@@ -33,9 +33,14 @@ def check_path(path: str | os.PathLike[str], *, room: int = 0) -> None:
 
     room: bytes that are still to be put behind it.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise InvalidInput(f"a path is a string or a Path, not {type(path).__name__}")
     text = f"{os.fspath(path)}{'x' * room}"
     if not os.fspath(path):
         raise InvalidInput("the path is empty; give a file or folder")
+    if "://" in text:
+        kind = text.partition("://")[0]
+        raise InvalidInput(f"{ascii(kind[:60])}:// begins an address, not a path; a database is given as database=...")
     if "\0" in text:
         raise InvalidInput(f"the path {ascii(text[:60])} holds a NUL, which no path may")
     if any(len(os.fsencode(part)) > MAX_PART_BYTES for part in text.split(os.sep)):

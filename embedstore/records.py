@@ -269,6 +269,9 @@ class Preparer:
             return vectors
         if not isinstance(by_space, Mapping):
             raise InvalidRecord("must map names of spaces to vectors", row=row, field="vectors")
+        if single is not None and self._vector_space in by_space:
+            name = f"vectors.{self._vector_space}"
+            raise InvalidRecord("is a vector of the same space as 'vector'; give one of them", row=row, field=name)
         for space, value in by_space.items():
             vectors.setdefault(space, check_vector(value, row, f"vectors.{space}"))
         return vectors

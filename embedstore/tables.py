@@ -21,6 +21,8 @@ from embedstore.storage.database import Transaction
 if TYPE_CHECKING:
     import pyarrow
 
+EXPORT_HEADER = "embedstore_export"
+"""What files of whole records are known by."""
 BATCH_ROWS = 2048
 
 

@@ -278,3 +278,36 @@ def test_a_text_of_many_different_words_can_be_stored(fresh_database, tmp_path):
         text = " ".join(f"слово-{i:x}-другое-{i * 7919:x}" for i in range(12_000))
         store.collection("c", encoder="none").add([{"key": "a", "vector": [1.0], "text": text}])
         assert store.collection("c").get("a").content == text
+
+
+def test_an_address_is_no_path_and_its_password_is_not_told(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InvalidInput, match="'postgresql\\+psycopg':// begins an address.*database=") as refused:
+        embedstore.open("postgresql+psycopg://me:secret@localhost/x")
+    assert "secret" not in str(refused.value)
+    for wrong in (5, None):
+        with pytest.raises(InvalidInput, match="a path is a string or a Path"):
+            embedstore.open(wrong)
+    assert not list(tmp_path.iterdir())
+
+
+def test_arguments_that_say_two_things_are_refused(store):
+    collection = store.collection("c", encoder="none", dim=2)
+    with pytest.raises(InvalidRecord, match="is a vector of the same space as 'vector'"):
+        collection.add([{"key": "a", "vector": [1, 2], "vectors": {"vector": [3, 4]}}])
+    collection.add([{"key": "a", "vector": [1.0, 2.0]}])
+    with pytest.raises(InvalidInput, match="dim is 2, but how many numbers there are, the encoder says"):
+        collection.add_space("l", encoder="letters", dim=2)
+    with pytest.raises(InvalidInput, match="n is 3.5"):
+        collection.sample(3.5)
+    with pytest.raises(InvalidInput, match="update changes metadata only"):
+        collection.update([{"key": "a", "image": "x.png"}])
+    assert collection.neighbours(np.empty((0, 2), np.float32), 3).plan == "no queries"
+
+
+def test_a_plan_speaks_of_allowed_vectors_where_there_is_a_filter(store):
+    collection = store.collection("c", encoder="none")
+    collection.add({"key": str(i), "vector": [1.0, i], "n": i} for i in range(50))
+    collection.delete(["3"])
+    assert collection.search([1.0, 2.0]).plan == "exact scan of 49 vectors"
+    assert "3 allowed" in collection.search([1.0, 2.0], where="n < 4").plan

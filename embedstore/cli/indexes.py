@@ -44,8 +44,11 @@ def index_command(
 
         check_picture(plot)
     with state.collection(collection) as found:
-        if plot is not None and not tune and recipe is None:
+        if plot is not None and not tune:
+            if recipe is not None:
+                raise click.UsageError("--plot draws what was measured; give it alone, or with --tune")
             _plot(found, space, plot)
+            state.note(f"{plot} shows what was measured")
             return
         started = time.perf_counter()
         if tune:

@@ -6,6 +6,7 @@ import importlib
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -176,13 +177,13 @@ def _run(given: Sequence[str]) -> int:
         return _complain("interrupted; what was committed stays, run the same command again to go on", 130)
     except EmbedstoreError as error:
         if debug:
-            raise
+            traceback.print_exc()
         return _complain(str(error), error.exit_code)
     except RecursionError:
         return _complain("the input is nested too deeply", 2)
     except OSError as error:
         if debug:
-            raise
+            traceback.print_exc()
         return _complain(f"{error.filename or 'the system'}: {error.strerror or error}", 1)
 
 

@@ -109,6 +109,8 @@ def _print_csv(rows: Iterable[Mapping[str, Any]]) -> None:
     """CSV with a header. The columns are those of every row, so the rows are gathered first."""
     flat = [_flat(row) for row in rows]
     names = list(dict.fromkeys(name for row in flat for name in row))
+    if not names:
+        return
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(names)

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from typing import TYPE_CHECKING
+
 import click
 
 from embedstore.cli.state import State, pass_state
+
+if TYPE_CHECKING:
+    from embedstore.collection import Collection
+
+_NO_METADATA = {"key", "text", "image", "row", "vector", "vectors", "uri", "metadata"}
 
 
 @click.command("get")
@@ -18,7 +26,9 @@ def get_command(state: State, collection: str, keys: tuple[str, ...], where: str
     from embedstore.cli.output import print_rows, records_as_rows
 
     if bool(keys) == (where is not None):
-        raise click.UsageError("give either keys or --where")
+        raise click.UsageError("give either keys or --where ('_key IS NOT NULL' holds for every record)")
+    if keys and limit is not None:
+        raise click.UsageError("--limit is for --where; of keys every one is printed")
     with state.collection(collection) as found:
         if where is not None:
             print_rows(records_as_rows(found.records(where, limit=limit)), state.format_)
@@ -39,24 +49,32 @@ def update_command(
     """Change metadata of the records of COLLECTION with these KEYs; texts and vectors stay."""
     from embedstore.cli.output import print_mapping
 
-    fields = {**dict(_assignment(one) for one in assigned), **dict.fromkeys(unset)}
+    changes = [*(_assignment(one) for one in assigned), *((name, None) for name in unset)]
+    fields = dict(changes)
     if not fields:
         raise click.UsageError("nothing to change: give --set FIELD=VALUE or --unset FIELD")
+    if len(fields) < len(changes):
+        twice = next(name for name in fields if sum(name == other for other, _ in changes) > 1)
+        raise click.UsageError(f"what is to become of {twice!r} is said twice; say it once")
+    for name in _NO_METADATA & fields.keys():
+        raise click.UsageError(f"{name!r} is no metadata; update changes metadata only, and 'ingest' the rest")
     with state.collection(collection) as found:
         report = found.update([{"key": key, "metadata": fields} for key in keys])
         print_mapping({"updated": report.updated, "unchanged": report.unchanged}, state.format_)
 
 
 def _assignment(text: str) -> tuple[str, object]:
-    import orjson
-
     name, equals, value = text.partition("=")
     if not equals or not name:
         raise click.UsageError(f"--set {text!r} cannot be read; write it as FIELD=VALUE")
     try:
-        return name, orjson.loads(value)
-    except orjson.JSONDecodeError:
+        return name, json.loads(value, parse_constant=_no_number)  # keeps whole numbers whole, however large
+    except (ValueError, RecursionError):
         return name, value
+
+
+def _no_number(word: str) -> None:
+    raise ValueError(word)  # NaN and its like are no JSON
 
 
 @click.command("delete")
@@ -77,16 +95,21 @@ def delete_command(
     with state.collection(collection) as found:
         if dry_run:
             n = len(found.get_many(keys)) if keys else found.count(where)
+            _note_unknown(state, found, keys)
             print_mapping({"would_delete": n, "records": len(found)}, state.format_)
             return
         if whole:
             print_mapping({"deleted": found.drop(), "records": 0}, state.format_)
             return
-        unknown = [key for key in dict.fromkeys(keys) if key not in found]
+        _note_unknown(state, found, keys)
         n = found.delete(where=where) if where is not None else found.delete(list(keys))
-        if unknown:
-            state.note(f"no record had the key {', '.join(map(repr, unknown[:5]))}" + (" ..." if unknown[5:] else ""))
         print_mapping({"deleted": n, "records": len(found)}, state.format_)
+
+
+def _note_unknown(state: State, found: Collection, keys: tuple[str, ...]) -> None:
+    unknown = [key for key in dict.fromkeys(keys) if key not in found]
+    if unknown:
+        state.note(f"no record has the key {', '.join(map(repr, unknown[:5]))}" + (" ..." if unknown[5:] else ""))
 
 
 @click.command("count")

@@ -57,7 +57,7 @@ class TextTokenizer:
         try:
             ids: list[int] = self._truncating.encode(checked(text, None)).ids
         except (TypeError, UnicodeEncodeError) as error:
-            raise InvalidInput(f"the text cannot be written as UTF-8: {error}") from error
+            raise InvalidInput(_NOT_UTF8) from error
         return ids
 
     def encode_all(
@@ -84,7 +84,10 @@ class TextTokenizer:
         try:
             return len(self._whole.encode(checked(text, None)).ids)
         except (TypeError, UnicodeEncodeError) as error:
-            raise InvalidInput(f"the text cannot be written as UTF-8: {error}") from error
+            raise InvalidInput(_NOT_UTF8) from error
+
+
+_NOT_UTF8 = "the text cannot be written as UTF-8; it holds bytes or surrogates that are no characters"
 
 
 def checked(text: Any, position: int | None) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
@@ -86,22 +86,41 @@ class SeenKeys:
         return place < self._older.size and int(self._older[place]) == hashed
 
 
-def refuse_other_files(collection: Collection, batch: Batch) -> None:
-    """Refuse files of a folder whose keys are those of other files that are still there, and would be overwritten."""
+def without_other_files(
+    collection: Collection, batch: Batch, on_error: Callable[[InvalidRecord, Mapping[str, Any]], None] | None
+) -> Batch:
+    """A batch of files without those whose keys are other files', which are still there and would be overwritten.
+
+    on_error: is told of them; without it the first raises InvalidRecord.
+    """
+    if not collection.store.exists():
+        return batch
     with collection.store.reading() as transaction:
         row = catalog.find_collection(transaction, collection.name)
-        if row is None:
-            return
-        held = uris_by_key(transaction, row, batch.keys)
-    for key, uri, number in zip(batch.keys, batch.uris, batch.row_numbers, strict=True):
-        other = held.get(key)
-        if other is None or uri is None or os.path.abspath(other) == os.path.abspath(uri):
-            continue
-        if os.path.isfile(other) and os.path.isfile(uri) and not os.path.samefile(other, uri):
-            raise InvalidRecord(
-                f"the key {shown(key)} is that of {shown(other, 200)}, whose record would be overwritten; give the"
-                " folder above both, or take another collection", row=number, field="key",
-            )  # fmt: skip
+        pieces = [f"{key}#1" for key in batch.keys]  # of a text that was cut
+        held = {} if row is None else uris_by_key(transaction, row, [*batch.keys, *pieces])
+    held = {key.removesuffix("#1"): uri for key, uri in held.items()} | held
+    others = [
+        place for place, (key, uri) in enumerate(zip(batch.keys, batch.uris, strict=True))
+        if key in held and uri is not None and _are_two_files(held[key], uri)
+    ]  # fmt: skip
+    for place in others:
+        key = batch.keys[place]
+        error = InvalidRecord(
+            f"the key {shown(key)} is that of {shown(held[key], 200)}, whose record would be overwritten; give the"
+            " folder above both, or take another collection", row=batch.row_numbers[place], field="key",
+        )  # fmt: skip
+        if on_error is None:
+            raise error
+        on_error(error, {"key": key, "uri": batch.uris[place]})
+    return batch.subset([place for place in range(len(batch)) if place not in others]) if others else batch
+
+
+def _are_two_files(one: str, other: str) -> bool:
+    try:
+        return os.path.abspath(one) != os.path.abspath(other) and not os.path.samefile(one, other)
+    except (OSError, ValueError):  # one of them is not there
+        return False
 
 
 def _hash(key: str) -> int:

@@ -20,7 +20,7 @@ from embedstore.errors import EmbedstoreError, InvalidInput, InvalidRecord
 from embedstore.forking import once
 from embedstore.ingesting.chunks import ChunkCutter, check_parents, drop_stale_chunks
 from embedstore.ingesting.job import IngestJob
-from embedstore.ingesting.keys import ContentKeys, SeenKeys, refuse_other_files
+from embedstore.ingesting.keys import ContentKeys, SeenKeys, without_other_files
 from embedstore.ingesting.options import (
     KEY_FIELDS,
     TEXT_FIELDS,
@@ -256,6 +256,8 @@ class _Ingest:
             with _naming(source):
                 batch = preparer.prepare_numbered(((number, record) for number, record, _ in chunk), self._keys)
                 checker.check(batch)
+                if isinstance(source, (TextFiles, ImageFiles)):
+                    without_other_files(self._collection, batch, None)
                 if self._options.chunk is not None:
                     check_parents(batch)
             self._progress.show(self._progress_at(source, "checking", chunk[-1][0], chunk[-1][2]))
@@ -307,13 +309,13 @@ class _Ingest:
                 ((number, record) for number, record, _ in pending), self._keys
             )
             batch = self._checker.check(batch, on_error)
+            if isinstance(source, (TextFiles, ImageFiles)):
+                batch = without_other_files(self._collection, batch, on_error)
             parents: list[str] = []
             if cutter is not None:
                 batch, parents = cutter.cut(batch, self._collection.preparer(on_error))
                 for key, row in zip(batch.keys, batch.row_numbers, strict=True):
                     self._pieces.add(key, row)
-            if isinstance(source, (TextFiles, ImageFiles)):
-                refuse_other_files(self._collection, batch)
         number, _, position = pending[-1]
         return _Work(batch, parents, self._progress_at(source, "writing", number, position))
 

@@ -28,7 +28,7 @@ from embedstore.reading import record_fault
 from embedstore.records import Batch, vector_is_whole
 from embedstore.storage import catalog
 from embedstore.storage.apart import copy_apart
-from embedstore.storage.catalog import CollectionRow, SpaceRow
+from embedstore.storage.catalog import CollectionRow, SpaceRow, tuning_hash
 from embedstore.storage.database import Transaction
 from embedstore.storage.files import SCRATCH_CHARACTERS, make_private, scratch_folder, sync_folder
 from embedstore.storage.fitted import DIRECTION, TRANSFORM, made_fitted, put_fitted, row_hash
@@ -116,6 +116,7 @@ _FOUND = (
     " content_hash BLOB, row_hash BLOB)",
     "CREATE TABLE vectors (id INTEGER PRIMARY KEY, record INTEGER, row_hash BLOB, vec BLOB)",
     "CREATE TABLE fitted (space INTEGER, name TEXT, kind TEXT, description TEXT, body BLOB, PRIMARY KEY (space, name))",
+    "CREATE TABLE tunings (space INTEGER PRIMARY KEY, report TEXT, measured_at TEXT)",
     "CREATE INDEX by_record ON vectors (record)",
     "CREATE INDEX by_key ON records (key)",
 )
@@ -188,13 +189,21 @@ def _sort_in(found: sqlite3.Connection, rowid: int, cells: tuple[Any, ...], repo
         with suppress(DamagedRow):
             made_fitted(cells)
             found.execute("INSERT OR REPLACE INTO fitted VALUES (?, ?, ?, ?, ?)", cells[:5])
+    elif len(cells) == _N_TUNING and cells[0] is None and isinstance(cells[1], str):
+        if tuning_hash(rowid, cells[1]) == cells[2]:
+            measured = orjson.loads(cells[1]).get("measured_at", "")
+            found.execute(
+                "INSERT INTO tunings VALUES (?, ?, ?) ON CONFLICT (space) DO UPDATE SET report = excluded.report,"
+                " measured_at = excluded.measured_at WHERE excluded.measured_at > measured_at",
+                (rowid, cells[1], measured),
+            )
     else:
         with suppress(DamagedRow, TypeError, ValueError):
             _sort_in_catalog(found, rowid, cells)
 
 
 # The numbers of cells by which rows are told apart, together with what is in them.
-_N_RECORD, _N_VECTOR, _N_COMMIT, _N_FITTED = 9, 5, 7, 6
+_N_RECORD, _N_VECTOR, _N_COMMIT, _N_FITTED, _N_TUNING = 9, 5, 7, 6, 3
 _N_COLLECTION, _N_SPACE = 5, 9
 _N_OLD_COLLECTION, _N_OLD_SPACE = 9, 12  # of revisions 0001 and 0002
 _NO_DIGEST = bytes(16)
@@ -304,6 +313,8 @@ def _create(
         for cells in kept.fetchall():
             if cells[1] or space.encoder:  # where the encoder is lost, so is what it is of
                 put_fitted(transaction, made.space_id, made_fitted((*cells, row_hash(*cells))))
+        for (report,) in found.execute("SELECT report FROM tunings WHERE space = ?", (old_id,)).fetchall():
+            catalog.put_tuning(transaction, made.space_id, orjson.loads(report))
     return row
 
 

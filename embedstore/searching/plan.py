@@ -43,7 +43,8 @@ def nearest(view: SpaceView, query: FloatVector, k: int, selection: Selection | 
             return Found(rows[0], scores[0], False, _gpu_plan(view, k), details)
     if selection is not None and _gathering_pays(view, selection):
         rows, scores = view.scan_rows(query, k, selection.rows)
-        return Found(rows, scores, True, f"exact scan of {n_usable:,} allowed vectors", details)
+        words = "vectors" if n_usable == view.n_alive else "allowed vectors"
+        return Found(rows, scores, True, f"exact scan of {n_usable:,} {words}", details)
     rows, scores = view.scan(query, k, selection)
     return Found(rows, scores, True, _scan_plan(view, selection), details)
 
@@ -136,7 +137,10 @@ def _planned(view: SpaceView, approximate: Approximate, k: int, selection: Selec
         n_candidates = int(n_candidates * margin(fraction))
     elif recipe.knob is not None:
         knob = max(approximate.settings[recipe.knob], k) if recipe.family is Family.GRAPH else 0
-        knob = max(knob, raised(approximate.settings, recipe.family, fraction, k))
+        if selection is not None:
+            knob = max(knob, raised(approximate.settings, recipe.family, fraction, k))
+        elif recipe.family is Family.LISTS:
+            knob = approximate.settings["nprobe"]
         if recipe.family is Family.LISTS:
             knob = min(knob, approximate.index.n_lists)
         elif knob > MAX_EFFORT:

@@ -264,7 +264,7 @@ class CollectionSearch:
         numbers = np.full((len(queries), k), -1, np.int64)
         scores = np.full((len(queries), k), -np.inf, np.float32)
         if space is None or space.dim is None or not len(queries):
-            return Neighbours(numbers, scores, True, "the space holds no vectors")
+            return Neighbours(numbers, scores, True, "no queries" if not len(queries) else "the space holds no vectors")
         view, found = self._nearest_batch(transaction, collection, space, queries, k, where)
         width = found.rows.shape[1]
         if width:

@@ -50,7 +50,7 @@ class Point:
     search_microseconds: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class TuningReport:
     """What was asked, what was measured, and what was chosen of it."""
 
@@ -70,6 +70,13 @@ class TuningReport:
     curve: list[Point]
     mean: list[float]
     scatter: float
+
+    def __repr__(self) -> str:
+        settings = ", ".join(f"{name} {value}" for name, value in self.settings.items())
+        return (
+            f"{self.recipe}{settings and f' with {settings}'}: recall@{self.k} {self.recall:.4f}, at least"
+            f" {self.recall_at_least:.4f} ({self.wanted_recall} asked for), {self.search_microseconds:,.0f} µs"
+        )
 
     def to_json(self) -> dict[str, Any]:
         """As the store keeps it."""

@@ -340,7 +340,7 @@ def tuning_of(transaction: Transaction, space_id: int) -> dict[str, Any] | None:
     row = transaction.one("SELECT report, row_hash FROM tunings WHERE space_id = :space", {"space": space_id})
     found: dict[str, Any] | None = None
     if row is not None:
-        if not isinstance(row[0], str) or _tuning_hash(space_id, row[0]) != bytes(row[1]):
+        if not isinstance(row[0], str) or tuning_hash(space_id, row[0]) != bytes(row[1]):
             raise DamagedRow(f"the tuning of space {space_id} is not what was written")
         found = orjson.loads(row[0])
     if memory is not None:
@@ -352,12 +352,13 @@ def put_tuning(transaction: Transaction, space_id: int, report: dict[str, Any]) 
     """Note what was measured when a space was tuned."""
     text = orjson.dumps(report, option=orjson.OPT_SORT_KEYS).decode()
     transaction.run("DELETE FROM tunings WHERE space_id = :space", {"space": space_id})
-    transaction.insert("tunings", ["space_id", "report", "row_hash"], [(space_id, text, _tuning_hash(space_id, text))])
+    transaction.insert("tunings", ["space_id", "report", "row_hash"], [(space_id, text, tuning_hash(space_id, text))])
     if transaction.memory is not None:
         transaction.memory.pop(("tuning", space_id), None)
 
 
-def _tuning_hash(space_id: int, text: str) -> bytes:
+def tuning_hash(space_id: int, text: str) -> bytes:
+    """The row hash of what was measured when a space was tuned, as JSON."""
     return blake2b(f"{space_id}\0{text}".encode(), digest_size=16).digest()
 
 

@@ -345,3 +345,29 @@ def test_doctor_tells_a_damaged_store_from_none(run_cli, tmp_path):
     assert "bad" in done.stdout
     assert "-> " in done.stdout
     assert "not a SQLite database" in done.stdout
+
+
+def test_update_sets_metadata_alone_and_keeps_whole_numbers_whole(filled):
+    key = ROWS[0]["id"]
+    for name in ("text", "key", "vector", "metadata", "image"):
+        is_one_line_error(filled("update", "things", key, "--set", f"{name}=x"), 2, "no metadata")
+    is_one_line_error(filled("update", "things", key, "--set", "x=99999999999999999999999"), 2, "64 bits")
+    is_one_line_error(filled("update", "things", key, "--set", "x=1", "--unset", "x"), 2, "said twice")
+    assert filled("update", "things", key, "--set", "x=9007199254740993", "--set", "y=NaN").returncode == 0
+    (record,) = json.loads(filled("get", "things", key, "--format", "json").stdout)
+    assert (record["metadata"]["x"], record["metadata"]["y"]) == (9007199254740993, "NaN")
+
+
+def test_debug_adds_the_traceback_and_leaves_the_exit_code(filled):
+    done = filled("--debug", "search", "nope", "x")
+    assert done.returncode == filled("search", "nope", "x").returncode == 1 or done.returncode == 2
+    assert "Traceback" in done.stderr and done.stderr.splitlines()[-1].startswith("embedstore: error: ")
+
+
+def test_options_that_say_nothing_here_are_refused(filled):
+    key = ROWS[0]["id"]
+    is_one_line_error(filled("get", "things", key, "--limit", "2"), 2, "--limit is for --where")
+    is_one_line_error(filled("index", "things", "--recipe", "flat", "--plot", "p.png"), 2, "--plot draws what was")
+    done = filled("delete", "things", "nokey", "--dry-run")
+    assert done.returncode == 0 and "no record has the key 'nokey'" in done.stderr
+    assert filled("search", "things", "red", "--where", "_key = 'none'", "--format", "csv").stdout == ""

@@ -202,3 +202,21 @@ def test_what_has_no_vector_any_more_and_what_has_no_record_is_listed_one_by_one
     assert "record films, number 21: its row was not found, though a vector of it was" in lines
     assert any(line.startswith("record 'k20': ") for line in lines)
     assert "vector films/'k8': it has no vector in 'vector' now; if it had one, that was lost" in lines
+
+
+def test_what_was_measured_when_a_space_was_tuned_is_brought_over_the_newest_of_it(tmp_path):
+    matrix = np.random.default_rng(0).standard_normal((700, 8)).astype(np.float32)
+    with embedstore.open(tmp_path / "old") as store:
+        collection = store.collection("c", encoder="none")
+        collection.add({"key": str(i), "vector": row} for i, row in enumerate(matrix))
+        collection.tune(recall=0.9, recipes=["hnsw"])
+        collection.tune(recall=0.8, recipes=["hnsw"])
+        kept = collection.space().tuning()
+        curve = collection.space().tuning_curve()
+        assert kept["recall"] is not None or kept.get("tune_again")
+    report = embedstore.repair(tmp_path / "old", tmp_path / "new")
+    assert report.lost == []
+    with embedstore.open(tmp_path / "new") as store:
+        assert store.verify().ok
+        assert store.collection("c").space().tuning() == kept
+        assert store.collection("c").space().tuning_curve() == curve

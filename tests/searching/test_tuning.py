@@ -111,7 +111,7 @@ def test_what_cannot_be_tuned_is_refused(store):
                          ({"seed": -1}, "seed is -1")]:  # fmt: skip
         with pytest.raises(InvalidInput, match=words):
             collection.tune(**wrong)
-    with pytest.raises(InvalidInput, match="'ivf' does not serve 700 vectors"):
+    with pytest.raises(InvalidInput, match="'ivf' needs 1,000 vectors beside those .* has 700"):
         collection.tune(recipes=["ivf"])
 
 

@@ -15,10 +15,12 @@ from embedstore.ingesting.sources.lines import byte_lines, text_problem
 from embedstore.ingesting.sources.source import (
     OnError,
     SourceRow,
+    exported,
     file_fingerprint,
     file_status,
     refuse,
 )
+from embedstore.tables import EXPORT_HEADER
 
 MAX_DOCUMENT_BYTES = 512 << 20
 
@@ -124,6 +126,8 @@ class JsonLines:
                     error.row = number
                     refuse(error, self.name, on_error)
                 else:
+                    if number == 1 and record.keys() == {EXPORT_HEADER}:
+                        raise exported(self.name)
                     yield SourceRow(number, stream.position, record)
         except InvalidRecord as error:
             if error.source is None:  # a line too long to be read

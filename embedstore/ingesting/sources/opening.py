@@ -115,7 +115,7 @@ def _folder_sources(folder: str, wishes: _Wishes) -> Sequence[Source]:
     if wishes.images:
         raise InvalidInput(f"the folder {folder!r} holds no pictures; their names end in {', '.join(SUFFIXES)}")
     if texts:
-        return [_text_files(folder, folder, texts, left_out=records)]
+        return [_text_files(folder, folder, texts, left_out=[*records, *pictures])]
     if not records:
         raise InvalidInput(
             f"the folder {folder!r} holds no file that can be read; their names end in {readable_suffixes()}"

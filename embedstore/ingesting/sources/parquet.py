@@ -9,7 +9,14 @@ from typing import Any
 
 from embedstore.errors import InvalidInput
 from embedstore.ingesting.sources.arrow_rows import arrow_errors, batch_rows, check_names, guarded
-from embedstore.ingesting.sources.source import OnError, SourceRow, file_fingerprint, file_status
+from embedstore.ingesting.sources.source import (
+    OnError,
+    SourceRow,
+    exported,
+    file_fingerprint,
+    file_status,
+)
+from embedstore.tables import EXPORT_HEADER
 
 BATCH_BYTES = 32 << 20
 BATCH_ROWS = 2048
@@ -61,6 +68,8 @@ class ParquetTable:
             yield from _group_batches(file, group, wanted)
 
     def _names(self, schema: Any) -> list[str]:
+        if EXPORT_HEADER.encode() in (schema.metadata or {}):
+            raise exported(self.name)
         names = check_names(list(schema.names), self.name)
         if b"pandas" in (schema.metadata or {}):
             names = [name for name in names if not _UNNAMED_INDEX(name)]

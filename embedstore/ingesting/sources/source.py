@@ -115,3 +115,8 @@ def named(name: str) -> Iterator[None]:
         if error.source is None:
             error.source = name
         raise
+
+
+def exported(name: str) -> InvalidInput:
+    """The error for a file of whole records, which would be taken for data."""
+    return InvalidInput(f"{name} was written by export; bring it in with import, which keeps its vectors")

@@ -1,0 +1,76 @@
+"""Keys that are made for an input: they come back with it, and never fall on the records of another."""
+
+import logging
+
+import pandas as pd
+import pytest
+
+from embedstore import InvalidInput
+
+
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def texts(collection):
+    return sorted(record.content for record in collection.records())
+
+
+def test_another_file_of_the_same_name_does_not_overwrite_the_rows_of_the_first(store, tmp_path):
+    first = write(tmp_path / "a" / "data.csv", "text\none\ntwo\n")
+    other = write(tmp_path / "b" / "data.csv", "text\nthree\n")
+    collection = store.collection("c", encoder="letters")
+    assert collection.ingest(first).added == 2
+    with pytest.raises(InvalidInput, match=r"keys such as 'data.csv:1' are those of .*/a/data.csv, which would be"):
+        collection.ingest(other)
+    assert collection.ingest(first).unchanged == 2
+    first.rename(tmp_path / "moved.csv")  # then it may as well be the same file in another place
+    assert collection.ingest(other).updated == 1
+    assert store.collection("d", encoder="letters").ingest(other).added == 1
+
+
+def test_another_folder_does_not_overwrite_files_of_the_same_name(store, tmp_path):
+    write(tmp_path / "a" / "n.md", "one")
+    write(tmp_path / "b" / "n.md", "two")
+    write(tmp_path / "b" / "m.md", "three")
+    collection = store.collection("c", encoder="letters")
+    collection.ingest(tmp_path / "a")
+    with pytest.raises(InvalidInput, match=r"key 'n.md' is that of .*/a/n.md', whose record would be overwritten"):
+        collection.ingest(tmp_path / "b")
+    report = collection.ingest(tmp_path / "b", on_error="skip")
+    assert (report.added, report.failed) == (1, 1)
+    assert texts(collection) == ["one", "three"]
+    write(tmp_path / "a" / "n.md", "one, changed")
+    assert collection.ingest(tmp_path / "a").updated == 1
+
+
+@pytest.mark.parametrize("made", [list, pd.DataFrame])
+def test_what_has_no_name_has_keys_of_what_it_holds(store, made):
+    collection = store.collection("c", encoder="letters")
+    one = made([{"text": "a", "n": 1}, {"text": "a", "n": 1}, {"text": "b", "n": 2}])
+    other = made([{"text": "c", "n": 1}, {"text": "b", "n": 2}])
+    assert collection.ingest(one).added == 3
+    report = collection.ingest(other)
+    assert (report.added, report.unchanged, report.updated) == (1, 1, 0)
+    assert collection.ingest(one).unchanged == 3
+    assert texts(collection) == ["a", "a", "b", "c"]
+
+
+def test_a_file_that_was_exported_is_no_data(store, tmp_path):
+    collection = store.collection("c", encoder="letters")
+    collection.add([{"key": "a", "text": "one"}])
+    for name in ("c.parquet", "c.jsonl"):
+        collection.export(str(tmp_path / name))
+        with pytest.raises(InvalidInput, match=f"{name} was written by export; bring it in with import"):
+            store.collection("d", encoder="letters").ingest(tmp_path / name)
+    assert list(store.collections()) == ["c"]
+
+
+def test_pictures_beside_texts_are_named_as_left_out(store, tmp_path, caplog):
+    write(tmp_path / "notes" / "n.md", "one")
+    write(tmp_path / "notes" / "p.png", "")
+    with caplog.at_level(logging.WARNING):
+        store.collection("c", encoder="letters").ingest(tmp_path / "notes")
+    assert "only its texts are read" in caplog.text and "p.png" in caplog.text
