@@ -1,7 +1,8 @@
 """Writes what is generated of the documentation.
 
-``docs/cli.md`` comes from the help of every command, the table of ``docs/reliability.md`` from the results of the fault
-campaigns. ``python docs/build.py`` writes them; with ``--check`` it changes nothing and exits 1 where one is stale.
+``docs/cli.md`` comes from the help of every command, ``docs/library.md`` from docstrings, the table of
+``docs/reliability.md`` from the results of the fault campaigns. ``python docs/build.py`` writes them; with ``--check``
+it changes nothing and exits 1 where one is stale.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+import library
 
 from embedstore.cli.main import COMMANDS, cli
 
 PAGE = Path(__file__).with_name("cli.md")
+LIBRARY = Path(__file__).with_name("library.md")
 RELIABILITY = Path(__file__).with_name("reliability.md")
 CAMPAIGNS = Path(__file__).resolve().parents[1] / "tests" / "faults" / "results.json"
 BEGIN, END = "<!-- measured -->", "<!-- /measured -->"
@@ -80,7 +83,7 @@ def reliability() -> str:
 def main() -> int:
     """Write the pages, or with ``--check`` hold them against what would be written."""
     stale = False
-    for path, text in ((PAGE, page()), (RELIABILITY, reliability())):
+    for path, text in ((PAGE, page()), (LIBRARY, library.page()), (RELIABILITY, reliability())):
         fresh = path.is_file() and path.read_text(encoding="utf-8") == text
         if "--check" in sys.argv[1:]:
             print(f"{path} is {'up to date' if fresh else 'out of date; run: make docs'}")

@@ -311,3 +311,18 @@ def test_every_page_is_in_the_table_of_contents():
     linked = {(index.parent / target).resolve() for target in re.findall(r"\]\(([^)#\s]+)", index.read_text())}
     howto = set(ROOT.glob("docs/*.md")) | set(ROOT.glob("docs/howto/*.md"))
     assert howto - {index} <= linked
+
+
+def test_the_library_reference_leaves_out_what_there_is_and_nothing_else(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    import library
+
+    text = (ROOT / "docs" / "library.md").read_text()
+    for name, members in library.INTERNAL.items():
+        kind = library._named(name)
+        assert members <= vars(kind).keys() | {"__none__"}, name
+    for name in library.CLASSES:
+        assert f"\n## {name}\n" in text
+        for member, value in library._members(library._named(name)):
+            assert f"\n### {member}\n" in text
+            assert (value.fget if isinstance(value, property) else value).__doc__, f"{name}.{member} says nothing"
