@@ -191,6 +191,9 @@ class _Ingest:
                     collection.drop(only_as=made)
         if fruitless:
             return self._report
+        report = self._report
+        if not (report.added or report.updated or report.unchanged or report.failed):
+            _LOG.warning("%s: there were no rows to bring in", ", ".join(source.name for source in self._sources[:3]))
         if options.prune:
             self._prune()
         job.finish()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -23,6 +24,7 @@ from embedstore.storing.layout import modalities_read
 if TYPE_CHECKING:
     from embedstore.collection import Collection
 
+_LOG = logging.getLogger("embedstore")
 METHODS = ("reconstruction", "elbo", "knn")
 _PAGE = 1000
 _STORED = ("score", "share", "strange")
@@ -140,6 +142,8 @@ def _by_neighbours(
     Distances are Euclidean, 1 - cosine, or minus the inner product, by the space's metric (Ramaswamy, Rastogi and Shim
     2000 rank by the distance to the nth neighbour).
     """
+    if neighbour >= row.n_live:
+        _LOG.warning("%d vectors have no neighbour of rank %d; their farthest is taken", row.n_live, neighbour)
     keys: list[str] = []
     parts: list[np.ndarray] = []
     shift = 1.0 if Metric(row.metric) is Metric.COSINE else 0.0
