@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from embedstore.collection import Collection
 
 _RECENT = 200_000
+_OPTIONS = orjson.OPT_SORT_KEYS | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
 
 
 class ContentKeys:
@@ -32,7 +33,10 @@ class ContentKeys:
     def key_of(self, record: Mapping[str, Any]) -> str:
         """A key made of all that a record holds but its key; of equal rows the second ends in ``-2``, and so on."""
         held = {name: value for name, value in record.items() if name != "key"}
-        encoded = orjson.dumps(held, default=_plain, option=orjson.OPT_SORT_KEYS | orjson.OPT_SERIALIZE_NUMPY)
+        try:
+            encoded = orjson.dumps(held, default=_plain, option=_OPTIONS)
+        except TypeError:  # what JSON cannot hold is refused with its field, once it has a key
+            encoded = repr(held).encode(errors="backslashreplace")
         first = key = f"{self._label}:{blake2b(encoded, digest_size=8).hexdigest()}"
         number = 1
         while self._seen.holds(key):
@@ -43,9 +47,12 @@ class ContentKeys:
 
 
 def _plain(value: Any) -> Any:
-    """What stands for a value that JSON does not know: the bytes of a picture, else its name."""
+    """What stands for a value that JSON does not know: the bytes of a picture or an array, else how it is written."""
     data = getattr(value, "data", None)
-    return blake2b(data).hexdigest() if isinstance(data, bytes) else f"{type(value).__name__} {value}"
+    if not isinstance(data, bytes) and hasattr(value, "tobytes"):
+        data = value.tobytes()
+    held = blake2b(data).hexdigest() if isinstance(data, bytes) else str(value)
+    return f"{type(value).__name__} {held}"
 
 
 class SeenKeys:
@@ -100,11 +107,11 @@ def without_other_files(
         pieces = [f"{key}#1" for key in batch.keys]  # of a text that was cut
         held = {} if row is None else uris_by_key(transaction, row, [*batch.keys, *pieces])
     held = {key.removesuffix("#1"): uri for key, uri in held.items()} | held
-    others = [
+    others = {
         place for place, (key, uri) in enumerate(zip(batch.keys, batch.uris, strict=True))
         if key in held and uri is not None and _are_two_files(held[key], uri)
-    ]  # fmt: skip
-    for place in others:
+    }  # fmt: skip
+    for place in sorted(others):
         key = batch.keys[place]
         error = InvalidRecord(
             f"the key {shown(key)} is that of {shown(held[key], 200)}, whose record would be overwritten; give the"

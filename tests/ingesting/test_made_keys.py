@@ -1,11 +1,15 @@
 """Keys that are made for an input: they come back with it, and never fall on the records of another."""
 
+import datetime
 import logging
 
+import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from embedstore import InvalidInput
+from embedstore.ingesting.keys import ContentKeys
 
 
 def write(path, text):
@@ -74,3 +78,29 @@ def test_pictures_beside_texts_are_named_as_left_out(store, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         store.collection("c", encoder="letters").ingest(tmp_path / "notes")
     assert "only its texts are read" in caplog.text and "p.png" in caplog.text
+
+
+def test_the_same_content_has_the_same_key_of_whatever_kind_it_is():
+    def keys(*records):
+        made = ContentKeys("list")
+        return [made.key_of(record) for record in records]
+
+    wide = np.arange(4000.0).reshape(2, 2000)
+    changed = wide.copy()
+    changed[0, 1000] += 1
+    kinds = [
+        {"vector": wide[0]}, {"vector": changed[0]}, {"vector": wide[:, 5]}, {"vector": wide.T[7]},
+        {"image": Image.new("RGB", (4, 4), "red")}, {"image": Image.new("RGB", (4, 4), "blue")},
+        {"when": datetime.datetime(2020, 1, 1)}, {"when": pd.Timestamp("2020-01-02")}, {"blob": b"a"}, {"n": 2**80},
+        {1: "a"}, {"text": "\ud800"}, {"n": float("nan")}, {},
+    ]  # fmt: skip
+    first, again = keys(*kinds), keys(*[dict(one) for one in kinds])
+    assert first == again and len(set(first)) == len(kinds)
+    assert keys({"a": 1, "b": 2, "key": "x"}) == keys({"b": 2, "a": 1})
+    assert keys({"a": 1}, {"a": 1}, {"a": 1})[1:] == [f"{keys({'a': 1})[0]}-2", f"{keys({'a': 1})[0]}-3"]
+
+
+@pytest.mark.parametrize("odd", [{"n": 2**80}, {"text": "\ud800"}, {"m": {1: {2}}}])
+def test_what_cannot_be_stored_is_refused_with_its_field_without_a_key_too(store, odd):
+    with pytest.raises(InvalidInput, match="row 1"):
+        store.collection("c", encoder="letters").ingest([{"text": "a", **odd}])
