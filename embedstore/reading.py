@@ -208,15 +208,17 @@ def keys_by_id(transaction: Transaction, record_ids: Sequence[int]) -> dict[int,
     return found
 
 
-def uris_by_key(transaction: Transaction, collection: CollectionRow, keys: Sequence[str]) -> dict[str, str]:
-    """By key, the addresses of those records that exist and have one."""
-    found: dict[str, str] = {}
+def uris_by_key(transaction: Transaction, collection: CollectionRow, keys: Sequence[str]) -> dict[str, str | None]:
+    """By key, the addresses of those records that exist; None for one without."""
+    found: dict[str, str | None] = {}
     members = transaction.dialect.members("keys", "text")
     for start in range(0, len(keys), _CHUNK):
-        chunk = transaction.dialect.list_parameter(list(keys[start : start + _CHUNK]))
         rows = transaction.all(
-            f"SELECT key, uri FROM records WHERE collection_id = :collection AND key IN {members} AND uri IS NOT NULL",
-            {"collection": collection.collection_id, "keys": chunk},
+            f"SELECT key, uri FROM records WHERE collection_id = :collection AND key IN {members}",
+            {
+                "collection": collection.collection_id,
+                "keys": transaction.dialect.list_parameter(list(keys[start : start + _CHUNK])),
+            },
         )
         found.update(rows)
     return found

@@ -24,7 +24,8 @@ _FEW = 0.001
 _LARGEST_HALF = 2.0**15
 _SMALLEST_HALF = 2.0**-10
 """Between them, half precision tells eleven bits of a number, and of ones that are some times smaller."""
-_MODEST_LENGTHS = (0.25, 4.0)
+_MODEST = {Metric.DOT: (2.0**-2, 2.0**2), Metric.EUCLIDEAN: (2.0**-8, 2.0**8)}
+"""Lengths, and distances from the middle, that lists of codes are made for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,7 @@ def _exponent(matrix: FloatMatrix, recipe: Recipe, metric: Metric) -> int:
     """The power of two that brings stored vectors to a size that the index's codes are made for.
 
     Codes of half precision have a largest number. Lists by inner product have centres of length one, and hold what a
-    vector lacks of its centre, in which a short vector is lost.
+    vector lacks of its centre, in which a short vector is lost; by distance the codes of one bit lose short ones.
     """
     if metric is Metric.COSINE or not recipe.rescore or not len(matrix):
         return 0
@@ -95,9 +96,12 @@ def _exponent(matrix: FloatMatrix, recipe: Recipe, metric: Metric) -> int:
         if largest <= _LARGEST_HALF and typical >= _SMALLEST_HALF or largest == 0:
             return 0
         return math.floor(math.log2(_LARGEST_HALF / largest))
-    if recipe.family is Family.LISTS and metric is Metric.DOT:
-        length = float(np.median(np.linalg.norm(_sample(matrix).astype(np.float64), axis=1)))
-        shortest, longest = _MODEST_LENGTHS
+    if recipe.family is Family.LISTS:
+        some = _sample(matrix).astype(np.float64)
+        if metric is Metric.EUCLIDEAN:  # which is the same wherever zero is
+            some -= np.median(some, axis=0)
+        length = float(np.median(np.linalg.norm(some, axis=1)))
+        shortest, longest = _MODEST[metric]
         return 0 if length == 0 or shortest <= length <= longest else -round(math.log2(length))
     return 0
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Sequence
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 import orjson
 
-from embedstore.errors import InvalidInput
 from embedstore.ingesting.options import IngestOptions
 from embedstore.ingesting.sources import Source
 from embedstore.storage import catalog
@@ -29,24 +26,17 @@ class IngestJob:
         self._collection = collection
         prints = [source.fingerprint() for source in sources]
         described = [
-            [source.name for source in sources], prints, options.text, options.key, options.vector,
-            options.metadata, dict(options.types), options.chunk, options.chunk_overlap,
+            [source.name.encode(errors="backslashreplace").decode() for source in sources], prints, options.text,
+            options.key, options.vector, options.metadata, dict(options.types), options.chunk, options.chunk_overlap,
         ]  # fmt: skip
         self._known = all(one is not None for one in prints)
         self._fingerprint = blake2b(orjson.dumps(described, default=list), digest_size=16).hexdigest()
         self._done: dict[str, int] = {}
-        self._paths: dict[str, str] = {}
 
-    def start(self, named: Sequence[tuple[str, str]] = ()) -> None:
-        """Note that the job runs; tells the log where an earlier run was interrupted.
-
-        named: of inputs whose keys are made of a name and a row, the name and the path. InvalidInput where keys of
-        that name are another file's, which is still there: its records would be overwritten.
-        """
+    def start(self) -> None:
+        """Note that the job runs; tells the log where an earlier run was interrupted."""
         if not self._known:
             return
-        self._paths = {f"name:{label}": os.path.abspath(path) for label, path in named}
-        self._refuse_taken_names()
         with self._collection.store.reading() as transaction:
             row = transaction.one(
                 "SELECT cursor, state FROM ingest_jobs WHERE collection_id = :collection AND source = :source",
@@ -59,9 +49,6 @@ class IngestJob:
         """Note, in the transaction that commits them, that the rows up to ``n_rows`` of a source are in."""
         self._done[source] = n_rows
         self._put(transaction, "running")
-        for name, path in self._paths.items():
-            self._set(transaction, name, 0, path)
-        self._paths = {}
 
     def finish(self) -> None:
         """Note that the input is in, whole."""
@@ -72,31 +59,14 @@ class IngestJob:
     def _put(self, transaction: Transaction, state: str) -> None:
         if not self._known:
             return
-        self._set(transaction, self._fingerprint, sum(self._done.values()), state)
-
-    def _refuse_taken_names(self) -> None:
-        with self._collection.store.reading() as transaction:
-            for name, path in self._paths.items():
-                row = transaction.one(
-                    "SELECT state FROM ingest_jobs WHERE collection_id = :collection AND source = :source",
-                    {"collection": self._collection_id(transaction), "source": name},
-                )
-                if row is not None and row[0] != path and os.path.exists(row[0]):
-                    label = name.removeprefix("name:")
-                    raise InvalidInput(
-                        f"{path} has no key field, and keys such as '{label}:1' are those of {row[0]}, which would be"
-                        " overwritten; name a field with --key (key=...), or rename the file"
-                    )
-
-    def _set(self, transaction: Transaction, source: str, cursor: int, state: str) -> None:
         transaction.run(
             "INSERT INTO ingest_jobs (collection_id, source, cursor, state, updated_at)"
             " VALUES (:collection, :source, :cursor, :state, :now)"
             " ON CONFLICT (collection_id, source) DO UPDATE SET cursor = excluded.cursor, state = excluded.state,"
             " updated_at = excluded.updated_at",
             {
-                "collection": self._collection_id(transaction), "source": source, "cursor": cursor, "state": state,
-                "now": catalog.now(),
+                "collection": self._collection_id(transaction), "source": self._fingerprint,
+                "cursor": sum(self._done.values()), "state": state, "now": catalog.now(),
             },
         )  # fmt: skip
 

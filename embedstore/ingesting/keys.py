@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import orjson
 
 from embedstore.checks import shown
-from embedstore.errors import DuplicateKey, InvalidRecord
-from embedstore.reading import uris_by_key
-from embedstore.records import Batch
-from embedstore.storage import catalog
-
-if TYPE_CHECKING:
-    from embedstore.collection import Collection
+from embedstore.errors import DuplicateKey
 
 _RECENT = 200_000
+_EXACT = 2**53
 _OPTIONS = orjson.OPT_SORT_KEYS | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
 
 
@@ -29,30 +23,44 @@ class ContentKeys:
     def __init__(self, label: str) -> None:
         self._label = label
         self._seen = SeenKeys()
+        self._repeated: dict[str, int] = {}
 
     def key_of(self, record: Mapping[str, Any]) -> str:
         """A key made of all that a record holds but its key; of equal rows the second ends in ``-2``, and so on."""
-        held = {name: value for name, value in record.items() if name != "key"}
+        held = {name: _canonical(value) for name, value in record.items() if name != "key"}
         try:
             encoded = orjson.dumps(held, default=_plain, option=_OPTIONS)
         except TypeError:  # what JSON cannot hold is refused with its field, once it has a key
             encoded = repr(held).encode(errors="backslashreplace")
-        first = key = f"{self._label}:{blake2b(encoded, digest_size=8).hexdigest()}"
-        number = 1
-        while self._seen.holds(key):
-            number += 1
-            key = f"{first}-{number}"
-        self._seen.add(key, 0)
-        return key
+        key = f"{self._label}:{blake2b(encoded, digest_size=8).hexdigest()}"
+        if not self._seen.holds(key):
+            self._seen.add(key, 0)
+            return key
+        self._repeated[key] = self._repeated.get(key, 1) + 1
+        return f"{key}-{self._repeated[key]}"
+
+
+def _canonical(value: Any) -> Any:
+    """A value in the one form that it has in a list and in a column of numbers: 2 for 2.0."""
+    if isinstance(value, float):
+        return int(value) if value.is_integer() and abs(value) < _EXACT else value
+    if isinstance(value, dict):
+        return {name: _canonical(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_canonical(one) for one in value]
+    return _canonical(value.tolist()) if isinstance(value, (np.ndarray, np.generic)) else value
 
 
 def _plain(value: Any) -> Any:
-    """What stands for a value that JSON does not know: the bytes of a picture or an array, else how it is written."""
+    """What stands for a value that JSON does not know: all that makes a picture, else how it is written."""
     data = getattr(value, "data", None)
-    if not isinstance(data, bytes) and hasattr(value, "tobytes"):
-        data = value.tobytes()
-    held = blake2b(data).hexdigest() if isinstance(data, bytes) else str(value)
-    return f"{type(value).__name__} {held}"
+    if isinstance(data, bytes):
+        return blake2b(data).hexdigest()
+    if hasattr(value, "tobytes"):
+        told = [getattr(value, name, None) for name in ("mode", "size")]
+        palette = value.getpalette() if hasattr(value, "getpalette") else None
+        return [str(told), str(palette), blake2b(value.tobytes()).hexdigest()]
+    return f"{type(value).__name__} {value}"
 
 
 class SeenKeys:
@@ -91,43 +99,6 @@ class SeenKeys:
             return False
         place = int(np.searchsorted(self._older, np.uint64(hashed)))
         return place < self._older.size and int(self._older[place]) == hashed
-
-
-def without_other_files(
-    collection: Collection, batch: Batch, on_error: Callable[[InvalidRecord, Mapping[str, Any]], None] | None
-) -> Batch:
-    """A batch of files without those whose keys are other files', which are still there and would be overwritten.
-
-    on_error: is told of them; without it the first raises InvalidRecord.
-    """
-    if not collection.store.exists():
-        return batch
-    with collection.store.reading() as transaction:
-        row = catalog.find_collection(transaction, collection.name)
-        pieces = [f"{key}#1" for key in batch.keys]  # of a text that was cut
-        held = {} if row is None else uris_by_key(transaction, row, [*batch.keys, *pieces])
-    held = {key.removesuffix("#1"): uri for key, uri in held.items()} | held
-    others = {
-        place for place, (key, uri) in enumerate(zip(batch.keys, batch.uris, strict=True))
-        if key in held and uri is not None and _are_two_files(held[key], uri)
-    }  # fmt: skip
-    for place in sorted(others):
-        key = batch.keys[place]
-        error = InvalidRecord(
-            f"the key {shown(key)} is that of {shown(held[key], 200)}, whose record would be overwritten; give the"
-            " folder above both, or take another collection", row=batch.row_numbers[place], field="key",
-        )  # fmt: skip
-        if on_error is None:
-            raise error
-        on_error(error, {"key": key, "uri": batch.uris[place]})
-    return batch.subset([place for place in range(len(batch)) if place not in others]) if others else batch
-
-
-def _are_two_files(one: str, other: str) -> bool:
-    try:
-        return os.path.abspath(one) != os.path.abspath(other) and not os.path.samefile(one, other)
-    except (OSError, ValueError):  # one of them is not there
-        return False
 
 
 def _hash(key: str) -> int:

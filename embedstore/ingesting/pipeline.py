@@ -20,7 +20,7 @@ from embedstore.errors import EmbedstoreError, InvalidInput, InvalidRecord
 from embedstore.forking import once
 from embedstore.ingesting.chunks import ChunkCutter, check_parents, drop_stale_chunks
 from embedstore.ingesting.job import IngestJob
-from embedstore.ingesting.keys import ContentKeys, SeenKeys, without_other_files
+from embedstore.ingesting.keys import ContentKeys, SeenKeys
 from embedstore.ingesting.options import (
     KEY_FIELDS,
     TEXT_FIELDS,
@@ -29,9 +29,10 @@ from embedstore.ingesting.options import (
     Progress,
     choose_fields,
 )
+from embedstore.ingesting.origins import Origins
 from embedstore.ingesting.progress import ProgressLine
 from embedstore.ingesting.rejects import Rejects
-from embedstore.ingesting.sources import DelimitedFile, ImageFiles, Source, TextFiles, open_sources
+from embedstore.ingesting.sources import DelimitedFile, ImageFiles, Source, open_sources
 from embedstore.model import Modality, WriteReport
 from embedstore.pictures import Picture
 from embedstore.records import Batch, Preparer
@@ -150,6 +151,8 @@ class _Ingest:
         self._progress = progress
         self._report = WriteReport()
         self._keys = SeenKeys()
+        self._by_content: dict[str, ContentKeys] = {}
+        self._origins = Origins(collection, replaces=options.prune)
         self._pieces = SeenKeys()
         self._stop = threading.Event()
         self._failure: BaseException | None = None
@@ -163,9 +166,11 @@ class _Ingest:
             for source, fields in zip(self._sources, maps, strict=True):
                 if source.rereadable and fields is not None:
                     self._check(source, fields)
-            self._keys = SeenKeys()
+            self._keys, self._by_content = SeenKeys(), {}
         for source, fields in zip(self._sources, maps, strict=True):
             if fields is not None and fields.key is None:
+                if source.fingerprint() is not None:
+                    self._origins.expect_rows(source, self._labels[id(source)])
                 made_of = f"file and row ({self._labels[id(source)]}:1)"
                 _LOG.info(
                     "%s: no field is named key, id or _id, so keys are made of %s; --key names one", source.name,
@@ -176,12 +181,7 @@ class _Ingest:
         made = collection.layout()
         cutter = None if options.chunk is None else ChunkCutter(collection, options.chunk, options.chunk_overlap)
         job = IngestJob(collection, self._sources, options)
-        named = [
-            (self._labels[id(source)], source.name)
-            for source, fields in zip(self._sources, maps, strict=True)
-            if fields is not None and fields.key is None and source.fingerprint() is not None
-        ]
-        job.start(named)
+        job.start()
         try:
             self._write_all(maps, cutter, job)
         finally:
@@ -237,7 +237,9 @@ class _Ingest:
         """The source's rows as records, each with its row number and how much of the source was read."""
         on_error = None if self._options.on_error == "abort" else self._reader_error(source)
         label = self._labels[id(source)]
-        by_content = ContentKeys(label) if source.fingerprint() is None else None
+        by_content = None
+        if source.fingerprint() is None:
+            by_content = self._by_content.setdefault(label, ContentKeys(label))
         for row in source.rows(on_error=on_error):
             if fields is None:
                 fields = choose_fields(self._options, list(row.fields), source.name, read=self._read_by_encoder)
@@ -259,8 +261,7 @@ class _Ingest:
             with _naming(source):
                 batch = preparer.prepare_numbered(((number, record) for number, record, _ in chunk), self._keys)
                 checker.check(batch)
-                if isinstance(source, (TextFiles, ImageFiles)):
-                    without_other_files(self._collection, batch, None)
+                self._origins.without_other_files(source, batch, None)
                 if self._options.chunk is not None:
                     check_parents(batch)
             self._progress.show(self._progress_at(source, "checking", chunk[-1][0], chunk[-1][2]))
@@ -312,8 +313,7 @@ class _Ingest:
                 ((number, record) for number, record, _ in pending), self._keys
             )
             batch = self._checker.check(batch, on_error)
-            if isinstance(source, (TextFiles, ImageFiles)):
-                batch = without_other_files(self._collection, batch, on_error)
+            batch = self._origins.without_other_files(source, batch, on_error)
             parents: list[str] = []
             if cutter is not None:
                 batch, parents = cutter.cut(batch, self._collection.preparer(on_error))
@@ -391,6 +391,7 @@ class _Ingest:
     def _commit_one(self, job: IngestJob, work: _Work) -> None:
         def also(transaction: Transaction) -> None:
             job.note(transaction, work.progress.source, work.progress.n_rows)
+            self._origins.note(transaction, work.progress.source)
             if work.parents:
                 drop_stale_chunks(transaction, self._collection.name, work.batch, work.parents)
 

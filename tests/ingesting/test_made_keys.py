@@ -50,6 +50,43 @@ def test_another_folder_does_not_overwrite_files_of_the_same_name(store, tmp_pat
     assert collection.ingest(tmp_path / "a").updated == 1
 
 
+def test_files_are_told_apart_wherever_they_were_named_from_and_however_they_are_kept(store, tmp_path, monkeypatch):
+    collection = store.collection("c", encoder="letters")
+    for name in ("one", "two"):
+        write(tmp_path / name / "docs" / "n.md", f"of {name}")
+    monkeypatch.chdir(tmp_path / "one")
+    collection.ingest("docs")
+    monkeypatch.chdir(tmp_path / "two")
+    with pytest.raises(InvalidInput, match="would be overwritten"):
+        collection.ingest("docs")
+    assert texts(collection) == ["of one"]
+    pieces = store.collection("pieces", encoder="letters")
+    pieces.ingest(tmp_path / "one" / "docs", chunk=8)
+    with pytest.raises(InvalidInput, match="would be overwritten"):
+        pieces.ingest(tmp_path / "two" / "docs", chunk=8)
+    pictures = store.collection("pictures", encoder="none")
+    for name in ("one", "two"):
+        Image.new("RGB", (4, 4), "red" if name == "one" else "blue").save(tmp_path / name / "p.png")
+    pictures.ingest(tmp_path / "one" / "p.png", image=True, embed_bytes=True)
+    report = pictures.ingest(tmp_path / "two" / "p.png", image=True, embed_bytes=True)
+    assert (report.updated, report.failed) == (0, 1)
+
+
+def test_what_is_the_same_or_to_be_replaced_or_is_gone_is_not_refused(store, tmp_path):
+    first = write(tmp_path / "a" / "data.csv", "text\none\n")
+    other = write(tmp_path / "b" / "data.csv", "text\ntwo\n")
+    (tmp_path / "way").symlink_to(tmp_path / "a")
+    collection = store.collection("c", encoder="letters")
+    collection.ingest(first, [{"key": "k", "text": "beside"}])
+    with pytest.raises(InvalidInput, match="would be overwritten"):
+        collection.ingest(other, [{"key": "k", "text": "beside"}])
+    assert collection.ingest(tmp_path / "way" / "data.csv").unchanged == 1
+    assert collection.ingest(other, prune=True).updated == 1
+    assert texts(collection) == ["two"]
+    collection.delete(where="_key = 'data.csv:1'")
+    assert collection.ingest(first).added == 1
+
+
 @pytest.mark.parametrize("made", [list, pd.DataFrame])
 def test_what_has_no_name_has_keys_of_what_it_holds(store, made):
     collection = store.collection("c", encoder="letters")
@@ -97,6 +134,11 @@ def test_the_same_content_has_the_same_key_of_whatever_kind_it_is():
     first, again = keys(*kinds), keys(*[dict(one) for one in kinds])
     assert first == again and len(set(first)) == len(kinds)
     assert keys({"a": 1, "b": 2, "key": "x"}) == keys({"b": 2, "a": 1})
+    assert keys({"v": np.asfortranarray(wide)}) == keys({"v": wide.tolist()}) and keys({"n": 2.0}) == keys({"n": 2})
+    pictures = [Image.new("L", (4, 16)), Image.new("L", (8, 8)), Image.new("P", (8, 8)), Image.new("P", (8, 8))]
+    pictures[3].putpalette([9] * 768)
+    assert len(set(keys(*({"image": one} for one in pictures)))) == 4
+    assert len(set(keys(*[{"text": "a"}] * 5000))) == 5000
     assert keys({"a": 1}, {"a": 1}, {"a": 1})[1:] == [f"{keys({'a': 1})[0]}-2", f"{keys({'a': 1})[0]}-3"]
 
 

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import glob
-import logging
 import os
 from collections.abc import Iterator
 
 from embedstore.errors import InvalidInput
 from embedstore.ingesting.sources.source import unreadable
 
-_LOG = logging.getLogger("embedstore")
-
 
 def files_of_folder(folder: str) -> list[str]:
     """The paths, relative to ``folder``, of all files in it and below, sorted; hidden ones are skipped.
 
-    Links to folders are followed, after the folders themselves; each folder is read once, so loops end. Links that lead
-    out of the folder, or to nothing, are left out with a warning: whoever filled the folder must not choose what else
-    is read.
+    Links to folders are followed, after the folders themselves; each folder is read once, so loops end.
     """
-    within = os.path.join(os.path.realpath(folder), "")
     seen: set[tuple[int, int]] = set()
     linked = [""]
     found: list[str] = []
@@ -31,23 +25,11 @@ def files_of_folder(folder: str) -> list[str]:
             inner = waiting.pop()
             for entry in _entries(folder, inner, seen):
                 path = os.path.join(inner, entry.name)
-                if entry.is_symlink() and not _leads_to(within, entry.path):
-                    continue
-                if entry.is_file() or not os.path.exists(entry.path):  # what vanished is refused later
+                if entry.is_file() or not os.path.exists(entry.path):  # a broken link is refused later
                     found.append(path)
                 elif entry.is_dir():
                     (linked if entry.is_symlink() else waiting).append(path)
     return sorted(path.replace(os.sep, "/") for path in found)
-
-
-def _leads_to(within: str, link: str) -> bool:
-    """Whether a link leads to something below a folder, whose real path ends in a slash."""
-    target = os.path.realpath(link)
-    inside = target.startswith(within) or os.path.join(target, "") == within
-    if inside and os.path.exists(target):
-        return True
-    _LOG.warning("%s is left out: it is a link %s", link, "to nothing" if inside else "that leads out of the folder")
-    return False
 
 
 def _entries(folder: str, inner: str, seen: set[tuple[int, int]]) -> Iterator[os.DirEntry[str]]:
