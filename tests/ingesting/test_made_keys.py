@@ -22,24 +22,24 @@ def texts(collection):
     return sorted(record.content for record in collection.records())
 
 
-def test_another_file_of_the_same_name_does_not_overwrite_the_rows_of_the_first(store, tmp_path):
+def test_another_file_of_the_same_name_does_not_overwrite_the_rows_of_the_first(any_store, tmp_path):
     first = write(tmp_path / "a" / "data.csv", "text\none\ntwo\n")
     other = write(tmp_path / "b" / "data.csv", "text\nthree\n")
-    collection = store.collection("c", encoder="letters")
+    collection = any_store.collection("c", encoder="letters")
     assert collection.ingest(first).added == 2
     with pytest.raises(InvalidInput, match=r"keys such as 'data.csv:1' are those of .*/a/data.csv, which would be"):
         collection.ingest(other)
     assert collection.ingest(first).unchanged == 2
     first.rename(tmp_path / "moved.csv")  # then it may as well be the same file in another place
     assert collection.ingest(other).updated == 1
-    assert store.collection("d", encoder="letters").ingest(other).added == 1
+    assert any_store.collection("d", encoder="letters").ingest(other).added == 1
 
 
-def test_another_folder_does_not_overwrite_files_of_the_same_name(store, tmp_path):
+def test_another_folder_does_not_overwrite_files_of_the_same_name(any_store, tmp_path):
     write(tmp_path / "a" / "n.md", "one")
     write(tmp_path / "b" / "n.md", "two")
     write(tmp_path / "b" / "m.md", "three")
-    collection = store.collection("c", encoder="letters")
+    collection = any_store.collection("c", encoder="letters")
     collection.ingest(tmp_path / "a")
     with pytest.raises(InvalidInput, match=r"key 'n.md' is that of .*/a/n.md', whose record would be overwritten"):
         collection.ingest(tmp_path / "b")
@@ -72,11 +72,11 @@ def test_files_are_told_apart_wherever_they_were_named_from_and_however_they_are
     assert (report.updated, report.failed) == (0, 1)
 
 
-def test_what_is_the_same_or_to_be_replaced_or_is_gone_is_not_refused(store, tmp_path):
+def test_what_is_the_same_or_to_be_replaced_or_is_gone_is_not_refused(any_store, tmp_path):
     first = write(tmp_path / "a" / "data.csv", "text\none\n")
     other = write(tmp_path / "b" / "data.csv", "text\ntwo\n")
     (tmp_path / "way").symlink_to(tmp_path / "a")
-    collection = store.collection("c", encoder="letters")
+    collection = any_store.collection("c", encoder="letters")
     collection.ingest(first, [{"key": "k", "text": "beside"}])
     with pytest.raises(InvalidInput, match="would be overwritten"):
         collection.ingest(other, [{"key": "k", "text": "beside"}])
