@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import inspect
 import re
 from collections.abc import Iterator
@@ -99,7 +98,7 @@ def _probing() -> str:
 def _errors() -> str:
     lines = ["## Errors\n", "| error | exit code | when |", "|---|---|---|"]
     for name in sorted(embedstore.__all__):
-        kind = getattr(importlib.import_module("embedstore.errors"), name, None)
+        kind = getattr(errors, name, None)
         if inspect.isclass(kind) and issubclass(kind, errors.EmbedstoreError):
             line = " ".join(_own_doc(kind).split("\n\n")[0].split())
             lines.append(f"| `{name}` | {kind.exit_code} | {_markdown(line).strip().replace('|', '&#124;')} |")

@@ -57,7 +57,8 @@ def update_command(
         twice = next(name for name in fields if sum(name == other for other, _ in changes) > 1)
         raise click.UsageError(f"what is to become of {twice!r} is said twice; say it once")
     with state.collection(collection) as found:
-        for name in (_NO_METADATA & fields.keys()) - set(found.stats()["fields"]):
+        doubtful = sorted(_NO_METADATA & fields.keys())
+        for name in doubtful and set(doubtful) - found.stats()["fields"].keys():
             raise click.UsageError(f"{name!r} is no metadata; update changes metadata only, and 'ingest' the rest")
         report = found.update([{"key": key, "metadata": fields} for key in keys])
         print_mapping({"updated": report.updated, "unchanged": report.unchanged}, state.format_)

@@ -22,9 +22,11 @@ _LOG = logging.getLogger("embedstore")
 class IngestJob:
     """The row of ``ingest_jobs`` for one input read in one way; inputs that have no identity leave none."""
 
-    def __init__(self, collection: Collection, sources: list[Source], options: IngestOptions) -> None:
+    def __init__(
+        self, collection: Collection, sources: list[Source], prints: list[str | None], options: IngestOptions
+    ) -> None:
+        """prints: the fingerprint of each source."""
         self._collection = collection
-        prints = [source.fingerprint() for source in sources]
         described = [
             [source.name.encode(errors="backslashreplace").decode() for source in sources], prints, options.text,
             options.key, options.vector, options.metadata, dict(options.types), options.chunk, options.chunk_overlap,

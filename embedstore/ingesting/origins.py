@@ -33,7 +33,7 @@ class Origins:
         self._collection = collection
         self._replaces = replaces
         self._names: dict[str, tuple[str, str]] = {}  # by source, the name in its keys and the path of the file
-        self._roots: dict[str, dict[str, str]] = {}  # by source, by key of a file its path
+        self._paths: dict[str, dict[str, str]] = {}  # by source, by key of a file its path
         self._others: dict[str, list[str]] = {}
         self._expected: dict[str, str | None] = {}
         self._noted: set[str] = set()
@@ -84,7 +84,7 @@ class Origins:
             return batch
         taken = {
             place: other for place, key in enumerate(batch.keys)
-            if (other := self._other_file(source, key, mine.get(key))) is not None
+            if key in mine and (other := self._other_file(source, key, mine[key])) is not None
         }  # fmt: skip
         if not taken:
             return batch
@@ -104,16 +104,13 @@ class Origins:
             )  # fmt: skip
             if on_error is None:
                 raise error
-            on_error(error, {"key": batch.keys[place], "uri": mine.get(batch.keys[place])})
+            on_error(error, {"key": batch.keys[place], "uri": mine[batch.keys[place]]})
         return batch.subset([place for place in range(len(batch)) if place not in taken]) if taken else batch
 
-    def _other_file(self, source: TextFiles | ImageFiles, key: str, path: str | None) -> str | None:
+    def _other_file(self, source: TextFiles | ImageFiles, key: str, path: str) -> str | None:
         """The file of that key in another folder that was brought in."""
-        for root in self._other_roots(source) if path is not None else ():
-            other = os.path.join(root, key)
-            if os.path.isfile(other) and _are_two_files(other, path or ""):
-                return other
-        return None
+        others = (os.path.join(root, key) for root in self._other_roots(source))
+        return next((other for other in others if os.path.isfile(other) and _are_two_files(other, path)), None)
 
     def _other_roots(self, source: TextFiles | ImageFiles) -> list[str]:
         if source.name not in self._others:
@@ -128,9 +125,9 @@ class Origins:
         return self._others[source.name]
 
     def _paths_of(self, source: TextFiles | ImageFiles) -> dict[str, str]:
-        if source.name not in self._roots:
-            self._roots[source.name] = {file.key: os.path.abspath(file.path) for file in source.files}
-        return self._roots[source.name]
+        if source.name not in self._paths:
+            self._paths[source.name] = {file.key: os.path.abspath(file.path) for file in source.files}
+        return self._paths[source.name]
 
     def note(self, transaction: Transaction, source: str) -> None:
         """Note where a source's records come from, in the transaction that commits the first of them."""
@@ -141,7 +138,7 @@ class Origins:
             if (noted := self._noted_path(transaction, label)) != self._expected.get(source):
                 self._refuse_other(source, noted or path)  # another run was quicker
             self._set(transaction, _NAME + label, path)
-        for root in _roots(self._roots.get(source, {})):
+        for root in _roots(self._paths.get(source, {})):
             self._set(transaction, _FOLDER + root, root)
         self._noted.add(source)
 

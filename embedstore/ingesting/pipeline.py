@@ -152,6 +152,7 @@ class _Ingest:
         self._report = WriteReport()
         self._keys = SeenKeys()
         self._by_content: dict[str, ContentKeys] = {}
+        self._nameless: set[int] = set()
         self._origins = Origins(collection, replaces=options.prune)
         self._pieces = SeenKeys()
         self._stop = threading.Event()
@@ -162,6 +163,8 @@ class _Ingest:
         """Check, write, prune, and bring the caches up to date."""
         collection, options = self._collection, self._options
         maps = [self._field_map(source) for source in self._sources]
+        prints = [source.fingerprint() for source in self._sources]
+        self._nameless = {id(source) for source, one in zip(self._sources, prints, strict=True) if one is None}
         if options.on_error == "abort":
             for source, fields in zip(self._sources, maps, strict=True):
                 if source.rereadable and fields is not None:
@@ -169,18 +172,12 @@ class _Ingest:
             self._keys, self._by_content = SeenKeys(), {}
         for source, fields in zip(self._sources, maps, strict=True):
             if fields is not None and fields.key is None:
-                if source.fingerprint() is not None:
-                    self._origins.expect_rows(source, self._labels[id(source)])
-                made_of = f"file and row ({self._labels[id(source)]}:1)"
-                _LOG.info(
-                    "%s: no field is named key, id or _id, so keys are made of %s; --key names one", source.name,
-                    "what a row holds" if source.fingerprint() is None else made_of,
-                )  # fmt: skip
+                self._expect_made_keys(source)
         is_new = collection.layout() is None
         collection.create()
         made = collection.layout()
         cutter = None if options.chunk is None else ChunkCutter(collection, options.chunk, options.chunk_overlap)
-        job = IngestJob(collection, self._sources, options)
+        job = IngestJob(collection, self._sources, prints, options)
         job.start()
         try:
             self._write_all(maps, cutter, job)
@@ -200,6 +197,17 @@ class _Ingest:
         if options.refresh:
             self._collection.refresh_or_warn()
         return self._report
+
+    def _expect_made_keys(self, source: Source) -> None:
+        """Say what the keys of a source without a field for them are made of; refuse those that are another file's."""
+        made_of = "what a row holds"
+        if id(source) not in self._nameless:
+            label = self._labels[id(source)]
+            self._origins.expect_rows(source, label)
+            made_of = f"file and row ({label}:1)"
+        _LOG.info(
+            "%s: no field is named key, id or _id, so keys are made of %s; --key names one", source.name, made_of
+        )
 
     # ---- reading
 
@@ -237,9 +245,7 @@ class _Ingest:
         """The source's rows as records, each with its row number and how much of the source was read."""
         on_error = None if self._options.on_error == "abort" else self._reader_error(source)
         label = self._labels[id(source)]
-        by_content = None
-        if source.fingerprint() is None:
-            by_content = self._by_content.setdefault(label, ContentKeys(label))
+        by_content = self._by_content.setdefault(label, ContentKeys(label)) if id(source) in self._nameless else None
         for row in source.rows(on_error=on_error):
             if fields is None:
                 fields = choose_fields(self._options, list(row.fields), source.name, read=self._read_by_encoder)

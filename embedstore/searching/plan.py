@@ -136,14 +136,12 @@ def _planned(view: SpaceView, approximate: Approximate, k: int, selection: Selec
     if recipe.knob is None and recipe.rescore:
         n_candidates = int(n_candidates * margin(fraction))
     elif recipe.knob is not None:
-        knob = max(approximate.settings[recipe.knob], k) if recipe.family is Family.GRAPH else 0
+        knob = approximate.settings[recipe.knob]
         if selection is not None:
-            knob = max(knob, raised(approximate.settings, recipe.family, fraction, k))
-        elif recipe.family is Family.LISTS:
-            knob = approximate.settings["nprobe"]
+            knob = raised(approximate.settings, recipe.family, fraction, k)
         if recipe.family is Family.LISTS:
             knob = min(knob, approximate.index.n_lists)
-        elif knob > MAX_EFFORT:
+        elif (knob := max(knob, k)) > MAX_EFFORT:
             return None
     n_candidates = min(n_candidates, approximate.index.n_vectors)
     cost = index_cost(view, approximate, knob, n_candidates, filtered=selection is not None)

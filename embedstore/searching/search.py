@@ -418,12 +418,12 @@ def _list_of(view: SpaceView, vector: FloatVector, allowed: Selection | None, fi
     """At least the ``wanted`` best rows, where there are as many, so that a longer list only adds to a shorter one.
 
     An index that looks for more finds other rows as well. Those come behind what a page of ``first`` rows showed, and
-    what each list of ten times as many did.
+    what each list of ten times as many did. Of exact lists the longer one begins with the shorter, so one is enough.
     """
     found = nearest(view, vector, first, allowed)
     n_asked, rows, scores, exact = first, found.rows, found.scores, found.exact
     while rows.size < wanted and found.rows.size == n_asked:
-        n_asked *= 10
+        n_asked = max(wanted, n_asked + 1) if found.exact else 10 * n_asked
         found = nearest(view, vector, n_asked, allowed)
         new = np.isin(found.rows, rows, invert=True)
         rows, scores = np.concatenate([rows, found.rows[new]]), np.concatenate([scores, found.scores[new]])

@@ -7,7 +7,7 @@ from shared import brute_force, needs_gpu
 import embedstore
 from embedstore import InvalidInput, SpaceMismatch, SpaceNotFound
 from embedstore.indexing.recipes import all_recipes
-from embedstore.searching import plan
+from embedstore.searching import plan, search
 
 METRICS = ["cosine", "dot", "euclidean"]
 SERVED = [
@@ -431,3 +431,14 @@ def test_rows_without_what_they_are_to_be_unlike_are_not_kept(store):
     assert len(cache._selections) == 0 and not cache._view.searches
     collection.search(rows[0], where="n < 5")
     assert len(cache._selections) == 1
+
+
+def test_a_far_page_of_an_exact_search_takes_two_scans_however_far_it_is(store, monkeypatch):
+    rows = np.random.default_rng(0).standard_normal((5000, 8)).astype(np.float32)
+    collection = store.collection("c", encoder="none")
+    collection.add({"key": str(i), "vector": row} for i, row in enumerate(rows))
+    asked = []
+    monkeypatch.setattr(search, "nearest", lambda *given: asked.append(given[2]) or plan.nearest(*given))
+    page = collection.search(rows[0], 10, offset=4000)
+    assert asked == [10, 4010]
+    assert page.exact and page.keys == collection.search(rows[0], 4010).keys[4000:]
