@@ -149,6 +149,8 @@ class Pages:
         self._sums = sums
         self._checked = np.zeros(sums.shape, np.bool_)
         self._all_checked = sums.size == 0
+        self._row_bytes = 0
+        self._checked_rows = np.zeros(0, np.bool_)  # of so many bytes each, where they were asked for as such
 
     def check_all(self) -> None:
         """Check every page; raises DamagedCache for one that is not what was written."""
@@ -176,15 +178,19 @@ class Pages:
         """Check the pages of rows of ``row_bytes`` each."""
         if self._all_checked or not rows.size:
             return
+        if row_bytes != self._row_bytes:
+            self._checked_rows, self._row_bytes = np.zeros(self.content.size // row_bytes, np.bool_), row_bytes
+        checked = self._checked_rows
+        if checked[rows].all():
+            return
         first = rows * row_bytes // _PAGE_BYTES
         last = (rows * row_bytes + row_bytes - 1) // _PAGE_BYTES
-        if row_bytes <= _PAGE_BYTES and self._checked[first].all() and self._checked[last].all():
-            return
         most = int((last - first).max()) + 1
         touched = first[:, None] + np.arange(most)  # (n_rows, most)
         marks = np.zeros(self._sums.shape, np.bool_)
         marks[touched[touched <= last[:, None]]] = True
         self._check(np.flatnonzero(marks & ~self._checked))
+        checked[rows] = True
 
     def _check(self, pages: npt.NDArray[np.int64]) -> None:
         for group in np.split(pages, np.flatnonzero(np.diff(pages) != 1) + 1):

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from embedstore.indexing.cachefile import Pages
 from embedstore.indexing.faiss_index import FaissIndex, Settings
 from embedstore.indexing.recipes import Family
 from embedstore.indexing.selection import Selection
@@ -26,10 +27,16 @@ _ALONE = (Family.GRAPH, Family.LISTS)
 
 
 class Refined(NamedTuple):
-    """FAISS's index that compares what another finds with exact vectors, and those, which it reads where they lie."""
+    """How FAISS itself compares what an index finds with exact vectors, which it reads where they lie.
+
+    ``searched`` is FAISS's index that does both; None where what is compared has to be checked in between, by
+    ``pages``, which are those of ``matrix``. ``exact`` is FAISS's index of the exact vectors alone.
+    """
 
     searched: Any
+    exact: Any
     matrix: FloatMatrix
+    pages: Pages | None
 
 
 class OneQuery:
@@ -48,11 +55,14 @@ class OneQuery:
         self._index, self._k, self._settings, self._selection = index, k, settings, selection
         self._refined, self._n_candidates = refined, n_candidates
         self._is_exact = refined is not None or not index.recipe.rescore
+        self._compared_here = refined is not None and refined.searched is None
         self._most = n_candidates if refined is not None else min(_WIDER * (k + SPARE), index.n_vectors)
         self._n_found = min(k + SPARE, self._most) if self._is_exact else k
+        if self._compared_here:
+            self._n_found = n_candidates
         self._inner = self._parameters = index.new_parameters(settings, max(self._n_found, n_candidates), selection)
         self._searched = None
-        if refined is not None:
+        if refined is not None and not self._compared_here:
             self._searched = refined.searched
             factor = (n_candidates + 0.5) / self._n_found  # FAISS multiplies in single precision, and cuts
             self._parameters = index.faiss.IndexRefineSearchParameters(k_factor=factor, base_index_params=self._inner)
@@ -82,7 +92,9 @@ class OneQuery:
             positions, distances = index.usable(positions, distances, self._selection)
         if not self._is_exact:
             return positions, index.scores(distances)
-        if len(set(distances.tolist())) < distances.size:
+        if self._compared_here:
+            positions, distances = self._compared(positions)
+        elif len(set(distances.tolist())) < distances.size:
             if self._n_found < self._most and distances.size > self._k and self._is_tied_to_the_end(distances):
                 return self._wider().nearest(query)
             order = np.lexsort((positions, distances if index.shape.metric is Metric.EUCLIDEAN else -distances))
@@ -91,6 +103,21 @@ class OneQuery:
         if index.shape.exponent:  # of the query; the vectors that FAISS compared it with are as they are
             scores = np.ldexp(scores, -index.shape.exponent)
         return positions[: self._k], scores
+
+    def _compared(self, positions: IntVector) -> tuple[IntVector, FloatVector]:
+        """Positions that were found, and the exact distances to their vectors, best first."""
+        refined, n = self._refined, positions.size
+        assert refined is not None
+        if refined.pages is not None:
+            refined.pages.check_rows(positions, refined.matrix.itemsize * refined.matrix.shape[1])
+        if n < self._positions.size:  # some were taken out of a copy
+            self._positions[:n] = positions
+        x, at_distances, at_positions = self._places.addresses
+        with OneThread(self._index.faiss):
+            refined.exact.compute_distance_subset(1, x, n, at_distances, at_positions)
+        positions, distances = self._positions[:n], self._distances[:n]
+        order = np.lexsort((positions, distances if self._index.shape.metric is Metric.EUCLIDEAN else -distances))
+        return positions[order], distances[order]
 
     def _is_tied_to_the_end(self, distances: FloatVector) -> bool:
         """Whether a vector that did not come back may be as near as the last one that is wanted."""
@@ -102,14 +129,14 @@ class OneQuery:
         return OneQuery(self._index, n, self._settings, self._selection, self._refined, self._n_candidates)
 
 
-def refined_by(index: FaissIndex, matrix: FloatMatrix) -> Refined | None:
-    """An index that compares what it finds with the rows of ``matrix`` (n, dim), of which nothing is copied.
+def refined_by(index: FaissIndex, matrix: FloatMatrix, pages: Pages | None = None) -> Refined | None:
+    """How what an index finds is compared with the rows of ``matrix`` (n, dim), of which nothing is copied.
 
-    None where it cannot be: its recipe does not ask for that, it holds vectors of another shape or is asked list by
-    list, or this FAISS reads no vectors that are not its own.
+    pages: those of the matrix, where they are to be checked before they are read. None where it cannot be: its recipe
+    does not ask for that, it holds vectors of another shape, or this FAISS reads no vectors that are not its own.
     """
     faiss, recipe = index.faiss, index.recipe
-    can = recipe.rescore and recipe.family is not Family.BINARY and not recipe.mapped
+    can = recipe.rescore and recipe.family is not Family.BINARY
     can = can and index.shape.is_whole and index.n_vectors == len(matrix) < _MOST_CANDIDATES
     if index.shape.exponent and index.shape.metric is Metric.EUCLIDEAN:
         return None  # by distance a query and vectors of another scale cannot be compared
@@ -119,4 +146,5 @@ def refined_by(index: FaissIndex, matrix: FloatMatrix) -> Refined | None:
     content = matrix.reshape(-1).view(np.uint8)
     flat.codes = faiss.MaybeOwnedVectorUInt8.create_view(faiss.swig_ptr(content), content.size, flat.codes.owner)
     flat.ntotal = matrix.shape[0]
-    return Refined(faiss.IndexRefine(index.built, flat), matrix)
+    in_between = pages is not None or index.lists is not None
+    return Refined(None if in_between else faiss.IndexRefine(index.built, flat), flat, matrix, pages)

@@ -343,7 +343,7 @@ class SpaceCache:
         opened = open_faiss(self._folder, files["index"], shape, index["n_vectors"], sums)
         costs = costs_of(index)
         if files["index_labels"].name == files["labels"].name:
-            return Approximate.of_rows(opened, view.base, dict(recipe.search), costs)
+            return Approximate.of_rows(opened, view.base, dict(recipe.search), costs, view.pages)
         raw = cachefile.open_checked(self._folder, files["index_labels"])
         seqs = raw.view("<i8").reshape(2, index["n_vectors"])[0]
         places = np.minimum(np.searchsorted(view.seqs, seqs), max(view.n_rows - 1, 0))

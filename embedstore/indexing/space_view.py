@@ -56,9 +56,11 @@ class Approximate:
     refined: Refined | None = None  # the index with the rows, where FAISS itself can compare what it finds
 
     @staticmethod
-    def of_rows(index: FaissIndex, matrix: FloatMatrix, settings: Settings, costs: IndexCosts) -> Approximate:
-        """An index whose positions are the rows of a view, all of which are in ``matrix`` (n, dim)."""
-        return Approximate(index, None, len(matrix), settings, costs, refined=refined_by(index, matrix))
+    def of_rows(
+        index: FaissIndex, matrix: FloatMatrix, settings: Settings, costs: IndexCosts, pages: Pages | None = None
+    ) -> Approximate:
+        """An index whose positions are the rows of a view, all of which are in ``matrix`` (n, dim), with its pages."""
+        return Approximate(index, None, len(matrix), settings, costs, refined=refined_by(index, matrix, pages))
 
     @property
     def recipe(self) -> Recipe:

@@ -11,6 +11,7 @@ import os
 import secrets
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -54,6 +55,8 @@ CHECKPOINT_BYTES = 128 << 20
 CHECKPOINT_PAGES = 1000
 """After a small commit it is copied from so many pages on, and then written over: a log that grows syncs slowly."""
 _SMALL_COMMIT = 1000  # rows
+_IN_PLACE_SECONDS = 0.02
+"""So long what was seen to be the open file is taken for it by who only reads: every look costs searches their lock."""
 
 
 class SQLiteDatabase:
@@ -76,6 +79,7 @@ class SQLiteDatabase:
         self._wrote = False
         self._lost: str | None = None
         self._identity: tuple[int, int] | None = None
+        self._in_place_until = 0.0
         self._checkpoint_pages = 0
         self._changes = 0
         self._head_descriptor: int | None = None
@@ -314,7 +318,8 @@ class SQLiteDatabase:
 
     def take_reader(self) -> Connection:
         """A connection for one snapshot, which nobody else has until ``keep_reader``."""
-        self._refuse_replaced()
+        if time.monotonic() > self._in_place_until:
+            self._refuse_replaced()
         pool = self._readers
         connection: Connection | None
         try:
@@ -322,6 +327,7 @@ class SQLiteDatabase:
         except IndexError:
             connection = None
         if connection is None:
+            self._refuse_replaced()
             connection = self._connect("ro")
             connection.pool = pool
         return connection
@@ -346,10 +352,12 @@ class SQLiteDatabase:
         """Raise StorageFailed where another file has come into the place of the one that is open."""
         opened = self._identity  # another thread may be closing the store
         if opened is not None and file_identity(self._address) != opened:
+            self._in_place_until = 0.0
             raise StorageFailed(
                 f"{self._path} was moved away or replaced while this process had it open; close the store, and open it"
                 " again"
             )
+        self._in_place_until = time.monotonic() + _IN_PLACE_SECONDS
 
     def before_fork(self) -> None:
         """Close what nobody uses now, so that nothing of it is left in SQLite's memory for a child to trip over."""

@@ -7,6 +7,7 @@ import pytest
 from shared import needs_gpu
 
 from embedstore.indexing import one_query
+from embedstore.indexing.cachefile import Pages, page_sums
 from embedstore.indexing.costs import IndexCosts, ScanCosts
 from embedstore.indexing.exact import prepared
 from embedstore.indexing.faiss_index import FaissIndex, build_index
@@ -20,8 +21,7 @@ N, DIM, COPIES = 1200, 16, 24
 REFINED = [
     pytest.param(recipe, metric, id=f"{recipe.name}-{metric.value}")
     for recipe in all_recipes().values() for metric in recipe.metrics
-    if recipe.rescore and recipe.family in (Family.LISTS, Family.GRAPH, Family.CODES) and not recipe.mapped
-    and not needs_gpu(recipe)
+    if recipe.rescore and recipe.family in (Family.LISTS, Family.GRAPH, Family.CODES) and not needs_gpu(recipe)
 ]  # fmt: skip
 
 
@@ -42,10 +42,17 @@ def searched(recipe, metric):
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("paged", [False, True], ids=["at once", "page by page"])
 @pytest.mark.parametrize(("recipe", "metric"), REFINED)
-def test_what_faiss_compares_exactly_by_itself_is_what_is_compared_afterwards(recipe, metric):
+def test_what_faiss_compares_exactly_by_itself_is_what_is_compared_afterwards(recipe, metric, paged):
     view = searched(recipe, metric)
+    if paged:  # as of vectors that stay on the disk, whose pages are checked before they are read
+        content = view.base.reshape(-1).view(np.uint8)
+        pages = Pages("file", content, page_sums(content))
+        refined = one_query.refined_by(view.approximate.index, view.base, pages)
+        view = replace(view, approximate=replace(view.approximate, refined=refined), pages=pages)
     assert view.approximate.refined is not None
+    assert (view.approximate.refined.searched is None) is paged
     apart = replace(view, approximate=replace(view.approximate, refined=None))
     half = Selection(np.random.default_rng(1).random(N) < 0.5)
     knob = 0 if recipe.knob is None else 4 * recipe.search[recipe.knob]

@@ -107,6 +107,20 @@ def test_a_store_that_was_moved_away_and_restored_is_not_written_to_by_who_had_i
     assert filled.verify().ok
 
 
+def test_who_only_reads_notices_that_the_store_was_replaced_soon_and_at_once_where_it_connects_anew(filled, tmp_path):
+    filled.backup(tmp_path / "archive")
+    collection = filled.collection("c")
+    in_use = filled.database.take_reader()  # so that whoever reads next needs another connection
+    os.rename(filled.path, tmp_path / "moved")
+    embedstore.restore(tmp_path / "archive", filled.path)
+    with pytest.raises(StorageFailed, match="was moved away or replaced"):
+        collection.get("k1")
+    filled.database.keep_reader(in_use)
+    time.sleep(0.05)
+    with pytest.raises(StorageFailed, match="was moved away or replaced"):
+        collection.get("k1")
+
+
 @pytest.mark.parametrize("name", ["store.db", "HEAD", "cache/words", "../store/x"])
 def test_a_backup_is_not_written_into_the_store(filled, name):
     (filled.path / "cache").mkdir(exist_ok=True)
