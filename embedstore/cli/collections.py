@@ -24,14 +24,32 @@ def collections_command(state: State) -> None:
 
 @click.command("spaces")
 @click.argument("collection")
+@click.option("--add", metavar="NAME", help="Add a space of this name, and encode every record into it.")
+@click.option("--encoder", metavar="NAME", help="With --add, what makes its vectors; none for vectors that are given.")
+@click.option("--metric", type=click.Choice(["cosine", "dot", "euclidean"]),
+              help="With --add, how its vectors are compared; else as the encoder says.")
 @click.option("--drop", metavar="NAME", help="Delete this space with its vectors first; not the default one.")
 @click.option("--fill", is_flag=True, help="Give records the vectors that they lack, where something was interrupted.")
 @pass_state
-def spaces_command(state: State, collection: str, drop: str | None, fill: bool) -> None:
-    """List the spaces of COLLECTION."""
+def spaces_command(
+    state: State, collection: str, add: str | None, encoder: str | None, metric: str | None, drop: str | None,
+    fill: bool,
+) -> None:  # fmt: skip
+    """List the spaces of COLLECTION, or add or delete one first.
+
+    \b
+    embedstore spaces films --add multilingual --encoder st:./models/multilingual
+    """
     from embedstore.cli.output import print_rows
 
+    if (add is None) != (encoder is None):
+        raise click.UsageError("--add and --encoder belong together: --add NAME --encoder NAME")
+    if metric is not None and add is None:
+        raise click.UsageError("--metric is for a space that is added: --add NAME --encoder NAME --metric METRIC")
     with state.collection(collection) as found:
+        if add is not None:
+            found.add_space(add, encoder=encoder or "none", metric=metric)
+            state.note(f"{found.space(add).describe()['n_vectors']:,} vectors in the new space {add!r}")
         if drop is not None:
             state.note(f"{found.drop_space(drop):,} vectors deleted with the space {drop!r}")
         if fill:

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from embedstore.checks import shown
 from embedstore.cli.state import State, pass_state
 
 if TYPE_CHECKING:
     from embedstore.collection import Collection
-    from embedstore.model import Hits
+    from embedstore.model import FloatVector, Hits
 
 
 @click.command("search")
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 @click.argument("query", required=False)
 @click.option("--image", metavar="FILE", help="Near this picture.")
 @click.option("--row", metavar="JSON", help="Near this row, of which columns may be missing: '{\"age\": 39}'.")
+@click.option("--vector", metavar="JSON", help="Near this vector: '[0.1, 0.2]', or a file, .json or .npy, with it.")
 @click.option("-k", "k", type=int, default=10, show_default=True, help="How many hits.")
 @click.option("--where", metavar="EXPR", help="Only records for which this holds: \"year >= 2015 AND lang = 'en'\".")
 @click.option("--mode", type=click.Choice(["vector", "text", "hybrid"]), default="vector", show_default=True,
@@ -30,13 +32,13 @@ if TYPE_CHECKING:
 @click.option("--unlike", multiple=True, metavar="KEY", help="Far from this record. Repeatable.")
 @click.option("--mmr", type=float, metavar="W", help="From 0 to 1: below 1, hits are chosen to differ as well.")
 @click.option("--offset", type=int, default=0, show_default=True, help="How many hits to skip.")
-@click.option("--queries", metavar="FILE", help="Many queries at once: a file, or -, of rows with a field text; each"
-              " hit then names its query (the row's key or id).")
+@click.option("--queries", metavar="FILE", help="Many queries at once: a file, or -, of rows with a field text, or"
+              " vector; each hit then names its query (the row's key or id).")
 @click.option("--explain", is_flag=True, help="Say on stderr how the answer was computed.")
 @pass_state
 def search_command(
     state: State, /, collection: str, query: str | None, queries: str | None, image: str | None,
-    row: str | None, explain: bool,
+    row: str | None, vector: str | None, explain: bool,
     **options: Any,
 ) -> None:  # fmt: skip
     """Find the records of COLLECTION that are nearest to QUERY.
@@ -44,10 +46,11 @@ def search_command(
     \b
     embedstore search films "a heist in space" --where "year >= 1990" -k 5
     embedstore search films --like alien --unlike aliens
+    embedstore search films --vector query.npy
     """
     from embedstore.cli.output import print_rows, records_as_rows
 
-    ways = {"QUERY": query, "--queries": queries, "--image": image, "--row": row}
+    ways = {"QUERY": query, "--queries": queries, "--image": image, "--row": row, "--vector": vector}
     given = [name for name, value in ways.items() if value is not None]
     if len(given) > 1:
         raise click.UsageError(f"give either {' or '.join(given)}")
@@ -56,7 +59,11 @@ def search_command(
             print_rows(_many(found, queries, options, explain=explain), state.format_)
             return
         asked: Any = query if image is None else Path(image)
-        hits = found.search(asked if row is None else _row(row), **options)
+        if row is not None:
+            asked = _row(row)
+        elif vector is not None:
+            asked = _vector(vector)
+        hits = found.search(asked, **options)
         print_rows(records_as_rows(hits), state.format_)
         if explain:
             _explain(hits)
@@ -72,6 +79,32 @@ def _row(text: str) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise click.UsageError("--row must be a JSON object of columns and values")
     return row
+
+
+def _vector(text: str) -> FloatVector:
+    """The vector that is written as JSON, or lies in a file."""
+    import numpy as np
+    import orjson
+
+    try:
+        if text.lstrip().startswith("["):
+            read = orjson.loads(text)
+        elif text.endswith(".npy"):
+            read = np.load(text, allow_pickle=False)
+        else:
+            read = orjson.loads(Path(text).read_bytes())
+        vector = np.asarray(read, np.float32)
+    except OSError as error:
+        raise click.UsageError(
+            f"--vector {shown(text)}: {error.strerror or error}; give '[0.1, 0.2]', or a .json or .npy file"
+        ) from None
+    except (ValueError, TypeError) as error:  # orjson's, NumPy's
+        raise click.UsageError(f"--vector cannot be read as a list of numbers: {error}") from None
+    if vector.ndim == 2 and len(vector) == 1:
+        vector = vector[0]
+    if vector.ndim != 1:
+        raise click.UsageError(f"--vector takes one list of numbers; this has the shape {vector.shape}")
+    return vector
 
 
 def _explain(hits: Hits, query: str = "") -> None:
@@ -90,21 +123,26 @@ def _many(
 
     for source in open_sources([path], stdin=sys.stdin.buffer):
         rows = list(source.rows())
-        texts = [row.fields.get("text") for row in rows]
-        for row, text in zip(rows, texts, strict=True):
-            if not isinstance(text, str) or not text.strip():
-                raise InvalidInput(f"{source.name}, row {row.number}: a query needs a field 'text' with words in it")
+        asked: list[Any] = []
+        for row in rows:
+            text, vector = row.fields.get("text"), row.fields.get("vector")
+            if isinstance(text, str) and text.strip():
+                asked.append(text)
+            elif text is None and vector is not None:
+                asked.append(vector)
+            else:
+                raise InvalidInput(
+                    f"{source.name}, row {row.number}: a query needs a field 'text' with words in it, or 'vector'"
+                )
         names = [
             str(next((row.fields[name] for name in KEY_FIELDS if row.fields.get(name) is not None), row.number))
             for row in rows
         ]
         plain = options["mode"] == "vector" and not (options["like"] or options["unlike"] or options["offset"])
         if plain and options["mmr"] is None:
-            answers = collection.search_batch(
-                [str(text) for text in texts], options["k"], where=options["where"], space=options["space"]
-            )
+            answers = collection.search_batch(asked, options["k"], where=options["where"], space=options["space"])
         else:
-            answers = [collection.search(text, **options) for text in texts]
+            answers = [collection.search(one, **options) for one in asked]
         for name, hits in zip(names, answers, strict=True):
             if explain:
                 _explain(hits, f"{name}: ")

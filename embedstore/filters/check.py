@@ -66,6 +66,11 @@ def _check_kind(leaf: Leaf, found: set[str]) -> None:
         if found and not found & usable:
             word = "CONTAINS" if isinstance(leaf, Contains) else "LIKE"
             raise InvalidFilter(f"{leaf.field} holds {_names(found)}; {word} looks into {_names(usable)}")
+        if isinstance(leaf, Contains) and found == {"text"} and kind_of(leaf.value) != "text":
+            raise InvalidFilter(
+                f"{leaf.field} holds text, which does not contain the {kind_of(leaf.value)} {leaf.value}; look for the"
+                f" text '{leaf.value}'"
+            )
         return
     else:
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,7 +55,7 @@ def parse_where(where: Where | Node) -> Node:
 
 
 def _parse_text(text: str) -> Node:
-    from lark.exceptions import UnexpectedCharacters, UnexpectedEOF, UnexpectedInput, VisitError
+    from lark.exceptions import UnexpectedEOF, UnexpectedInput, VisitError
 
     if not text.strip():
         raise InvalidFilter("the filter is empty; write a condition such as: year >= 2015")
@@ -67,23 +68,44 @@ def _parse_text(text: str) -> Node:
         if isinstance(error.orig_exc, InvalidFilter):
             raise error.orig_exc from None
         raise
-    except UnexpectedEOF:
-        raise InvalidFilter(f"the filter ends too early: {_around(text, len(text))}") from None
-    except UnexpectedCharacters as error:
-        found = text[error.pos_in_stream] if error.pos_in_stream is not None else ""
-        hint = "; text stands in single quotes" if found == "'" else ""
-        raise InvalidFilter(
-            f"the filter cannot be read at character {(error.pos_in_stream or 0) + 1}:"
-            f" {_around(text, error.pos_in_stream or 0)}{hint}"
-        ) from None
     except UnexpectedInput as error:
         position = getattr(error, "pos_in_stream", None)
-        ended = getattr(getattr(error, "token", None), "type", "") == "$END"
+        token = getattr(getattr(error, "token", None), "type", "")
+        ended = token == "$END" or isinstance(error, UnexpectedEOF)
         place = len(text) if position is None or ended else position
         where = "ends too early" if ended else f"cannot be read at character {place + 1}"
-        quoted = getattr(getattr(error, "token", None), "type", "") in ("QUOTED_NAME", "NAME")
-        hint = "; text stands in single quotes, names in double quotes" if quoted else ""
+        hint = _hint(text, place, token)
         raise InvalidFilter(f"the filter {where}: {_around(text, place)}{hint}") from None
+
+
+def _hint(text: str, place: int, token: str) -> str:
+    """What whoever wrote a filter that cannot be read at a place may have meant."""
+    word = re.match(r"\w*", text[place:])
+    missing = _MISSING.get(word.group().upper()) if word is not None else None
+    if missing is not None:
+        return f"; {missing}"
+    alone = _ALONE.search(text[:place])
+    if alone is not None and re.match(r"\s*($|\)|(AND|OR)\b)", text[place:], re.IGNORECASE):
+        return f"; a condition compares a field with a value: {alone.group(1)} = true"
+    if token in ("QUOTED_NAME", "NAME"):
+        return "; text stands in single quotes, names in double quotes"
+    if text[place : place + 1] != "'":
+        return ""
+    closed = re.match(r"'(''|[^'])*'", text[place:]) is not None
+    return "; the name of a field comes first, and stands in no single quotes" if closed else "; the text does not end"
+
+
+_MISSING = {
+    "ILIKE": "there is LIKE alone, for which letter case counts",
+    "GLOB": "there is LIKE, with % for any characters and _ for one",
+    "REGEXP": "there is LIKE, with % for any characters and _ for one",
+    "SIMILAR": "there is LIKE, with % for any characters and _ for one",
+    "TRUE": "write: = true", "FALSE": "write: = false",
+    "ESCAPE": "there is no escape for % and _; use CONTAINS",
+}  # fmt: skip
+"""Words of other languages of filters, and what is here in their place."""
+_ALONE = re.compile(r"(?:^|\(|\b(?:AND|OR|NOT)\b)\s*((?!NOT\b|AND\b|OR\b)[^\W\d][\w.]*)\s*$", re.IGNORECASE)
+"""A name with which a condition begins, and ends."""
 
 
 def _around(text: str, position: int) -> str:
@@ -135,6 +157,9 @@ def _transformer() -> Any:
                 Comparison(field, Operator.LTE, _not_null(high, field)),
             ])
 
+        def not_between(self, parts: list[Any]) -> Node:
+            return negate(self.between(parts))
+
         def is_null(self, parts: list[Any]) -> Node:
             return negate(Exists(parts[0]))
 
@@ -143,6 +168,9 @@ def _transformer() -> Any:
 
         def contains(self, parts: list[Any]) -> Node:
             return Contains(parts[0], _not_null(parts[1], parts[0]))
+
+        def not_contains(self, parts: list[Any]) -> Node:
+            return negate(self.contains(parts))
 
         def like(self, parts: list[Any]) -> Node:
             return Like(parts[0], _unquote(parts[1]))
@@ -183,6 +211,7 @@ def _unquote(token: str) -> str:
 
 
 def _number(text: str) -> int | float:
+    """A number that is written in decimals; beyond 64 bits, where no record has a whole one, the nearest float."""
     if text.lstrip("+-").isdigit() and -(2**63) <= int(text[:40]) < 2**63:
         return int(text)
     value = float(text)
@@ -304,9 +333,7 @@ def _scalar(field: Field, value: Any) -> Scalar:
     if isinstance(value, str):
         return _unicode(value)
     if isinstance(value, int):
-        if not -(2**63) <= value < 2**63:
-            raise InvalidFilter(f"{field} is compared with {value}, which does not fit in 64 bits")
-        return value
+        return _number(str(int(value))) if not isinstance(value, bool) else value
     if isinstance(value, float) and math.isfinite(value):
         return value
     if isinstance(value, float):

@@ -58,6 +58,45 @@ def test_the_same_hits_in_every_format(filled):
     assert shown[2].split()[2:] == ["a", "aab", '["x"]', "2001"]
 
 
+def test_vectors_are_asked_for_as_json_from_files_and_many_at_once(run_cli, tmp_path):
+    rows = '{"key":"a","v":[1,0]}\n{"key":"b","v":[0,1]}\n'
+    assert run_cli("ingest", "vectors", "-", "--encoder", "none", "--vector", "v", stdin=rows).returncode == 0
+
+    def keys(*arguments):
+        done = run_cli("--format", "ndjson", "search", "vectors", *arguments)
+        assert done.returncode == 0, done.stderr
+        return [json.loads(line)["key"] for line in done.stdout.splitlines()]
+
+    np.save(tmp_path / "one.npy", np.array([[0.2, 0.9]]))
+    (tmp_path / "one.json").write_text("[0.9, 0.1]")
+    (tmp_path / "many.json").write_text('[{"id": "x", "vector": [1, 0.1]}, {"id": "y", "vector": [0.1, 1]}]')
+    assert keys("--vector", "[1, 0.5]") == ["a", "b"]
+    assert keys("--vector", str(tmp_path / "one.npy")) == ["b", "a"]
+    assert keys("--vector", str(tmp_path / "one.json"), "-k", "1") == ["a"]
+    assert keys("--queries", str(tmp_path / "many.json"), "-k", "1") == ["a", "b"]
+    assert keys("--queries", str(tmp_path / "many.json"), "-k", "1", "--offset", "1") == ["b", "a"]
+    for vector, words in (
+        ("[1, 2, 3]", "the query has 3 numbers"), ('[1, "x"]', "cannot be read as a list of numbers"),
+        ("[[1, 2], [3, 4]]", "the shape (2, 2)"), ("absent.npy", "No such file"), ("[1, 2", "cannot be read as a list"),
+        ("[0, 0]", "all zeros"),
+    ):  # fmt: skip
+        is_one_line_error(run_cli("search", "vectors", "--vector", vector), 2, words)
+    np.save(tmp_path / "pickled.npy", np.array([{}]), allow_pickle=True)
+    is_one_line_error(run_cli("search", "vectors", "--vector", str(tmp_path / "pickled.npy")), 2, "list of numbers")
+    is_one_line_error(run_cli("search", "vectors", "word", "--vector", "[1, 2]"), 2, "QUERY or --vector")
+
+
+def test_a_space_is_added_to_a_collection_that_is_there(filled):
+    done = filled("spaces", "things", "--add", "again", "--encoder", "letters", "--metric", "dot", "--format", "ndjson")
+    assert done.returncode == 0 and "3 vectors in the new space 'again'" in done.stderr
+    described = {one["name"]: one for one in map(json.loads, done.stdout.splitlines())}
+    assert described["again"]["metric"] == "dot" and described["again"]["n_vectors"] == 3
+    assert filled("search", "things", "aab", "--space", "again", "-k", "1").returncode == 0
+    is_one_line_error(filled("spaces", "things", "--add", "again", "--encoder", "letters"), 2, "'again' already")
+    is_one_line_error(filled("spaces", "things", "--add", "more"), 2, "--add NAME --encoder NAME")
+    is_one_line_error(filled("spaces", "things", "--metric", "dot"), 2, "for a space that is added")
+
+
 def test_the_life_of_a_collection(filled, tmp_path):
     assert filled("count", "things").stdout == "3\n"
     assert filled("count", "things", "--where", "year > 2001").stdout == "2\n"

@@ -35,6 +35,9 @@ YEAR = Field(("year",))
         ("year == 2015", {"year": {"$eq": 2015}}),
         ("year >= 2015 AND year < 2020", {"year": {"$gte": 2015, "$lt": 2020}}),
         ("year BETWEEN 2015 AND 2020", {"year": {"$gte": 2015, "$lte": 2020}}),
+        ("year NOT BETWEEN 1 AND 2", {"$not": {"year": {"$gte": 1, "$lte": 2}}}),
+        ("tags NOT CONTAINS 'x'", {"tags": {"$not": {"$contains": "x"}}}),
+        ("year < 100000000000000000000", {"year": {"$lt": 10**20}}),
         ("year > -1.5e2", {"year": {"$gt": -150.0}}),
         ("venue IN ('Nature', 'PLOS')", {"venue": {"$in": ["Nature", "PLOS"]}}),
         ("venue NOT IN ('Nature')", {"venue": {"$nin": ["Nature"]}}),
@@ -64,13 +67,20 @@ def test_and_binds_closer_than_or_and_not_closest():
         ("", "the filter is empty"),
         ("year", "ends too early"),
         ("year >=", "ends too early"),
-        ("year = 'x", "cannot be read at character 8"),
+        ("year = 'x", "cannot be read at character 8.*the text does not end"),
         ('year = "x"', "cannot be read at character 8"),
         ("year = NULL", "year IS NULL"),
         ("1 = 1", "cannot be read at character 1"),
         ("year = 1; DROP TABLE records", "cannot be read at character 9"),
         ("year = 1 -- comment", "cannot be read"),
         ("year = 1e999", "too large"),
+        ({"year": 10**400}, "too large"),
+        ("venue ILIKE 'x'", "there is LIKE alone"),
+        ("year = 1 AND open", "compares a field with a value: open = true"),
+        ("NOT (open) AND year = 1", "character 10.*: open = true"),
+        ("open IS TRUE", "write: = true"),
+        ("'venue' = 1", "name of a field comes first"),
+        ("venue LIKE 'x' ESCAPE '!'", "use CONTAINS"),
         ({}, "empty dictionary"),
         ({"year": {}}, "condition on year is empty"),
         ({"year": {"$regex": "x"}}, r"unknown operator '\$regex'"),
@@ -153,6 +163,10 @@ EVERY = {"number", "float", "text", "flag", "null", "missing", "list", "part"}
         ("o.p = 1", {"list"}),
         ("tags CONTAINS 'a'", {"list", "part"}),
         ("tags CONTAINS 1", {"list"}),
+        ("tags NOT CONTAINS 'a'", EVERY - {"list", "part"}),
+        ("year NOT BETWEEN 2015 AND 2015.2", EVERY - {"number"}),
+        ("year < 100000000000000000000", {"number", "float"}),
+        ({"year": {"$gt": -(10**30)}}, {"number", "float"}),
         ("tags CONTAINS true", {"list"}),
         ("tags LIKE '_a%'", {"part"}),
         ("tags LIKE '_A%'", set()),
@@ -171,6 +185,8 @@ def test_a_field_that_no_record_has_is_an_error_that_helps(some):
         some.search([1.0, 0.0], where="yaer = 2015")
     with pytest.raises(UnknownField, match="is called _key"):
         some.count("key = 'part'")
+    with pytest.raises(InvalidFilter, match="_key holds text, .* the number 5; look for the text '5'"):
+        some.count("_key CONTAINS 5")
     with pytest.raises(UnknownField):
         some.delete(where={"x'; DROP TABLE records; --": 1})
     assert len(some) == 8
