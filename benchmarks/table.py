@@ -16,6 +16,7 @@ TITLES = {
     "single_add": "One durable add beside a bare SQLite commit of the same row; opening 60,000 vectors",
     "store_searching": "Queries over 60,000 vectors, top 10 with text and metadata",
     "recipes": "Recipes over 60,000 vectors of 384 numbers, each beside the raw FAISS index that it wraps",
+    "gpu": "Recipes of a GPU beside FAISS's own classes and beside the CPU",
     "peers": "Queries over 60,000 vectors beside other stores, top 10 with text and metadata",
     "scale": "1,000,000 vectors of 128 numbers",
     "tuning": "Tunings held against queries that were never seen",

@@ -38,6 +38,7 @@ from embedstore.storage.catalog import CollectionRow, SpaceRow
 from embedstore.storage.database import Transaction
 from embedstore.storing.layout import Layout
 from embedstore.storing.vectors import VectorChecker
+from embedstore.wording import counted
 
 if TYPE_CHECKING:
     import pyarrow
@@ -63,7 +64,7 @@ class Collection:
         self._records = changing.RecordWriter(self)
 
     def __repr__(self) -> str:
-        return f"Collection({self.name!r}, {len(self):,} records)"
+        return f"Collection({self.name!r}, {counted(len(self), 'record')})"
 
     def __len__(self) -> int:
         return self.count()
@@ -481,11 +482,16 @@ class Collection:
         except EmbedstoreError as error:
             _LOG.warning("the records are stored, but a cache was not brought up to date: %s", error)
 
-    def export(self, path: str, *, where: Where | None = None, vectors: bool = True) -> int:
-        """Write records to a Parquet (``.parquet``) or JSON lines (``.jsonl``) file; the number written."""
+    def export(
+        self, path: str, *, where: Where | None = None, vectors: bool = True, overwrite: bool = False
+    ) -> int:
+        """Write records to a Parquet (``.parquet``) or JSON lines (``.jsonl``) file; the number written.
+
+        An earlier export is replaced; InvalidInput for any other file that is there, unless ``overwrite``.
+        """
         from embedstore.exporting import export_collection
 
-        return export_collection(self, path, where=where, vectors=vectors)
+        return export_collection(self, path, where=where, vectors=vectors, overwrite=overwrite)
 
     def import_(self, path: str) -> WriteReport:
         """Read back a file written by ``export``: records, metadata and vectors, without encoding anything."""

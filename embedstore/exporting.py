@@ -45,11 +45,20 @@ _FORMAT = 1
 _SUFFIXES = (".parquet", ".jsonl")
 
 
-def export_collection(collection: Collection, path: str, *, where: Where | None, vectors: bool) -> int:
-    """Write the records under a filter to ``path``; the file appears only when it is whole."""
+def export_collection(
+    collection: Collection, path: str, *, where: Where | None, vectors: bool, overwrite: bool = False
+) -> int:
+    """Write the records under a filter to ``path``; the file appears only when it is whole.
+
+    Raises InvalidInput where there is a file that is no export, unless ``overwrite``.
+    """
     target = Path(path)
     if target.suffix not in _SUFFIXES:
         raise InvalidInput(f"{path} must end in .parquet or .jsonl, which say how to write it")
+    if not overwrite and target.is_file() and target.stat().st_size and not _is_export(target):
+        raise InvalidInput(
+            f"{path} is there, and is no export; give another file, or overwrite it (--overwrite, overwrite=True)"
+        )
     write: Callable[..., int] = _write_parquet if target.suffix == ".parquet" else _write_json_lines
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -160,11 +169,10 @@ def import_collection(collection: Collection, path: str) -> WriteReport:
         raise InvalidInput(f"there is no file {path!r}")
     if source.suffix not in _SUFFIXES:
         raise InvalidInput(f"{path} must end in .parquet or .jsonl; other files are read by ingest")
-    read = _read_parquet if source.suffix == ".parquet" else _read_json_lines
-    header, records = read(source)
+    header, records = _read(source)
     header, spaces = _checked_header(header, path)
     _check_encoder(collection, header, spaces)
-    _check_records(read(source)[1], spaces, str(header["default_space"]))
+    _check_records(_read(source)[1], spaces, str(header["default_space"]))
     _prepare_spaces(collection, spaces, str(header["default_space"]))
     preparer = collection.preparer(stored=True)
     report = WriteReport()
@@ -290,6 +298,19 @@ def _keep_fitted(transaction: Transaction, space: SpaceRow, fields: Mapping[str,
     for one in map(fitted_from_json, fields.get("fitted", [])):
         if one.name and one.name not in there:
             put_fitted(transaction, space.space_id, one)
+
+
+def _is_export(path: Path) -> bool:
+    """Whether a file was written by ``export``."""
+    try:
+        return _read(path)[0] is not None
+    except (InvalidInput, OSError):
+        return False
+
+
+def _read(path: Path) -> tuple[dict[str, Any] | None, Iterator[dict[str, Any]]]:
+    """The description with which a file begins, None where it is no export, and what yields its records."""
+    return _read_parquet(path) if path.suffix == ".parquet" else _read_json_lines(path)
 
 
 def _read_parquet(path: Path) -> tuple[dict[str, Any] | None, Iterator[dict[str, Any]]]:

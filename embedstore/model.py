@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from embedstore.errors import InvalidInput
+from embedstore.wording import counted
 
 if TYPE_CHECKING:
     import pandas
@@ -201,7 +202,7 @@ class Hits(Sequence[Hit]):
         return [hit.record.key for hit in self._hits]
 
     def __repr__(self) -> str:
-        lines = [f"{len(self)} hits ({self.plan})"]
+        lines = [f"{counted(len(self), 'hit')} ({self.plan})"]
         for hit in self._hits:
             text = hit.record.summary
             text = text if len(text) <= 70 else text[:69] + "…"

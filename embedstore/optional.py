@@ -55,9 +55,13 @@ def faiss_problem() -> str | None:
 
 @functools.cache
 def load_faiss() -> Any:
-    """The module ``faiss``; ``MissingDependency`` where it is absent or two builds overwrite each other."""
+    """The module ``faiss``; ``MissingDependency`` where it is absent, lacks a library, or two builds are there."""
     with not_forking:
         problem = faiss_problem()
         if problem is not None:
             raise MissingDependency(problem)
-        return require("faiss", "cpu")
+        try:
+            return require("faiss", "cpu")
+        except (RuntimeError, OSError) as error:  # of the GPU builds, whose wheels load libraries of other packages
+            what = " and ".join(faiss_distributions()) or "FAISS"
+            raise MissingDependency(f"{what} cannot be imported: {str(error).splitlines()[0]}") from error

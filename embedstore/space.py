@@ -327,7 +327,7 @@ class Space:
             what = f"it was tuned with {report['recipe']!r}; its recipe is {self._row.recipe!r} now"
             return {"recall": None, "tune_again": what}
         return {
-            "recall": report["recall"], "recall_at": report["k"],
+            "recall": report["recall"], "recall_at": report["k"], "wanted_recall": report["wanted_recall"],
             "settings": dict(report["settings"]), "search_microseconds": report["search_microseconds"],
             "measured_at": report["measured_at"], "tune_again": why,
         }  # fmt: skip

@@ -374,3 +374,23 @@ def test_an_export_is_for_its_owner_alone(store, tmp_path):
     for name in ("a.jsonl", "a.parquet"):
         collection.export(tmp_path / name)
         assert (tmp_path / name).stat().st_mode & 0o077 == 0
+
+
+def test_an_export_replaces_an_earlier_one_and_no_other_file_unless_told_to(store, tmp_path):
+    collection = store.collection("things", encoder="none")
+    collection.add([{"key": "k1", "vector": [1.0, 2.0]}])
+    for name in ("a.jsonl", "a.parquet"):
+        target = tmp_path / name
+        target.write_bytes(b"")
+        assert collection.export(target) == collection.count()
+        collection.add([{"vector": [2.0, 2.0]}])
+        assert collection.export(target) == collection.count()
+        target.write_text('{"key": "mine"}\n')
+        with pytest.raises(InvalidInput, match="is there, and is no export; give another file, or overwrite it"):
+            collection.export(target)
+        assert target.read_text() == '{"key": "mine"}\n'
+        assert collection.export(target, overwrite=True) == collection.count()
+        store.collection(f"back-{name[2:]}").import_(target)
+    assert repr(store.collection("back-jsonl")) == "Collection('back-jsonl', 2 records)"
+    hits = collection.search([1.0, 2.0], where="_key = 'k1'")
+    assert repr(hits).startswith("1 hit (exact scan of 3 vectors, 1 allowed)")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from embedstore.cli.state import State, pass_state
+from embedstore.wording import counted
 
 
 @click.command("collections")
@@ -49,11 +50,11 @@ def spaces_command(
     with state.collection(collection) as found:
         if add is not None:
             found.add_space(add, encoder=encoder or "none", metric=metric)
-            state.note(f"{found.space(add).describe()['n_vectors']:,} vectors in the new space {add!r}")
+            state.note(f"{counted(found.space(add).describe()['n_vectors'], 'vector')} in the new space {add!r}")
         if drop is not None:
-            state.note(f"{found.drop_space(drop):,} vectors deleted with the space {drop!r}")
+            state.note(f"{counted(found.drop_space(drop), 'vector')} deleted with the space {drop!r}")
         if fill:
-            state.note(f"{found.fill_spaces().updated:,} records lacked vectors")
+            state.note(f"{counted(found.fill_spaces().updated, 'record')} lacked vectors")
         shown = ("name", "dim", "metric", "recipe", "n_vectors", "encoder")
         print_rows(
             [{name: described[name] for name in shown} for described in (s.describe() for s in found.spaces())],
@@ -68,6 +69,6 @@ def stats_command(state: State, collection: str | None) -> None:
     """Tell what the store holds, or COLLECTION: records, fields, spaces, digests."""
     from embedstore.cli.output import print_mapping
 
-    with state.opened() as store:
+    with state.opened(builds=False) as store:  # who asks what is pending is not to change it
         stats = store.stats() if collection is None else store.existing_collection(collection).stats()
         print_mapping(stats, state.format_)

@@ -44,6 +44,7 @@ def _findings(state: State) -> Iterator[dict[str, Any]]:
 def _faiss() -> Iterator[dict[str, Any]]:
     from importlib.metadata import version
 
+    from embedstore.errors import MissingDependency
     from embedstore.optional import faiss_distributions, faiss_problem, load_faiss
 
     problem = faiss_problem()
@@ -51,7 +52,11 @@ def _faiss() -> Iterator[dict[str, Any]]:
         found = " and ".join(faiss_distributions()) or "none"
         yield _finding("FAISS", "missing", found, problem)
         return
-    faiss = load_faiss()
+    try:
+        faiss = load_faiss()
+    except MissingDependency as error:
+        yield _finding("FAISS", "bad", " and ".join(faiss_distributions()), str(error))
+        return
     named = ", ".join(f"{name} {version(name)}" for name in faiss_distributions()) or f"module {faiss.__version__}"
     options = " ".join(word for word in faiss.get_compile_options().split() if word not in ("OPTIMIZE", "GENERIC"))
     yield _finding("FAISS", "ok", f"{named} ({options}), {faiss.omp_get_max_threads()} threads")

@@ -29,13 +29,13 @@ class State:
     debug: bool
 
     @contextmanager
-    def opened(self) -> Iterator[Store]:
-        """The store; closed at the end."""
+    def opened(self, *, builds: bool | None = None) -> Iterator[Store]:
+        """The store; closed at the end. builds: whether searches may begin to build an index that lags."""
         import embedstore
 
         with embedstore.open(
             self.store, database=self.database, lock_timeout=self.timeout, allow_network=self.allow_download,
-            device=self.device,
+            device=self.device, build_in_background=builds,
         ) as store:  # fmt: skip
             yield store
 

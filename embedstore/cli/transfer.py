@@ -12,13 +12,16 @@ from embedstore.cli.state import State, pass_state
 @click.argument("file")
 @click.option("--where", metavar="EXPR", help="Only records for which this holds.")
 @click.option("--no-vectors", is_flag=True, help="Leave the vectors out.")
+@click.option("--overwrite", is_flag=True, help="Replace FILE, whatever it is; an earlier export is always replaced.")
 @pass_state
-def export_command(state: State, collection: str, file: str, where: str | None, no_vectors: bool) -> None:
+def export_command(
+    state: State, collection: str, file: str, where: str | None, no_vectors: bool, overwrite: bool
+) -> None:
     """Write the records of COLLECTION to FILE: .parquet or .jsonl, with their vectors."""
     from embedstore.cli.output import print_mapping
 
     with state.collection(collection) as found:
-        n = found.export(file, where=where, vectors=not no_vectors)
+        n = found.export(file, where=where, vectors=not no_vectors, overwrite=overwrite)
         print_mapping({"exported": n, "file": file}, state.format_)
 
 

@@ -64,13 +64,17 @@ class SpaceCache:
         self._selections: OrderedDict[str, Selection | None] = OrderedDict()
         self._selected_change = -1
         self._selected_seqs: IntVector | None = None
+        self._lost_gpu = False
         self.on_stale: Callable[[CollectionRow, SpaceRow], None] | None = None
         """Called where the index lags behind its space so far that it should be built anew."""
         tell_forked(self)
 
     def forget_parent(self) -> None:
-        """Make the lock anew; another thread may have held it."""
+        """Make the lock anew, which another thread may have held; and leave the parent's GPU alone."""
         self._guard = threading.Lock()
+        if self._view is not None and self._view.gpu is not None:
+            self._view, self._settled = replace(self._view, gpu=None), (None, None)
+            self._lost_gpu = True
 
     def view(self, transaction: Transaction, collection: CollectionRow, space: SpaceRow) -> SpaceView:
         """The space as the transaction sees it. ``space.dim`` must be known."""
@@ -78,6 +82,8 @@ class SpaceCache:
         if settled is not None:
             return settled
         with self._guard:
+            if self._lost_gpu:
+                self._give_up_gpu()
             view = self._view
             if view is not None and not self._serves(view, space):
                 view = None  # the recipe was changed, or an index for it was built, here or by another process
@@ -366,23 +372,33 @@ class SpaceCache:
                 _LOG.info("the cache in %s was not written: %s", self._folder, error)
             return False
 
+    def _give_up_gpu(self) -> None:
+        """Go on without the GPU of the process that this one was forked from; DeviceUnavailable where one is a must."""
+        reason = "a forked process cannot use the GPU of its parent; start processes by 'spawn'"
+        if self._device.must_be_gpu:
+            raise DeviceUnavailable(reason)
+        _LOG.warning("searching on the CPU: %s", reason)
+        self._device, self._lost_gpu = CPU, False
+
     def _on_gpu(self, view: SpaceView, space: SpaceRow) -> SpaceView:
-        """A view with its cached vectors on a GPU as well, where its recipe asks for that and the device allows it.
+        """A view with its cached vectors or index on a GPU as well, where its recipe asks and the device allows it.
 
         Raises DeviceUnavailable where a GPU was asked for by name and cannot be used.
         """
         recipe = find_recipe(space.recipe)
-        if recipe.placement is not Placement.GPU or not recipe.exact or self._device.kind is DeviceKind.CPU:
+        if recipe.placement is not Placement.GPU or self._device.kind is DeviceKind.CPU:
             return view
-        if view.gpu is not None or not view.base.shape[0]:
+        if view.gpu is not None or not view.base.shape[0] or (view.approximate is None and not recipe.exact):
             return view
-        from embedstore.indexing.gpu import GpuFlat, chosen_gpus
+        from embedstore.indexing.gpu import GpuFlat, GpuIndex, chosen_gpus
 
         gpus = chosen_gpus(self._device)
         if not gpus:
             return view
         try:
-            return replace(view, gpu=GpuFlat(view.base, view.metric, gpus))
+            if view.approximate is None:
+                return replace(view, gpu=GpuFlat(view.base, view.metric, gpus))
+            return replace(view, gpu=GpuIndex(view.approximate.index, gpus))
         except DeviceUnavailable as error:
             if self._device.must_be_gpu:
                 raise

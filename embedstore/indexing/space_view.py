@@ -32,7 +32,7 @@ from embedstore.indexing.selection import Selection
 from embedstore.model import BoolVector, FloatMatrix, FloatVector, IntVector, Metric
 
 if TYPE_CHECKING:
-    from embedstore.indexing.gpu import GpuFlat
+    from embedstore.indexing.gpu import GpuFlat, GpuIndex
 
 _SPARE = 16
 _SPARSE = 8
@@ -90,7 +90,7 @@ class SpaceView:
     pages: Pages | None = None  # of ``base``, where they are checked as they are read
     mark: tuple[int, int] | None = None  # of the manifest that it was opened by
     base_hash: str = ""  # the page hash of the file of ``base``
-    gpu: GpuFlat | None = None  # ``base`` once more, for searches without a filter
+    gpu: GpuFlat | GpuIndex | None = None  # ``base`` or the index once more, for searches without a filter
     searches: dict[tuple[int, Selection | None], Any] = field(init=False, default_factory=dict)
     """By number of hits and selection, how the index is searched, as it was planned; None where it is not."""
 

@@ -6,17 +6,21 @@ compares every allowed row.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from embedstore.indexing.costs import ScanCosts, margin, raised
 from embedstore.indexing.kernels import can_batch
-from embedstore.indexing.recipes import FEWEST_CANDIDATES, Family
+from embedstore.indexing.recipes import Family
 from embedstore.indexing.selection import Selection
 from embedstore.indexing.space_view import Approximate, SpaceView
 from embedstore.model import FloatMatrix, FloatVector
 from embedstore.searching.index_search import Found, FoundBatch, IndexSearch
+from embedstore.wording import counted
+
+if TYPE_CHECKING:
+    from embedstore.indexing.gpu import GpuFlat, GpuIndex
 
 MAX_EFFORT = 4_096
 _MOST_KEPT = 64
@@ -26,8 +30,8 @@ def nearest(view: SpaceView, query: FloatVector, k: int, selection: Selection | 
     """The ``k`` nearest rows of a selection (None: of all) to a prepared query; all of them where fewer are there."""
     n_usable = view.n_rows if selection is None else selection.n
     k = min(k, n_usable)
-    by_gpu = view.gpu is not None and selection is None
-    by_index = None if by_gpu or k == 0 else _index_search(view, k, selection)
+    by_gpu = _gpu_for(view, 1, k, selection)
+    by_index = None if by_gpu is not None or k == 0 else _index_search(view, k, selection)
     if by_index is not None:
         found = by_index.run(view, query)
         if found is not None:
@@ -37,14 +41,14 @@ def nearest(view: SpaceView, query: FloatVector, k: int, selection: Selection | 
         details["widened"] = "to an exact scan"
     if k == 0:
         return Found(np.empty(0, np.int64), np.empty(0, np.float32), True, "nothing to search", details)
-    if by_gpu and view.gpu is not None and _gpu_candidates(k) <= view.gpu.most_hits:
-        rows, scores = _on_gpu(view, query[None, :], k)
+    if by_gpu is not None:
+        rows, scores, words = _on_gpu(view, by_gpu, query[None, :], k)
         if rows[0, -1] >= 0:
-            return Found(rows[0], scores[0], False, _gpu_plan(view, k), details)
+            return Found(rows[0], scores[0], False, words, details)
     if selection is not None and _gathering_pays(view, selection):
         rows, scores = view.scan_rows(query, k, selection.rows)
-        words = "vectors" if n_usable == view.n_alive else "allowed vectors"
-        return Found(rows, scores, True, f"exact scan of {n_usable:,} {words}", details)
+        words = "vector" if n_usable == view.n_alive else "allowed vector"
+        return Found(rows, scores, True, f"exact scan of {counted(n_usable, words)}", details)
     rows, scores = view.scan(query, k, selection)
     return Found(rows, scores, True, _scan_plan(view, selection), details)
 
@@ -58,10 +62,11 @@ def nearest_batch(view: SpaceView, queries: FloatMatrix, k: int, selection: Sele
         apart = {line: nearest(view, query, k, selection) for line, query in enumerate(queries)}
         rows, scores = np.full((len(queries), k), -1), np.full((len(queries), k), -np.inf, np.float32)
         return FoundBatch(rows, scores, True, _scan_plan(view, selection), details, {}).with_apart(apart)
-    if view.gpu is not None and selection is None and _gpu_candidates(k) <= view.gpu.most_hits:
-        by_gpu = _on_gpu(view, queries, k)
-        if not (by_gpu[0] < 0).any():
-            return FoundBatch(*by_gpu, False, _gpu_plan(view, k), details, {})
+    by_gpu = _gpu_for(view, len(queries), k, selection)
+    if by_gpu is not None:
+        rows, scores, words = _on_gpu(view, by_gpu, queries, k)
+        if not (rows < 0).any():
+            return FoundBatch(rows, scores, False, f"{words}, {len(queries):,} queries at once", details, {})
     by_index = _index_search(view, k, selection)
     if by_index is None:
         rows, scores = view.scan_batch(queries, k, selection)
@@ -73,30 +78,38 @@ def nearest_batch(view: SpaceView, queries: FloatMatrix, k: int, selection: Sele
     return FoundBatch(rows, scores, False, plan, by_index.details, {}).with_apart(apart)
 
 
-def _gpu_candidates(k: int) -> int:
-    return max(2 * k, FEWEST_CANDIDATES)
+def _gpu_for(view: SpaceView, n_queries: int, k: int, selection: Selection | None) -> GpuFlat | GpuIndex | None:
+    """What answers so many queries on a GPU; None where the CPU does, as under every filter."""
+    gpu = view.gpu
+    if gpu is None or selection is not None or not k or n_queries < gpu.fewest_queries:
+        return None
+    return gpu if gpu.n_candidates(k) <= gpu.most_hits else None
 
 
-def _on_gpu(view: SpaceView, queries: FloatMatrix, k: int) -> tuple[np.ndarray, FloatMatrix]:
-    """The cached rows by a GPU in half precision, the best of them and the newer rows compared exactly.
+def _on_gpu(
+    view: SpaceView, gpu: GpuFlat | GpuIndex, queries: FloatMatrix, k: int
+) -> tuple[np.ndarray, FloatMatrix, str]:
+    """The rows that a GPU finds, the best of them and the newer rows compared exactly.
 
-    Gives rows and scores, both (n, k); row -1 where the GPU found too few.
+    Gives rows and scores, both (n, k), row -1 where the GPU found too few; and what was done, in words.
     """
-    assert view.gpu is not None
-    rows = view.gpu.candidates(queries, _gpu_candidates(k))
-    late = np.arange(view.base.shape[0], view.n_rows)
+    approximate = view.approximate
+    n_candidates = gpu.n_candidates(k)
+    if approximate is None:
+        rows, n_held = gpu.candidates(queries, n_candidates, {}), view.base.shape[0]
+    else:
+        rows, n_held = gpu.candidates(queries, n_candidates, approximate.settings), approximate.first_row_after
+        if approximate.row_of is not None:
+            rows = np.where(rows >= 0, approximate.row_of[np.maximum(rows, 0)], -1)
+    late = np.arange(n_held, view.n_rows)
     rows = np.concatenate([rows, np.broadcast_to(late, (len(queries), late.size))], axis=1)
-    return view.rescore_batch(queries, np.ascontiguousarray(rows), k)
-
-
-def _gpu_plan(view: SpaceView, k: int) -> str:
-    n_candidates = _gpu_candidates(k)
-    return f"GPU scan of {view.base.shape[0]:,} vectors in half precision, {n_candidates:,} candidates compared exactly"
+    found, scores = view.rescore_batch(queries, np.ascontiguousarray(rows), k)
+    return found, scores, gpu.plan(n_held, n_candidates)
 
 
 def _scan_plan(view: SpaceView, selection: Selection | None) -> str:
     note = "" if selection is None or selection.n == view.n_alive else f", {selection.n:,} allowed"
-    return f"exact scan of {view.n_rows:,} vectors{note}"
+    return f"exact scan of {counted(view.n_rows, 'vector')}{note}"
 
 
 def _scan_costs(view: SpaceView) -> ScanCosts:

@@ -1,0 +1,8 @@
+"""How numbers are told in sentences."""
+
+from __future__ import annotations
+
+
+def counted(n: int, noun: str) -> str:
+    """A number of things: ``1 vector``, ``2,000 vectors``. The noun takes an s where there is not one."""
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
