@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from embedstore.checks import check_length, check_vector
-from embedstore.errors import InvalidInput, SpaceMismatch, SpaceNotFound
+from embedstore.errors import EmbedstoreError, InvalidInput, SpaceMismatch, SpaceNotFound
 from embedstore.filters.parse import Where
 from embedstore.model import FloatMatrix, FloatVector, Hits, Metric, Modality, Mode, Neighbours
 from embedstore.pictures import Picture, read_picture
@@ -239,14 +239,24 @@ def _checked_batch(
 ) -> FloatMatrix:
     """Queries as one matrix (n, dim), each checked against its space."""
     if isinstance(vectors, np.ndarray) and len(vectors):
-        first = _checked_query(collection, row, vectors[0])
+        first = _checked_of_many(collection, row, vectors, 0)
         with np.errstate(over="ignore", invalid="ignore"):
             squared = np.einsum("ij,ij->i", vectors, vectors)
         if first.shape == vectors[0].shape and squared.min() > _MODEST and squared.max() < 1 / _MODEST:
             return vectors
     if not len(vectors):
         return np.empty((0, row.dim or 0), np.float32)
-    return np.stack([_checked_query(collection, row, vector) for vector in vectors])
+    return np.stack([_checked_of_many(collection, row, vectors, place) for place in range(len(vectors))])
+
+
+def _checked_of_many(
+    collection: Collection, row: SpaceRow, vectors: Sequence[FloatVector | Vector] | FloatMatrix, place: int
+) -> FloatVector:
+    """One of many queries, checked; the error says which one it is."""
+    try:
+        return _checked_query(collection, row, vectors[place])
+    except EmbedstoreError as error:
+        raise type(error)(f"query {place + 1} of {len(vectors)}: {error}") from None
 
 
 def _encoding_space(collection: Collection, space: str | None) -> SpaceRow | None:
@@ -283,9 +293,9 @@ def _encoded_batch(
     encoded: dict[int, FloatVector] = {}
     by = _encoding_space(collection, space) if texts or items else None
     if by is not None:
-        for _, text in texts:
+        for place, text in texts:
             if not text.strip():
-                raise InvalidInput("a query is empty; every query must have words")
+                raise InvalidInput(f"query {place + 1} of {len(queries)} is empty; every query must have words")
         encoder = collection.store.encoder_of(by)
         if Modality.TEXT in encoder.spec.modalities and texts:
             made = encoder.encode([text for _, text in texts]).vectors

@@ -1,4 +1,4 @@
-"""Names of collections and spaces, and dimensions: what they may be."""
+"""Names of collections and spaces, paths, dimensions, seconds: what they may be."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from embedstore.errors import InvalidInput
 MAX_NAME_BYTES = 200
 MAX_DIM = 65_536
 MAX_PART_BYTES = 255
+_DAY = 86_400
 
 
 def check_collection_name(name: str) -> None:
@@ -26,6 +27,13 @@ def check_collection_name(name: str) -> None:
             f"the name {ascii(name[:60])} cannot be used: names have 1 to {MAX_NAME_BYTES} bytes, only printable"
             " characters, and no blanks at their ends"
         )
+
+
+def check_seconds(seconds: float, name: str) -> None:
+    """InvalidInput for what is no number of seconds that can be waited: from 0 to a day."""
+    is_number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
+    if not is_number or not 0 <= seconds <= _DAY:  # NaN compares as neither
+        raise InvalidInput(f"{name} is {seconds!r}; it must be a number of seconds from 0 to {_DAY:,}")
 
 
 def check_path(path: str | os.PathLike[str], *, room: int = 0) -> None:

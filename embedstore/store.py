@@ -26,7 +26,7 @@ from embedstore.forking import abandon, tell_forked
 from embedstore.indexing.faiss_index import require_served
 from embedstore.maintenance.reports import VerifyReport
 from embedstore.model import Metric, choose
-from embedstore.names import check_collection_name, check_dim, check_path
+from embedstore.names import check_collection_name, check_dim, check_path, check_seconds
 from embedstore.searching.search import CollectionSearch
 from embedstore.storage import catalog
 from embedstore.storage.database import Database, Transaction
@@ -60,6 +60,7 @@ class Store:
         build_in_background: bool | None = None,
     ) -> None:
         check_path(path)
+        check_seconds(lock_timeout, "lock_timeout")
         self.path = Path(os.path.abspath(path))  # a change of the working folder must not change the store
         self.device = choose_device(device)
         if self.device.must_be_gpu:

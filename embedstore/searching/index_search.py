@@ -14,6 +14,7 @@ from embedstore.indexing.recipes import Family
 from embedstore.indexing.selection import Selection
 from embedstore.indexing.space_view import Approximate, SpaceView
 from embedstore.model import FloatMatrix, FloatVector, IntVector
+from embedstore.wording import counted
 
 _ATTEMPTS = 3
 _WIDENED = 4
@@ -163,7 +164,7 @@ class IndexSearch:
             words += f", {self._n_candidates:,} candidates compared exactly"
         words += self._allowed
         if self._late.size:
-            words += f"; exact scan of {self._late.size:,} newer vectors"
+            words += f"; exact scan of {counted(self._late.size, 'newer vector')}"
         return words, details
 
 

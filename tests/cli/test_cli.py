@@ -163,6 +163,7 @@ def test_many_queries_explain_each_answer(filled, tmp_path):
         (["search", "things", "x", "--mode", "fuzzy"], 2, ["'fuzzy' is not one of"]),
         (["search", "things", "x", "--where", "yaer = 1"], 2, ["'yaer'; did you mean 'year'?"]),
         (["search", "things", "x", "--where", "year = 'x'"], 2, ["year holds numbers"]),
+        (["count", "things", "--timeout", "nan"], 2, ["lock_timeout is nan; it must be a number of seconds"]),
         (["search", "things", "x", "--where", "year ="], 2, ["ends too early"]),
         (["search", "things", "x", "--where", "(" * 1000], 2, ["ends too early"]),
         (["search", "things", "x", "--space", "map"], 2, ["no space 'map'; it has: text"]),

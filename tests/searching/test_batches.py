@@ -128,6 +128,23 @@ def test_what_is_no_query_is_refused(store):
         collection.neighbours(vectors(1), 0)
 
 
+def test_the_query_that_is_wrong_is_named(store):
+    collection = store.collection("c", encoder="none")
+    collection.add([{"key": "a", "vector": [1.0, 2.0]}])
+    for queries, words in (
+        ([[1.0, 2.0], [1.0, 2.0, 3.0]], "query 2 of 2: the query has 3 numbers"),
+        ([[1.0, 2.0], [0.0, 0.0], [1.0, 1.0]], "query 2 of 3: the query vector is all zeros"),
+        (np.array([[1.0, 2.0], [np.nan, 0.0]], np.float32), "query 2 of 2: .* NaN or infinity"),
+    ):  # fmt: skip
+        for ask in (collection.search_batch, collection.neighbours):
+            with pytest.raises(embedstore.InvalidInput, match=words):
+                ask(queries, 1)
+    words = store.collection("words", encoder="letters")
+    words.add([{"key": "a", "text": "bad cab"}])
+    with pytest.raises(embedstore.InvalidInput, match="query 2 of 2 is empty"):
+        words.search_batch(["cab", " "], 1)
+
+
 def test_a_damaged_record_in_a_batch_is_told_when_it_is_looked_at(store):
     collection = filled(store)
     with store.database.write() as transaction:
