@@ -128,7 +128,7 @@ def approximate(n: int, names: list[str], rounds: int) -> dict:
 
 
 def main() -> None:
-    from embedstore.indexing.gpu import n_gpus
+    from embedstore.indexing.gpus import n_gpus
     from embedstore.optional import load_faiss
 
     parser = argparse.ArgumentParser(description=__doc__)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -68,18 +69,22 @@ def page() -> str:
         "Written by `benchmarks/table.py` from `benchmarks/results/`. The machines are shared: the ratios are the"
         " figures, each taken within one run, interleaved, as medians. `make bench` measures them anew.\n",
     ]
-    parts += [f"- [{TITLES[name]}](#{name.replace('_', '-')})" for name in results]
+    parts += [f"- [{TITLES[name]}](#{anchor(TITLES[name])})" for name in results]
     parts.append("")
     for name, result in results.items():
         machine = result["machine"]
         versions = ", ".join(f"{package} {version}" for package, version in machine["versions"].items())
         script = "store_speed.py " + name.removeprefix("store_") if name.startswith("store_") else f"{name}.py"
         where = f"{machine['cpu']}, {machine['cores']} cores, {machine['date']}"
-        parts.append(f'<a id="{name.replace("_", "-")}"></a>\n')
         parts.append(f"## {TITLES[name]}\n")
         parts.append(f"`benchmarks/{script}`; {where}; {versions}\n")
         parts += of_recipes(result["figures"]) if name == "recipes" else of_figures(result["figures"])
     return "\n".join(parts).rstrip() + "\n"
+
+
+def anchor(title: str) -> str:
+    """The name by which a heading is linked to."""
+    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
 
 
 def of_figures(figures: dict[str, Any], title: str = "") -> Iterator[str]:

@@ -35,6 +35,7 @@ from embedstore.storing.committing import commit_batch
 from embedstore.storing.vectors import VectorChecker
 from embedstore.tables import BATCH_ROWS, EXPORT_HEADER, scan_batches
 from embedstore.transforms import spec_of, transform_from
+from embedstore.wording import first_line
 
 if TYPE_CHECKING:
     import pyarrow
@@ -320,7 +321,7 @@ def _read_parquet(path: Path) -> tuple[dict[str, Any] | None, Iterator[dict[str,
     try:
         file = pyarrow.parquet.ParquetFile(path)
     except (pyarrow.ArrowInvalid, OSError) as error:
-        raise InvalidInput(f"{path} cannot be read as Parquet: {str(error).splitlines()[0]}") from None
+        raise InvalidInput(f"{path} cannot be read as Parquet: {first_line(error)}") from None
     text = (file.schema_arrow.metadata or {}).get(EXPORT_HEADER.encode())
 
     def records() -> Iterator[dict[str, Any]]:

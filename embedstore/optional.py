@@ -11,6 +11,7 @@ from typing import Any
 
 from embedstore.errors import MissingDependency
 from embedstore.forking import not_forking
+from embedstore.wording import first_line
 
 
 def require(module: str, extra: str) -> ModuleType:
@@ -64,4 +65,4 @@ def load_faiss() -> Any:
             return require("faiss", "cpu")
         except (RuntimeError, OSError) as error:  # of the GPU builds, whose wheels load libraries of other packages
             what = " and ".join(faiss_distributions()) or "FAISS"
-            raise MissingDependency(f"{what} cannot be imported: {str(error).splitlines()[0]}") from error
+            raise MissingDependency(f"{what} cannot be imported: {first_line(error)}") from error

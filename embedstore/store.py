@@ -64,7 +64,7 @@ class Store:
         self.path = Path(os.path.abspath(path))  # a change of the working folder must not change the store
         self.device = choose_device(device)
         if self.device.must_be_gpu:
-            from embedstore.indexing.gpu import require_some_gpu
+            from embedstore.indexing.gpus import require_some_gpu
 
             require_some_gpu(self.device)
         self._allow_network = allow_network

@@ -28,7 +28,7 @@ def brute_force(matrix: np.ndarray, query: np.ndarray, metric: str) -> np.ndarra
 
 def needs_gpu(recipe) -> bool:
     """Whether an index of a recipe can only be built on a GPU, and FAISS finds none."""
-    from embedstore.indexing.gpu import n_gpus
+    from embedstore.indexing.gpus import n_gpus
     from embedstore.indexing.recipes import Placement
     from embedstore.optional import load_faiss
 

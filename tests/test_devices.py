@@ -6,7 +6,7 @@ from shared import needs_gpu
 import embedstore
 from embedstore import DeviceUnavailable, InvalidInput
 from embedstore.devices import Device, DeviceKind, choose_device
-from embedstore.indexing.gpu import chosen_gpus, n_gpus
+from embedstore.indexing.gpus import chosen_gpus, n_gpus
 from embedstore.indexing.recipes import find_recipe
 from embedstore.optional import load_faiss
 

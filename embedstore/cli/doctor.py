@@ -45,6 +45,7 @@ def _faiss() -> Iterator[dict[str, Any]]:
     from importlib.metadata import version
 
     from embedstore.errors import MissingDependency
+    from embedstore.indexing.gpus import n_gpus
     from embedstore.optional import faiss_distributions, faiss_problem, load_faiss
 
     problem = faiss_problem()
@@ -61,10 +62,10 @@ def _faiss() -> Iterator[dict[str, Any]]:
     options = " ".join(word for word in faiss.get_compile_options().split() if word not in ("OPTIMIZE", "GENERIC"))
     yield _finding("FAISS", "ok", f"{named} ({options}), {faiss.omp_get_max_threads()} threads")
     has_gpu_code = hasattr(faiss, "StandardGpuResources")
-    n_gpus = faiss.get_num_gpus() if has_gpu_code else 0
-    if n_gpus:
+    n_found = n_gpus(faiss)
+    if n_found:
         cuvs = "with cuVS" if "NVIDIA_CUVS" in options else "without cuVS, which gpu-cagra needs (faiss-gpu-cuvs)"
-        yield _finding("GPU", "ok", f"{n_gpus} visible to FAISS, {cuvs}")
+        yield _finding("GPU", "ok", f"{n_found} visible to FAISS, {cuvs}")
     elif has_gpu_code:
         yield _finding("GPU", "none", "a GPU build of FAISS, but no GPU", "it works on the CPU")
     else:

@@ -25,6 +25,7 @@ from embedstore.errors import EncoderUnavailable, InvalidInput
 from embedstore.model import FloatMatrix, FloatVector
 from embedstore.names import MAX_DIM
 from embedstore.pictures import Picture, read_picture
+from embedstore.wording import first_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -239,7 +240,7 @@ def _load_taesd(found: LatentMapFolder, device: str) -> _Maps:
         try:
             network.load_state_dict({key: value.float() for key, value in load_file(found.folder / name).items()})
         except (OSError, SafetensorError, RuntimeError) as error:
-            first = str(error).strip().splitlines()[0]
+            first = first_line(error)
             raise EncoderUnavailable(f"{found.folder / name} cannot be used: {first}") from None
         parts.append(network.eval().to(device))
     return _Taesd(*parts)

@@ -22,6 +22,7 @@ from embedstore.indexing.selection import Selection
 from embedstore.indexing.threads import ManyThreads
 from embedstore.model import FloatMatrix, FloatVector, IntVector, Metric
 from embedstore.optional import load_faiss
+from embedstore.wording import first_line
 
 _LOOP_LIMIT = 1 << 31
 _SPARE_BYTES = 4096
@@ -162,7 +163,7 @@ class FaissIndex:
             self.lists.check(chosen)
             self.built.search_preassigned_c(n, x, k, lists, to_lists, distances, positions, False, parameters)
         except RuntimeError as error:  # of FAISS, which finds that the index cannot be
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise DamagedCache(f"the index {self.recipe.name} cannot be searched: {reason}") from error
 
     def scores(self, distances: np.ndarray) -> np.ndarray:
@@ -293,7 +294,7 @@ def _read(path: Path, recipe: Recipe, n_bytes: int) -> Any:
         try:
             return read(os.fspath(path), flags)
         except RuntimeError as error:
-            raise DamagedCache(f"{path} cannot be read by FAISS: {str(error).splitlines()[0]}") from error
+            raise DamagedCache(f"{path} cannot be read by FAISS: {first_line(error)}") from error
 
 
 def require_served(name: str, metric: Metric) -> Recipe:
@@ -312,7 +313,7 @@ def require_buildable(recipe: Recipe) -> None:
         return
     faiss = load_faiss()
     if recipe.placement is Placement.GPU and not recipe.exact:
-        from embedstore.indexing.gpu import n_gpus
+        from embedstore.indexing.gpus import n_gpus
 
         if not n_gpus(faiss):
             raise DeviceUnavailable(

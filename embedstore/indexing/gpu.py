@@ -1,4 +1,4 @@
-"""FAISS on NVIDIA GPUs: building there, searching there, and saying so where it cannot be.
+"""FAISS's indexes on NVIDIA GPUs: built there, and searched there.
 
 What is kept on the disk is always an index of the CPU, so that a store moves between machines. The GPU classes of FAISS
 take selectors and do not look at them, so a filtered search is never given to them.
@@ -6,6 +6,7 @@ take selectors and do not look at them, so a filtered search is never given to t
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,15 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from embedstore.devices import Device, DeviceKind
 from embedstore.errors import DeviceUnavailable
+from embedstore.indexing.gpus import require_room
 from embedstore.indexing.recipes import FEWEST_CANDIDATES, Family, Recipe
 from embedstore.model import FloatMatrix, Metric
 from embedstore.optional import load_faiss
+from embedstore.wording import first_line
 
 if TYPE_CHECKING:
     from embedstore.indexing.faiss_index import FaissIndex, Settings
 
+_LOG = logging.getLogger("embedstore")
 _HALF_BYTES = 2
 _LARGEST_HALF = 65_000.0
 _MOST_HITS = 2048
@@ -32,63 +35,6 @@ _WORTHWHILE = 32
 """Queries from which on an approximate index is asked on a GPU, which answers few of them no sooner than the CPU."""
 _ITOPK_STEP = 32
 _NO_CAGRA = "graphs on a GPU need FAISS built with cuVS: pip uninstall faiss-gpu, then pip install faiss-gpu-cuvs"
-
-
-def n_gpus(faiss: Any) -> int:
-    """How many GPUs FAISS can use. The CPU build has functions of GPU names too, so a class is asked for."""
-    return int(faiss.get_num_gpus()) if hasattr(faiss, "StandardGpuResources") else 0
-
-
-def chosen_gpus(device: Device) -> list[int]:
-    """The GPUs to use; none for the CPU, and for 'auto' where there are none.
-
-    Raises DeviceUnavailable where a GPU was asked for by name and FAISS cannot use it.
-    """
-    if device.kind is DeviceKind.CPU:
-        return []
-    faiss = load_faiss()
-    found = n_gpus(faiss)
-    if device.must_be_gpu and not found:
-        built = "finds no GPU" if hasattr(faiss, "StandardGpuResources") else "is a build for the CPU"
-        raise DeviceUnavailable(
-            f"device {str(device)!r} was asked for, but FAISS {built}; take device 'auto' or 'cpu', or see what"
-            " 'embedstore doctor' says of the GPU build"
-        )
-    if device.kind is DeviceKind.CUDA and device.number >= found:
-        raise DeviceUnavailable(f"device {str(device)!r} was asked for; FAISS finds {found} GPUs, numbered from 0")
-    if device.kind is DeviceKind.ALL:
-        return list(range(found))
-    return [device.number] if found else []
-
-
-def require_some_gpu(device: Device) -> None:
-    """Raise DeviceUnavailable where neither FAISS nor torch finds the GPU that was asked for by name."""
-    try:
-        chosen_gpus(device)
-    except DeviceUnavailable as error:
-        try:
-            import torch
-
-            n_found = torch.cuda.device_count()
-        except ImportError:
-            n_found = 0
-        if n_found <= device.number:
-            raise DeviceUnavailable(f"{error}; torch finds {n_found} GPUs") from None
-
-
-def require_room(n_bytes: int, gpu: int) -> None:
-    """Raise DeviceUnavailable where a GPU has less free memory than is needed, as far as torch can tell."""
-    try:
-        import torch
-
-        free, _ = torch.cuda.mem_get_info(gpu)
-    except (ImportError, RuntimeError, AssertionError):
-        return  # FAISS will say
-    if n_bytes > free:
-        raise DeviceUnavailable(
-            f"the index needs {n_bytes / 1e9:,.1f} GB; GPU {gpu} has {free / 1e9:,.1f} GB free. Take another recipe"
-            " (gpu-ivf-pq is smaller), several GPUs (device 'all'), or the CPU"
-        )
 
 
 def build_on_gpu(fitted: FloatMatrix, recipe: Recipe, metric: Metric) -> Any:
@@ -116,17 +62,36 @@ def build_on_gpu(fitted: FloatMatrix, recipe: Recipe, metric: Metric) -> Any:
     return graph
 
 
-class _Shared:
+class _OnGpus:
     """What is on GPUs, a part on each. Threads may share it, and take turns.
 
     An index on a GPU has memory that belongs to it for what it works on, so two threads must not be in it at once.
+    ``required``: whether a GPU was asked for by name; else the CPU goes on where it fails.
     """
 
-    def __init__(self, gpus: list[int]) -> None:
+    given_up = False
+
+    def __init__(self, gpus: list[int], required: bool) -> None:
         faiss = load_faiss()
+        self.required = required
         self._gpus = gpus
         self._resources = [faiss.StandardGpuResources() for _ in gpus]
         self._guard = threading.Lock()
+
+    def give_up(self, error: DeviceUnavailable) -> None:
+        """Have the CPU answer from now on, and say so."""
+        if not self.given_up:
+            self.given_up = True
+            _LOG.warning("searching on the CPU: %s", error)
+
+    def leave_to_parent(self) -> None:
+        """Free nothing of it in this process, which was forked: the memory on the GPU is the parent's."""
+        for one in (*self._indexes(), *self._resources):
+            one.this.disown()
+
+    def _indexes(self) -> list[Any]:
+        """FAISS's indexes on the GPUs."""
+        raise NotImplementedError
 
     def _of_parts(self, ask: Callable[[int], np.ndarray]) -> list[np.ndarray]:
         """What each part gives, asked by its place, all at the same time."""
@@ -137,23 +102,23 @@ class _Shared:
                 with ThreadPoolExecutor(len(self._gpus)) as threads:
                     return list(threads.map(ask, range(len(self._gpus))))
         except RuntimeError as error:  # of FAISS
-            raise DeviceUnavailable(f"the GPU cannot search: {str(error).splitlines()[0]}") from error
+            raise DeviceUnavailable(f"the GPU cannot search: {first_line(error)}") from error
 
 
-class GpuFlat(_Shared):
+class GpuFlat(_OnGpus):
     """The exact vectors of a space in half precision on one GPU, or spread over several; for unfiltered searches."""
 
     fewest_queries = 1
     most_hits = _MOST_HITS
 
-    def __init__(self, matrix: FloatMatrix, metric: Metric, gpus: list[int]) -> None:
+    def __init__(self, matrix: FloatMatrix, metric: Metric, gpus: list[int], *, required: bool = False) -> None:
         """matrix: prepared rows (n, dim). Raises DeviceUnavailable where they do not fit."""
         if float(np.abs(matrix).max(initial=0)) > _LARGEST_HALF:
             raise DeviceUnavailable(f"numbers beyond {_LARGEST_HALF:,.0f} are too large for half precision")
         gpus = gpus[: max(1, matrix.shape[0])]
         for gpu in gpus:
             require_room(_HALF_BYTES * matrix.size // len(gpus), gpu)
-        super().__init__(gpus)
+        super().__init__(gpus, required)
         faiss = load_faiss()
         kind = _kind(metric)
         self._parts: list[tuple[int, Any]] = []
@@ -166,7 +131,10 @@ class GpuFlat(_Shared):
                 part.add(np.ascontiguousarray(matrix[first:last]))
                 self._parts.append((int(first), part))
         except RuntimeError as error:
-            raise DeviceUnavailable(f"the vectors do not fit on the GPU: {str(error).splitlines()[0]}") from error
+            raise DeviceUnavailable(f"the vectors do not fit on the GPU: {first_line(error)}") from error
+
+    def _indexes(self) -> list[Any]:
+        return [part for _, part in self._parts]
 
     def n_candidates(self, k: int) -> int:
         """How many are found for ``k`` hits, and then compared exactly."""
@@ -194,12 +162,12 @@ class GpuFlat(_Shared):
         return np.concatenate(self._of_parts(of_part), axis=1)
 
 
-class GpuIndex(_Shared):
+class GpuIndex(_OnGpus):
     """An approximate index once more, on one GPU, or whole on each of several; for many queries without a filter."""
 
     fewest_queries = _WORTHWHILE
 
-    def __init__(self, index: FaissIndex, gpus: list[int]) -> None:
+    def __init__(self, index: FaissIndex, gpus: list[int], *, required: bool = False) -> None:
         """index: in its CPU form. Raises DeviceUnavailable where it does not fit, or this FAISS has no such class."""
         faiss, built = index.faiss, index.built
         self._index = index
@@ -209,7 +177,7 @@ class GpuIndex(_Shared):
             raise DeviceUnavailable(_NO_CAGRA)
         for gpu in gpus:
             require_room(_n_bytes(index), gpu)
-        super().__init__(gpus)
+        super().__init__(gpus, required)
         self._parts: list[Any] = []
         try:
             for gpu, resources in zip(gpus, self._resources, strict=True):
@@ -222,7 +190,10 @@ class GpuIndex(_Shared):
                     part = faiss.index_cpu_to_gpu(resources, gpu, built)
                 self._parts.append(part)
         except RuntimeError as error:
-            raise DeviceUnavailable(f"the index does not fit on the GPU: {str(error).splitlines()[0]}") from error
+            raise DeviceUnavailable(f"the index does not fit on the GPU: {first_line(error)}") from error
+
+    def _indexes(self) -> list[Any]:
+        return self._parts
 
     def n_candidates(self, k: int) -> int:
         """How many are found for ``k`` hits, and then compared exactly."""

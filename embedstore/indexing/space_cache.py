@@ -64,7 +64,7 @@ class SpaceCache:
         self._selections: OrderedDict[str, Selection | None] = OrderedDict()
         self._selected_change = -1
         self._selected_seqs: IntVector | None = None
-        self._lost_gpu = False
+        self._not_on_gpu: tuple[int, int] | None = None  # the mark of the cache that did not fit on a GPU
         self.on_stale: Callable[[CollectionRow, SpaceRow], None] | None = None
         """Called where the index lags behind its space so far that it should be built anew."""
         tell_forked(self)
@@ -73,8 +73,8 @@ class SpaceCache:
         """Make the lock anew, which another thread may have held; and leave the parent's GPU alone."""
         self._guard = threading.Lock()
         if self._view is not None and self._view.gpu is not None:
-            self._view, self._settled = replace(self._view, gpu=None), (None, None)
-            self._lost_gpu = True
+            self._view.gpu.leave_to_parent()
+            self._forget_view()
 
     def view(self, transaction: Transaction, collection: CollectionRow, space: SpaceRow) -> SpaceView:
         """The space as the transaction sees it. ``space.dim`` must be known."""
@@ -82,8 +82,6 @@ class SpaceCache:
         if settled is not None:
             return settled
         with self._guard:
-            if self._lost_gpu:
-                self._give_up_gpu()
             view = self._view
             if view is not None and not self._serves(view, space):
                 view = None  # the recipe was changed, or an index for it was built, here or by another process
@@ -372,14 +370,6 @@ class SpaceCache:
                 _LOG.info("the cache in %s was not written: %s", self._folder, error)
             return False
 
-    def _give_up_gpu(self) -> None:
-        """Go on without the GPU of the process that this one was forked from; DeviceUnavailable where one is a must."""
-        reason = "a forked process cannot use the GPU of its parent; start processes by 'spawn'"
-        if self._device.must_be_gpu:
-            raise DeviceUnavailable(reason)
-        _LOG.warning("searching on the CPU: %s", reason)
-        self._device, self._lost_gpu = CPU, False
-
     def _on_gpu(self, view: SpaceView, space: SpaceRow) -> SpaceView:
         """A view with its cached vectors or index on a GPU as well, where its recipe asks and the device allows it.
 
@@ -390,20 +380,31 @@ class SpaceCache:
             return view
         if view.gpu is not None or not view.base.shape[0] or (view.approximate is None and not recipe.exact):
             return view
-        from embedstore.indexing.gpu import GpuFlat, GpuIndex, chosen_gpus
+        if view.mark is not None and view.mark == self._not_on_gpu:
+            return view
+        from embedstore.indexing.gpu import GpuFlat, GpuIndex
+        from embedstore.indexing.gpus import LOST, chosen_gpus, gpus_are_lost
 
         gpus = chosen_gpus(self._device)
         if not gpus:
+            if gpus_are_lost():
+                _LOG.warning("searching on the CPU: %s", LOST)
+                self._device = CPU
             return view
+        if self._view is not None and self._view.gpu is not None:  # which makes room for the new one
+            self._view, self._settled = replace(self._view, gpu=None), (None, None)
+        required = self._device.must_be_gpu
         try:
             if view.approximate is None:
-                return replace(view, gpu=GpuFlat(view.base, view.metric, gpus))
-            return replace(view, gpu=GpuIndex(view.approximate.index, gpus))
+                return replace(view, gpu=GpuFlat(view.base, view.metric, gpus, required=required))
+            return replace(view, gpu=GpuIndex(view.approximate.index, gpus, required=required))
         except DeviceUnavailable as error:
-            if self._device.must_be_gpu:
+            if required:
                 raise
             _LOG.warning("searching on the CPU: %s", error)
-            self._device = CPU
+            self._not_on_gpu = view.mark
+            if view.mark is None:
+                self._device = CPU
             return view
 
     # ---- catching up

@@ -166,17 +166,18 @@ class SpaceView:
         return Selection(self.alive if allowed is None else self.alive & allowed, lasting)
 
     def scan_batch(
-        self, queries: FloatMatrix, k: int, selection: Selection | None
+        self, queries: FloatMatrix, k: int, selection: Selection | None, *, first: int = 0
     ) -> tuple[np.ndarray, np.ndarray]:
         """The best ``k`` of all rows (or of a selection) for each prepared query (n, dim).
 
-        Gives rows int64, -1 where there are fewer, and exact scores, both (n, k). Needs FAISS.
+        first: of all rows, the one to begin with. Gives rows int64, -1 where there are fewer, and exact scores, both
+        (n, k). Needs FAISS.
         """
-        self._check(None)
+        self._check(None if not first else np.arange(first, self.base.shape[0]))
         wanted = k + _SPARE if self.metric is Metric.EUCLIDEAN else k  # FAISS ranks by a rounded form of the distance
         rows = np.empty((len(queries), 0), np.int64)
         scores: FloatMatrix = np.empty((len(queries), 0), np.float32)
-        for matrix, of_matrix in self._stretches(selection):
+        for matrix, of_matrix in self._stretches(selection, first):
             new_scores, places = best_of_all(matrix, queries, wanted, self.metric)
             found = np.where(places >= 0, of_matrix[np.maximum(places, 0)], -1)
             rows, scores = np.concatenate([rows, found], axis=1), np.concatenate([scores, new_scores], axis=1)
@@ -200,14 +201,20 @@ class SpaceView:
                 yield np.arange(first + start, first + start + block.shape[0]), block
             first += part.shape[0]
 
-    def _stretches(self, selection: Selection | None) -> Iterator[tuple[FloatMatrix, IntVector]]:
-        """All rows, or those of a selection, as matrices with their rows: whole parts, or copies of limited size."""
+    def _stretches(
+        self, selection: Selection | None, first: int = 0
+    ) -> Iterator[tuple[FloatMatrix, IntVector]]:
+        """All rows from ``first`` on, or those of a selection, as matrices with their rows.
+
+        They are whole parts, or copies of limited size.
+        """
         if selection is None:
-            first = 0
+            start = 0
             for part in (self.base, self.delta):
-                if part.shape[0]:
-                    yield part, np.arange(first, first + part.shape[0])
-                first += part.shape[0]
+                n, skipped = part.shape[0], max(first - start, 0)
+                if skipped < n:
+                    yield part[skipped:], np.arange(start + skipped, start + n)
+                start += n
             return
         step = max(1, _COPIED_BYTES // (4 * self.dim))
         for start in range(0, selection.n, step):

@@ -12,6 +12,7 @@ from embedstore.errors import InvalidInput
 from embedstore.model import FloatMatrix, Metric
 from embedstore.optional import require
 from embedstore.transforms import Affine, Landmarks
+from embedstore.wording import first_line
 
 METHODS = ("umap", "tsne", "pacmap")
 METRICS: Mapping[str, Metric] = dict.fromkeys(METHODS, Metric.EUCLIDEAN)
@@ -35,7 +36,7 @@ def draw(method: str, reducer: Affine, vectors: FloatMatrix, dim: int, seed: int
         try:
             places = _DRAWN[method](points, dim, seed)
         except (ValueError, TypeError, np.linalg.LinAlgError) as error:  # what they raise for too little data
-            raise InvalidInput(f"{method} cannot lay these vectors out: {str(error).splitlines()[0]}") from None
+            raise InvalidInput(f"{method} cannot lay these vectors out: {first_line(error)}") from None
     if not np.isfinite(places).all():
         raise InvalidInput(f"{method} found no places for these vectors; do they all lie in the same few spots?")
     return Landmarks(reducer, points, np.ascontiguousarray(places, np.float32), _NEIGHBOURS)

@@ -11,6 +11,7 @@ import numpy as np
 
 from embedstore.errors import InvalidInput
 from embedstore.model import FloatMatrix
+from embedstore.wording import first_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,6 @@ def fit_mixture(vectors: FloatMatrix, sizes: Iterable[int], seed: int, *, n_star
                 for size in sizes
             }
     except ValueError as error:
-        raise InvalidInput(f"no mixture can be fitted to these vectors: {str(error).splitlines()[0]}") from None
+        raise InvalidInput(f"no mixture can be fitted to these vectors: {first_line(error)}") from None
     bic = {size: float(one.bic(given)) for size, one in fitted.items()}
     return Mixture(bic, fitted[min(bic, key=lambda size: bic[size])], scale)

@@ -6,11 +6,13 @@ compares every allowed row.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from embedstore.errors import DeviceUnavailable
 from embedstore.indexing.costs import ScanCosts, margin, raised
+from embedstore.indexing.exact import best_of_candidates
 from embedstore.indexing.kernels import can_batch
 from embedstore.indexing.recipes import Family
 from embedstore.indexing.selection import Selection
@@ -18,9 +20,6 @@ from embedstore.indexing.space_view import Approximate, SpaceView
 from embedstore.model import FloatMatrix, FloatVector
 from embedstore.searching.index_search import Found, FoundBatch, IndexSearch
 from embedstore.wording import counted
-
-if TYPE_CHECKING:
-    from embedstore.indexing.gpu import GpuFlat, GpuIndex
 
 MAX_EFFORT = 4_096
 _MOST_KEPT = 64
@@ -30,21 +29,19 @@ def nearest(view: SpaceView, query: FloatVector, k: int, selection: Selection | 
     """The ``k`` nearest rows of a selection (None: of all) to a prepared query; all of them where fewer are there."""
     n_usable = view.n_rows if selection is None else selection.n
     k = min(k, n_usable)
-    by_gpu = _gpu_for(view, 1, k, selection)
+    by_gpu = None if view.gpu is None or k == 0 else _by_gpu(view, query[None, :], k, selection)
     by_index = None if by_gpu is not None or k == 0 else _index_search(view, k, selection)
     if by_index is not None:
         found = by_index.run(view, query)
         if found is not None:
             return found
     details: dict[str, Any] = {"n_vectors": view.n_alive, "n_allowed": n_usable}
-    if by_index is not None:
-        details["widened"] = "to an exact scan"
     if k == 0:
         return Found(np.empty(0, np.int64), np.empty(0, np.float32), True, "nothing to search", details)
     if by_gpu is not None:
-        rows, scores, words = _on_gpu(view, by_gpu, query[None, :], k)
-        if rows[0, -1] >= 0:
-            return Found(rows[0], scores[0], False, words, details)
+        return Found(by_gpu[0][0], by_gpu[1][0], False, by_gpu[2], details)
+    if by_index is not None:
+        details["widened"] = "to an exact scan"
     if selection is not None and _gathering_pays(view, selection):
         rows, scores = view.scan_rows(query, k, selection.rows)
         words = "vector" if n_usable == view.n_alive else "allowed vector"
@@ -62,11 +59,10 @@ def nearest_batch(view: SpaceView, queries: FloatMatrix, k: int, selection: Sele
         apart = {line: nearest(view, query, k, selection) for line, query in enumerate(queries)}
         rows, scores = np.full((len(queries), k), -1), np.full((len(queries), k), -np.inf, np.float32)
         return FoundBatch(rows, scores, True, _scan_plan(view, selection), details, {}).with_apart(apart)
-    by_gpu = _gpu_for(view, len(queries), k, selection)
+    by_gpu = None if view.gpu is None else _by_gpu(view, queries, k, selection)
     if by_gpu is not None:
-        rows, scores, words = _on_gpu(view, by_gpu, queries, k)
-        if not (rows < 0).any():
-            return FoundBatch(rows, scores, False, f"{words}, {len(queries):,} queries at once", details, {})
+        rows, scores, words = by_gpu
+        return FoundBatch(rows, scores, False, f"{words}, {len(queries):,} queries at once", details, {})
     by_index = _index_search(view, k, selection)
     if by_index is None:
         rows, scores = view.scan_batch(queries, k, selection)
@@ -78,33 +74,37 @@ def nearest_batch(view: SpaceView, queries: FloatMatrix, k: int, selection: Sele
     return FoundBatch(rows, scores, False, plan, by_index.details, {}).with_apart(apart)
 
 
-def _gpu_for(view: SpaceView, n_queries: int, k: int, selection: Selection | None) -> GpuFlat | GpuIndex | None:
-    """What answers so many queries on a GPU; None where the CPU does, as under every filter."""
-    gpu = view.gpu
-    if gpu is None or selection is not None or not k or n_queries < gpu.fewest_queries:
-        return None
-    return gpu if gpu.n_candidates(k) <= gpu.most_hits else None
+def _by_gpu(
+    view: SpaceView, queries: FloatMatrix, k: int, selection: Selection | None
+) -> tuple[np.ndarray, FloatMatrix, str] | None:
+    """What a GPU finds for queries (n, dim), compared exactly and joined by the newer rows; and how, in words.
 
-
-def _on_gpu(
-    view: SpaceView, gpu: GpuFlat | GpuIndex, queries: FloatMatrix, k: int
-) -> tuple[np.ndarray, FloatMatrix, str]:
-    """The rows that a GPU finds, the best of them and the newer rows compared exactly.
-
-    Gives rows and scores, both (n, k), row -1 where the GPU found too few; and what was done, in words.
+    Gives rows and scores, both (n, k). None where the CPU is to answer: under every filter, where few are asked and the
+    GPU is worth it for many alone, for more hits than it gives, where it found too few, or failed and the CPU may.
     """
-    approximate = view.approximate
+    gpu, approximate = view.gpu, view.approximate
+    assert gpu is not None
     n_candidates = gpu.n_candidates(k)
-    if approximate is None:
-        rows, n_held = gpu.candidates(queries, n_candidates, {}), view.base.shape[0]
-    else:
-        rows, n_held = gpu.candidates(queries, n_candidates, approximate.settings), approximate.first_row_after
-        if approximate.row_of is not None:
-            rows = np.where(rows >= 0, approximate.row_of[np.maximum(rows, 0)], -1)
-    late = np.arange(n_held, view.n_rows)
-    rows = np.concatenate([rows, np.broadcast_to(late, (len(queries), late.size))], axis=1)
+    if selection is not None or gpu.given_up or len(queries) < gpu.fewest_queries or n_candidates > gpu.most_hits:
+        return None
+    try:
+        rows = gpu.candidates(queries, n_candidates, {} if approximate is None else approximate.settings)
+    except DeviceUnavailable as error:
+        if gpu.required:
+            raise
+        gpu.give_up(error)
+        return None
+    n_held = view.base.shape[0] if approximate is None else approximate.first_row_after
+    if approximate is not None and approximate.row_of is not None:
+        rows = np.where(rows >= 0, approximate.row_of[np.maximum(rows, 0)], -1)
     found, scores = view.rescore_batch(queries, np.ascontiguousarray(rows), k)
-    return found, scores, gpu.plan(n_held, n_candidates)
+    if n_held < view.n_rows:
+        late, of_late = view.scan_batch(queries, k, None, first=n_held)
+        found, scores = best_of_candidates(
+            np.concatenate([found, late], axis=1),
+            np.concatenate([np.where(found >= 0, scores, -np.inf), np.where(late >= 0, of_late, -np.inf)], axis=1), k,
+        )  # fmt: skip
+    return None if (found < 0).any() else (found, scores, gpu.plan(n_held, n_candidates))
 
 
 def _scan_plan(view: SpaceView, selection: Selection | None) -> str:

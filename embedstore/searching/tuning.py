@@ -19,7 +19,7 @@ import numpy as np
 from embedstore.errors import InvalidInput
 from embedstore.indexing.costs import IndexCosts, ScanCosts
 from embedstore.indexing.faiss_index import FaissIndex, Settings, build_index
-from embedstore.indexing.gpu import n_gpus
+from embedstore.indexing.gpus import n_gpus
 from embedstore.indexing.recipes import Placement, Recipe, all_recipes
 from embedstore.indexing.space_view import Approximate, SpaceView
 from embedstore.model import FloatMatrix, Metric

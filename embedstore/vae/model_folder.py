@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from embedstore.errors import EncoderUnavailable, InvalidInput
 from embedstore.storage.files import scratch_folder, sync_folder
+from embedstore.wording import first_line
 
 CONFIG, WEIGHTS, CARD, REPORT = "config.json", "model.safetensors", "README.md", "report.html"
 VERSION = 1
@@ -102,7 +103,7 @@ def load_weights(folder: Path, network: nn.Module) -> dict[str, Tensor]:
         own = network.state_dict().keys()
         network.load_state_dict({name: value for name, value in weights.items() if name in own})
     except (OSError, SafetensorError, RuntimeError) as error:
-        first = str(error).strip().splitlines()[0]
+        first = first_line(error)
         raise EncoderUnavailable(f"{folder / WEIGHTS} cannot be used: {first}; train the model again") from None
     network.eval()
     for parameter in network.parameters():

@@ -12,8 +12,9 @@ import pytest
 import embedstore
 from embedstore import DeviceUnavailable
 from embedstore.devices import Device, DeviceKind
-from embedstore.indexing import gpu
-from embedstore.indexing.gpu import GpuFlat, GpuIndex, n_gpus
+from embedstore.indexing import gpu, gpus
+from embedstore.indexing.gpu import GpuFlat, GpuIndex
+from embedstore.indexing.gpus import n_gpus
 from embedstore.indexing.recipes import all_recipes
 from embedstore.model import Metric
 from embedstore.optional import load_faiss
@@ -28,6 +29,7 @@ class InPlaceOfGpu(GpuIndex):
 
     def __init__(self, index, gpus):
         self._index, self._gpus, self._parts = index, gpus, [index.built] * len(gpus)
+        self._resources, self.required = [], False
         self._is_graph = False
         self.most_hits = gpu._MOST_HITS
         self._guard = threading.Lock()
@@ -38,7 +40,8 @@ class FlatInPlaceOfGpu(GpuFlat):
 
     def __init__(self, matrix, metric, gpus):
         kind = FAISS.METRIC_L2 if metric is Metric.EUCLIDEAN else FAISS.METRIC_INNER_PRODUCT
-        self._gpus, self._guard, self._parts = gpus, threading.Lock(), []
+        self._gpus, self._guard, self._parts, self._resources = gpus, threading.Lock(), [], []
+        self.required = False
         bounds = np.linspace(0, len(matrix), len(gpus) + 1).astype(int)
         for first, last in zip(bounds[:-1], bounds[1:], strict=True):
             part = FAISS.IndexScalarQuantizer(matrix.shape[1], FAISS.ScalarQuantizer.QT_fp16, kind)
@@ -162,24 +165,87 @@ def test_threads_share_a_gpu_by_turns(store):
     assert not failed
 
 
-@pytest.mark.parametrize("kind", [DeviceKind.AUTO, DeviceKind.CUDA])
-def test_a_forked_process_leaves_the_gpu_of_its_parent_alone(store, kind):
-    collection = filled(store, "gpu-flat", "cosine")
-    cache = put_on_gpus(collection, 1)
-    cache._device = Device(kind)
+@pytest.mark.parametrize("recipe", ["gpu-flat", "ivf-sq8"])
+def test_many_newer_records_join_what_a_gpu_found(store, recipe):
+    collection = filled(store, recipe, "euclidean")
+    put_on_gpus(collection, 1)
+    new = clustered(1500, 7)
+    collection.add({"key": f"new{i}", "vector": row, "n": -1} for i, row in enumerate(new))
+    queries = clustered(50, 8)
+    order, _ = brute(np.concatenate([clustered(), new]), queries, "euclidean", 10)
+    names = [*map(str, range(N)), *(f"new{i}" for i in range(len(new)))]
+    answers = collection.search_batch(queries, 10)
+    assert "GPU" in answers[0].plan
+    right = sum(len({*hits.keys} & {names[i] for i in line}) for hits, line in zip(answers, order, strict=True))
+    assert right / order.size > 0.95
+
+
+@pytest.mark.parametrize("recipe", ["gpu-flat", "ivf-sq8"])
+def test_where_a_gpu_fails_the_cpu_answers_and_says_so_unless_a_gpu_was_named(store, recipe, caplog):
+    class Full:
+        ntotal = N
+
+        def search(self, *asked, **options):
+            raise RuntimeError("Error in virtual void* allocMemory: out of memory\nmore")
+
+    collection = filled(store, recipe, "cosine")
+    on_gpu = put_on_gpus(collection, 1)._view.gpu
+    on_gpu._parts = [(0, Full()) if recipe == "gpu-flat" else Full()]
+    on_gpu.required = True
+    with pytest.raises(DeviceUnavailable, match="the GPU cannot search: Error in virtual .* out of memory$"):
+        collection.search_batch(clustered(40, 3), 5)
+    on_gpu.required = False
+    for _ in range(2):
+        answers = collection.search_batch(clustered(40, 3), 5)
+        assert len(answers[0]) == 5 and "GPU" not in answers[0].plan
+    assert caplog.text.count("searching on the CPU: the GPU cannot search") == 1
+
+
+def in_child(ask):
+    """What a function says in a forked process."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         try:
-            words = collection.search(clustered(1)[0], 3).plan
-        except DeviceUnavailable as error:
-            words = str(error)
+            words = ask()
+        except BaseException as error:
+            words = f"{type(error).__name__}: {error}"
         os.write(writing, words.encode())
         os._exit(0)
     os.waitpid(child, 0)
     os.close(writing)
     with os.fdopen(reading) as answer:
-        told = answer.read()
+        return answer.read()
+
+
+def test_a_forked_process_asks_nothing_of_gpus_that_were_used_before(store, monkeypatch):
+    def ask():
+        FAISS.StandardGpuResources = FAISS.get_num_gpus = None  # to be called is an error
+        assert n_gpus(FAISS) == 0
+        try:
+            store.__class__(store.path, device="cuda")
+        except DeviceUnavailable as error:
+            return str(error)
+        return "no error"
+
+    monkeypatch.setattr(gpus, "_used", True)
+    assert "a forked process cannot use the GPU of its parent" in in_child(ask)
+
+
+@pytest.mark.parametrize("kind", [DeviceKind.AUTO, DeviceKind.CUDA])
+def test_a_forked_process_leaves_the_gpu_of_its_parent_alone(store, kind, monkeypatch):
+    collection = filled(store, "gpu-flat", "cosine")
+    cache = put_on_gpus(collection, 1)
+    monkeypatch.setattr(gpus, "_used", True)
+    cache._device = Device(kind)
+    (part,) = cache._view.gpu._indexes()
+
+    def ask():
+        if part.thisown:
+            return "it would be freed here"
+        return collection.search(clustered(1)[0], 3).plan
+
+    told = in_child(ask)
     if kind is DeviceKind.AUTO:
         assert told.startswith("exact scan of 3,000 vectors")
     else:

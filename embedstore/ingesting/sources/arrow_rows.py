@@ -12,6 +12,7 @@ import numpy as np
 
 from embedstore.errors import EmbedstoreError, InvalidInput, InvalidRecord
 from embedstore.ingesting.sources.source import OnError, SourceRow, refuse, repeated_name
+from embedstore.wording import first_line
 
 SLICE_ROWS = 2048
 
@@ -97,7 +98,7 @@ def _value(array: Any) -> Any:
     except UnicodeDecodeError as error:
         return _Refused(f"not UTF-8: {error.reason} at byte {error.start} of the value")
     except _UNREADABLE as error:
-        return _Refused(f"a value of Arrow type {array.type} cannot be read: {str(error).splitlines()[0]}")
+        return _Refused(f"a value of Arrow type {array.type} cannot be read: {first_line(error)}")
 
 
 def _values(array: Any) -> list[Any]:
