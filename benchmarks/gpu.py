@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from glosses import records
-from report import save
+from report import NOT_HERE, save
 
 DIM, K = 128, 10
 WANTED = 0.95
@@ -138,7 +138,8 @@ def main() -> None:
     options = parser.parse_args()
     faiss = load_faiss()
     if not n_gpus(faiss):
-        raise SystemExit("FAISS finds no GPU here; see what embedstore doctor says")
+        print("FAISS finds no GPU here; see what embedstore doctor says")
+        raise SystemExit(NOT_HERE)
     card = subprocess.run(
         ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"],
         capture_output=True, text=True, check=False,

@@ -14,6 +14,10 @@ PACKAGES = ("embedstore", "faiss-cpu", "faiss-gpu", "numpy", "onnxruntime", "tor
             "sqlite-vec", "hnswlib", "chromadb", "openvino", "usearch", "qdrant-client")
 
 
+NOT_HERE = 77
+"""The exit code of a benchmark of what this machine does not have."""
+
+
 def data_folder() -> Path:
     """The folder of real data sets: EMBEDSTORE_DATA, or ../shared/data beside the checkout."""
     root = Path(__file__).resolve().parents[1]

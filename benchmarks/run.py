@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from report import NOT_HERE
+
 HERE = Path(__file__).parent
 SCRIPTS = ("startup.py", "store_speed.py", "single_add.py", "ingest_text.py", "bulk_encoding.py", "scifact.py",
            "recipes.py", "gpu.py", "scale.py", "tuning.py", "peers.py", "image_vae.py", "image_anomaly.py", "emoji.py",
@@ -17,7 +19,9 @@ SCRIPTS = ("startup.py", "store_speed.py", "single_add.py", "ingest_text.py", "b
 def main() -> None:
     for name in SCRIPTS:
         print(f"==> {name}", flush=True)
-        subprocess.run([sys.executable, HERE / name], check=name != "gpu.py", cwd=HERE)  # which there may not be
+        done = subprocess.run([sys.executable, HERE / name], check=False, cwd=HERE)
+        if done.returncode not in (0, NOT_HERE):
+            sys.exit(done.returncode)
 
 
 if __name__ == "__main__":

@@ -90,6 +90,14 @@ def check_uri(uri: Any, row: int | None) -> str | None:
     return uri
 
 
+def is_numbers(value: Any) -> bool:
+    """Whether something may be a vector: an array of numbers, or a list of them."""
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind in "fiu"
+    is_list = isinstance(value, (list, tuple)) and bool(value)
+    return is_list and all(isinstance(one, (int, float, np.number)) and not isinstance(one, bool) for one in value)
+
+
 def check_vector(value: Any, row: int | None = None, name: str = "vector") -> FloatVector:
     """A vector as float32 (dim,); InvalidRecord where it is not one row of finite numbers."""
     if type(value) is np.ndarray and value.dtype == np.float32:

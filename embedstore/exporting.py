@@ -23,7 +23,7 @@ from embedstore.filters import Node
 from embedstore.filters.parse import Where
 from embedstore.indexing.recipes import find_recipe
 from embedstore.model import Metric, Modality, WriteReport, choose
-from embedstore.names import check_collection_name, check_dim
+from embedstore.names import check_collection_name, check_dim, check_path
 from embedstore.reading import checked_where, stream_records, vectors_of
 from embedstore.records import Preparer
 from embedstore.storage import catalog
@@ -56,10 +56,9 @@ def export_collection(
     target = Path(path)
     if target.suffix not in _SUFFIXES:
         raise InvalidInput(f"{path} must end in .parquet or .jsonl, which say how to write it")
-    if not overwrite and target.is_file() and target.stat().st_size and not _is_export(target):
-        raise InvalidInput(
-            f"{path} is there, and is no export; give another file, or overwrite it (--overwrite, overwrite=True)"
-        )
+    check_path(path)
+    if not overwrite:
+        _refuse_other_file(target)
     write: Callable[..., int] = _write_parquet if target.suffix == ".parquet" else _write_json_lines
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -75,6 +74,8 @@ def export_collection(
                 n = write(file, transaction, row, tree, spaces, filled)
                 file.flush()
                 os.fsync(file.fileno())
+        if not overwrite:
+            _refuse_other_file(target)  # which may have come meanwhile
         os.replace(temporary, target)
     except OSError as error:
         kind = StorageFull if is_full(error) else StorageFailed
@@ -301,6 +302,15 @@ def _keep_fitted(transaction: Transaction, space: SpaceRow, fields: Mapping[str,
             put_fitted(transaction, space.space_id, one)
 
 
+def _refuse_other_file(target: Path) -> None:
+    """Raise InvalidInput where something is there that is neither an export nor an empty file."""
+    if not os.path.lexists(target) or (target.is_file() and (not target.stat().st_size or _is_export(target))):
+        return
+    raise InvalidInput(
+        f"{target} is there, and is no export; give another file, or overwrite it (--overwrite, overwrite=True)"
+    )
+
+
 def _is_export(path: Path) -> bool:
     """Whether a file was written by ``export``."""
     try:
@@ -340,7 +350,10 @@ def _read_parquet(path: Path) -> tuple[dict[str, Any] | None, Iterator[dict[str,
                 }
                 yield record
 
-    return None if text is None else json.loads(text), records()
+    try:
+        return None if text is None else json.loads(text), records()
+    except ValueError as error:
+        raise InvalidInput(f"{path} has a description that cannot be read: {first_line(error)}") from None
 
 
 def _matrix(column: pyarrow.Array) -> np.ndarray:

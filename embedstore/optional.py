@@ -62,7 +62,8 @@ def load_faiss() -> Any:
         if problem is not None:
             raise MissingDependency(problem)
         try:
-            return require("faiss", "cpu")
-        except (RuntimeError, OSError) as error:  # of the GPU builds, whose wheels load libraries of other packages
+            return importlib.import_module("faiss")
+        except (ImportError, RuntimeError, OSError) as error:
+            # The wheels for GPUs load libraries of other packages.
             what = " and ".join(faiss_distributions()) or "FAISS"
             raise MissingDependency(f"{what} cannot be imported: {first_line(error)}") from error

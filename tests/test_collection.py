@@ -1,6 +1,10 @@
 """What a collection keeps, and what it refuses."""
 
+import os
+
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 import embedstore
@@ -390,7 +394,17 @@ def test_an_export_replaces_an_earlier_one_and_no_other_file_unless_told_to(stor
             collection.export(target)
         assert target.read_text() == '{"key": "mine"}\n'
         assert collection.export(target, overwrite=True) == collection.count()
+        os.mkfifo(tmp_path / f"fifo{target.suffix}")
+        with pytest.raises(InvalidInput, match="is there, and is no export"):
+            collection.export(tmp_path / f"fifo{target.suffix}")
         store.collection(f"back-{name[2:]}").import_(target)
+    with pytest.raises(InvalidInput, match="over 255 bytes"):
+        collection.export(tmp_path / f"{'x' * 300}.jsonl")
+    table = pyarrow.table({"key": ["a"]}).replace_schema_metadata({"embedstore_export": "{"})
+    pyarrow.parquet.write_table(table, tmp_path / "broken.parquet")
+    for wrong in (collection.export, collection.import_):
+        with pytest.raises(InvalidInput, match="is no export|has a description that cannot be read"):
+            wrong(tmp_path / "broken.parquet")
     assert repr(store.collection("back-jsonl")) == "Collection('back-jsonl', 2 records)"
     hits = collection.search([1.0, 2.0], where="_key = 'k1'")
     assert repr(hits).startswith("1 hit (exact scan of 3 vectors, 1 allowed)")

@@ -162,13 +162,16 @@ def test_two_builds_of_faiss_are_named_with_the_repair(monkeypatch):
 
 
 def test_a_build_of_faiss_that_lacks_a_library_says_so_in_one_line(tmp_path):
+    from embedstore.optional import faiss_distributions
+
     (tmp_path / "faiss").mkdir()
     words = "faiss-gpu installed but nvidia-cuda-runtime-cu12 is missing"
     (tmp_path / "faiss" / "__init__.py").write_text(f"raise RuntimeError({words!r} '\\nand more')\n")
     code = "from embedstore.optional import load_faiss\nload_faiss()"
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    assert f"MissingDependency: faiss-cpu cannot be imported: {words}\n" in done.stderr
+    (installed,) = faiss_distributions()
+    assert f"MissingDependency: {installed} cannot be imported: {words}\n" in done.stderr
     command = [sys.executable, "-m", "embedstore", "doctor"]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 1 and words in done.stdout and "Traceback" not in done.stderr

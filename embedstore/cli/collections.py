@@ -49,7 +49,7 @@ def spaces_command(
         raise click.UsageError("--metric is for a space that is added: --add NAME --encoder NAME --metric METRIC")
     with state.collection(collection) as found:
         if add is not None:
-            found.add_space(add, encoder=encoder or "none", metric=metric)
+            found.add_space(add, encoder=str(encoder), metric=metric)
             state.note(f"{counted(found.space(add).describe()['n_vectors'], 'vector')} in the new space {add!r}")
         if drop is not None:
             state.note(f"{counted(found.drop_space(drop), 'vector')} deleted with the space {drop!r}")

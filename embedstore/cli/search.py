@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from embedstore.checks import shown
+from embedstore.checks import is_numbers, shown
 from embedstore.cli.state import State, pass_state
+from embedstore.wording import first_line
 
 if TYPE_CHECKING:
     from embedstore.collection import Collection
-    from embedstore.model import FloatVector, Hits
+    from embedstore.model import Hits
 
 
 @click.command("search")
@@ -81,30 +82,30 @@ def _row(text: str) -> dict[str, Any]:
     return row
 
 
-def _vector(text: str) -> FloatVector:
-    """The vector that is written as JSON, or lies in a file."""
+def _vector(text: str) -> Any:
+    """The vector that is written as JSON, or lies in a file: a list or an array, which the search checks."""
+    import tokenize
+
     import numpy as np
     import orjson
 
     try:
         if text.lstrip().startswith("["):
-            read = orjson.loads(text)
+            vector = orjson.loads(text)
         elif text.endswith(".npy"):
-            read = np.load(text, allow_pickle=False)
+            vector = np.load(text, allow_pickle=False)
         else:
-            read = orjson.loads(Path(text).read_bytes())
-        vector = np.asarray(read, np.float32)
+            vector = orjson.loads(Path(text).read_bytes())
     except OSError as error:
         raise click.UsageError(
             f"--vector {shown(text)}: {error.strerror or error}; give '[0.1, 0.2]', or a .json or .npy file"
         ) from None
-    except (ValueError, TypeError) as error:  # orjson's, NumPy's
-        raise click.UsageError(f"--vector cannot be read as a list of numbers: {error}") from None
-    if vector.ndim == 2 and len(vector) == 1:
-        vector = vector[0]
-    if vector.ndim != 1:
-        raise click.UsageError(f"--vector takes one list of numbers; this has the shape {vector.shape}")
-    return vector
+    except (ValueError, EOFError, MemoryError, tokenize.TokenError, SyntaxError) as error:  # orjson's, NumPy's
+        raise click.UsageError(f"--vector cannot be read as a list of numbers: {first_line(error)}") from None
+    if not is_numbers(vector):
+        raise click.UsageError("--vector takes a list of numbers, such as '[0.1, 0.2]', or a file with one")
+    is_row = isinstance(vector, np.ndarray) and vector.ndim == 2 and len(vector) == 1
+    return vector[0] if is_row else vector
 
 
 def _explain(hits: Hits, query: str = "") -> None:
@@ -128,11 +129,12 @@ def _many(
             text, vector = row.fields.get("text"), row.fields.get("vector")
             if isinstance(text, str) and text.strip():
                 asked.append(text)
-            elif text is None and vector is not None:
+            elif is_numbers(vector):
                 asked.append(vector)
             else:
+                what = "" if vector is None else f"; its vector is no list of numbers but {type(vector).__name__}"
                 raise InvalidInput(
-                    f"{source.name}, row {row.number}: a query needs a field 'text' with words in it, or 'vector'"
+                    f"{source.name}, row {row.number}: a query needs a field 'text' with words, or 'vector'{what}"
                 )
         names = [
             str(next((row.fields[name] for name in KEY_FIELDS if row.fields.get(name) is not None), row.number))

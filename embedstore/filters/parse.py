@@ -34,6 +34,10 @@ if TYPE_CHECKING:
 
 Where = str | Mapping[str, Any]
 MAX_CHARACTERS = 1_000_000
+_MOST_DIGITS = 19
+"""Of a whole number of 64 bits."""
+_MOST_BITS = 1023
+"""Of a whole number that a float can be near."""
 _NULL = object()
 
 
@@ -80,19 +84,22 @@ def _parse_text(text: str) -> Node:
 
 def _hint(text: str, place: int, token: str) -> str:
     """What whoever wrote a filter that cannot be read at a place may have meant."""
+    before = text[:place].rstrip()
+    begins = _BEGINS.search(before) is not None
     word = re.match(r"\w*", text[place:])
     missing = _MISSING.get(word.group().upper()) if word is not None else None
-    if missing is not None:
+    if missing is not None and not begins and before[-1:] not in "=<>(,":
         return f"; {missing}"
-    alone = _ALONE.search(text[:place])
+    alone = _ALONE.search(before)
     if alone is not None and re.match(r"\s*($|\)|(AND|OR)\b)", text[place:], re.IGNORECASE):
         return f"; a condition compares a field with a value: {alone.group(1)} = true"
-    if token in ("QUOTED_NAME", "NAME"):
-        return "; text stands in single quotes, names in double quotes"
-    if text[place : place + 1] != "'":
-        return ""
-    closed = re.match(r"'(''|[^'])*'", text[place:]) is not None
-    return "; the name of a field comes first, and stands in no single quotes" if closed else "; the text does not end"
+    if text[place : place + 1] == "'":
+        if re.match(r"'(''|[^'])*'", text[place:]) is None:
+            return "; the text does not end"
+        if begins:
+            return "; the name of a field comes first, and stands in no single quotes"
+        return "; an operator stands between a field and its value" if _ALONE.search(before) else ""
+    return "; text stands in single quotes, names in double quotes" if token in ("QUOTED_NAME", "NAME") else ""
 
 
 _MISSING = {
@@ -104,8 +111,13 @@ _MISSING = {
     "ESCAPE": "there is no escape for % and _; use CONTAINS",
 }  # fmt: skip
 """Words of other languages of filters, and what is here in their place."""
-_ALONE = re.compile(r"(?:^|\(|\b(?:AND|OR|NOT)\b)\s*((?!NOT\b|AND\b|OR\b)[^\W\d][\w.]*)\s*$", re.IGNORECASE)
+_ALONE = re.compile(
+    r"(?:^|\(|\b(?:AND|OR|NOT)\b)\s*((?!(?:NOT|AND|OR|IN|LIKE|BETWEEN|CONTAINS|IS|NULL|TRUE|FALSE)\b)[^\W\d][\w.]*)$",
+    re.IGNORECASE,
+)
 """A name with which a condition begins, and ends."""
+_BEGINS = re.compile(r"(?:^|\(|\bAND|\bOR)(?:\s*\bNOT)*$", re.IGNORECASE)
+"""What a condition may follow."""
 
 
 def _around(text: str, position: int) -> str:
@@ -212,8 +224,13 @@ def _unquote(token: str) -> str:
 
 def _number(text: str) -> int | float:
     """A number that is written in decimals; beyond 64 bits, where no record has a whole one, the nearest float."""
-    if text.lstrip("+-").isdigit() and -(2**63) <= int(text[:40]) < 2**63:
-        return int(text)
+    digits = text.lstrip("+-")
+    if digits.isdigit():
+        significant = digits.lstrip("0") or "0"
+        if len(significant) <= _MOST_DIGITS:
+            whole = -int(significant) if text.startswith("-") else int(significant)
+            if -(2**63) <= whole < 2**63:
+                return whole
     value = float(text)
     if not math.isfinite(value):
         raise InvalidFilter(f"{text[:40]} is too large for a number")
@@ -333,7 +350,11 @@ def _scalar(field: Field, value: Any) -> Scalar:
     if isinstance(value, str):
         return _unicode(value)
     if isinstance(value, int):
-        return _number(str(int(value))) if not isinstance(value, bool) else value
+        if isinstance(value, bool) or -(2**63) <= value < 2**63:
+            return value
+        if value.bit_length() > _MOST_BITS:
+            raise InvalidFilter(f"{field} is compared with a whole number of {value.bit_length():,} bits, too large")
+        return float(value)
     if isinstance(value, float) and math.isfinite(value):
         return value
     if isinstance(value, float):

@@ -76,11 +76,24 @@ def test_vectors_are_asked_for_as_json_from_files_and_many_at_once(run_cli, tmp_
     assert keys("--queries", str(tmp_path / "many.json"), "-k", "1") == ["a", "b"]
     assert keys("--queries", str(tmp_path / "many.json"), "-k", "1", "--offset", "1") == ["b", "a"]
     for vector, words in (
-        ("[1, 2, 3]", "the query has 3 numbers"), ('[1, "x"]', "cannot be read as a list of numbers"),
-        ("[[1, 2], [3, 4]]", "the shape (2, 2)"), ("absent.npy", "No such file"), ("[1, 2", "cannot be read as a list"),
+        ("[1, 2, 3]", "the query has 3 numbers"), ('[1, "x"]', "takes a list of numbers"),
+        ("[[1, 2], [3, 4]]", "takes a list of numbers"), ("[1, true]", "takes a list of numbers"), ("absent.npy", "No such file"), ("[1, 2", "cannot be read as a list"),
         ("[0, 0]", "all zeros"),
     ):  # fmt: skip
         is_one_line_error(run_cli("search", "vectors", "--vector", vector), 2, words)
+    (tmp_path / "empty.npy").write_bytes(b"")
+    np.save(tmp_path / "complex.npy", np.array([1j, 2.0]))
+    np.save(tmp_path / "huge.npy", np.zeros(2))
+    huge = (tmp_path / "huge.npy").read_bytes().replace(b"(2,), }           ", b"(99999999999999,)}")
+    (tmp_path / "huge.npy").write_bytes(huge)
+    for name in ("empty.npy", "complex.npy", "huge.npy"):
+        is_one_line_error(run_cli("search", "vectors", "--vector", str(tmp_path / name)), 2, "list of numbers")
+    for wrong in ('{"id": "x", "vector": "[1, 2]"}', '{"id": "x", "vector": {"age": 3}}', '{"id": "x", "vector": []}'):
+        (tmp_path / "wrong.jsonl").write_text(wrong)
+        done = run_cli("search", "vectors", "--queries", str(tmp_path / "wrong.jsonl"))
+        is_one_line_error(done, 2, "row 1: a query needs a field 'text' with words, or 'vector'; its vector is no list")
+    (tmp_path / "blank.jsonl").write_text('{"id": "x", "text": "", "vector": [1, 0]}')
+    assert keys("--queries", str(tmp_path / "blank.jsonl"), "-k", "1") == ["a"]
     np.save(tmp_path / "pickled.npy", np.array([{}]), allow_pickle=True)
     is_one_line_error(run_cli("search", "vectors", "--vector", str(tmp_path / "pickled.npy")), 2, "list of numbers")
     is_one_line_error(run_cli("search", "vectors", "word", "--vector", "[1, 2]"), 2, "QUERY or --vector")
@@ -95,6 +108,7 @@ def test_a_space_is_added_to_a_collection_that_is_there(filled):
     is_one_line_error(filled("spaces", "things", "--add", "again", "--encoder", "letters"), 2, "'again' already")
     is_one_line_error(filled("spaces", "things", "--add", "more"), 2, "--add NAME --encoder NAME")
     is_one_line_error(filled("spaces", "things", "--metric", "dot"), 2, "for a space that is added")
+    is_one_line_error(filled("spaces", "things", "--add", "more", "--encoder", ""), 2, "encoder")
 
 
 def test_the_life_of_a_collection(filled, tmp_path):
