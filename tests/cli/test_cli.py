@@ -77,7 +77,8 @@ def test_vectors_are_asked_for_as_json_from_files_and_many_at_once(run_cli, tmp_
     assert keys("--queries", str(tmp_path / "many.json"), "-k", "1", "--offset", "1") == ["b", "a"]
     for vector, words in (
         ("[1, 2, 3]", "the query has 3 numbers"), ('[1, "x"]', "takes a list of numbers"),
-        ("[[1, 2], [3, 4]]", "takes a list of numbers"), ("[1, true]", "takes a list of numbers"), ("absent.npy", "No such file"), ("[1, 2", "cannot be read as a list"),
+        ("[[1, 2], [3, 4]]", "takes a list of numbers"), ("[1, true]", "takes a list of numbers"),
+        ("absent.npy", "No such file"), ("[1, 2", "cannot be read as a list"),
         ("[0, 0]", "all zeros"),
     ):  # fmt: skip
         is_one_line_error(run_cli("search", "vectors", "--vector", vector), 2, words)
