@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from embedstore.collection import Collection
     from embedstore.encoders import Encoder
 
+_LOG = logging.getLogger("embedstore")
 _MODEST = 1e-30
 _NO_KEYS = ()
 
@@ -46,6 +48,7 @@ class Asked(NamedTuple):
     mmr: float | None
     like: Sequence[str]
     unlike: Sequence[str]
+    keywords: str | None = None
 
     def check(self) -> None:
         """Raise InvalidInput for arguments that do not go together."""
@@ -56,10 +59,12 @@ class Asked(NamedTuple):
         is_number = isinstance(self.mmr, (int, float)) and not isinstance(self.mmr, bool)
         if self.mmr is not None and not (is_number and 0 <= self.mmr <= 1):
             raise InvalidInput(f"mmr is {self.mmr!r}; it must be from 0 (only diverse) to 1 (only near)")
-        if words is not None and not words.strip():
+        if words is not None and not (isinstance(words, str) and words.strip()):
             raise InvalidInput("the query is empty; give a text, a vector, or keys to be like")
         if self.mode is not Mode.VECTOR and words is None:
-            raise InvalidInput(f"mode {self.mode.value!r} needs a query text")
+            raise InvalidInput(f"mode {self.mode.value!r} needs a query text, or words beside a vector")
+        if self.mode is Mode.VECTOR and self.keywords is not None:
+            raise InvalidInput("words are for the modes 'text' and 'hybrid'; this one compares vectors alone")
         if self.mode is not Mode.VECTOR and self.mmr is not None:
             raise InvalidInput(f"mmr works on vectors; use mode 'vector' rather than {self.mode.value!r}")
         if self.mode is Mode.TEXT and (self.like or self.unlike):
@@ -75,7 +80,9 @@ class Asked(NamedTuple):
 
     @property
     def words(self) -> str | None:
-        """The query's text, where it is one."""
+        """What is looked for as keywords: what was given as such, else the query, where it is a text."""
+        if self.keywords is not None:
+            return self.keywords
         return self.query if isinstance(self.query, str) else None
 
 
@@ -267,9 +274,9 @@ def _encoding_space(collection: Collection, space: str | None) -> SpaceRow | Non
 
 def _encoded_query(collection: Collection, asked: Asked) -> FloatVector | Vector | None:
     """What a query is as a vector, before any snapshot is opened."""
-    if asked.words is not None:
+    if isinstance(asked.query, str):
         space = None if asked.mode is Mode.TEXT else _encoding_space(collection, asked.space)
-        return None if space is None else encode_item(collection.store.encoder_of(space), asked.words)
+        return None if space is None else encode_item(collection.store.encoder_of(space), asked.query)
     if is_item(asked.query):
         space = _encoding_space(collection, asked.space)
         if space is None:
@@ -298,7 +305,11 @@ def _encoded_batch(
                 raise InvalidInput(f"query {place + 1} of {len(queries)} is empty; every query must have words")
         encoder = collection.store.encoder_of(by)
         if Modality.TEXT in encoder.spec.modalities and texts:
-            made = encoder.encode([text for _, text in texts]).vectors
+            done = encoder.encode([text for _, text in texts])
+            made = done.vectors
+            if done.n_truncated:
+                what = f"{done.n_truncated:,} of {len(texts):,} queries are longer than"
+                _LOG.warning("%s %r reads; their ends were left out", what, encoder.spec.name)
             encoded = {place: made[line] for line, (place, _) in enumerate(texts)}
         else:
             items = [*texts, *items]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -98,6 +98,19 @@ def is_numbers(value: Any) -> bool:
     return is_list and all(isinstance(one, (int, float, np.number)) and not isinstance(one, bool) for one in value)
 
 
+def _kind(value: Any) -> str:
+    """What somebody took for a vector."""
+    if np.ma.isMaskedArray(value):
+        return "a masked array; fill what is masked"
+    kinds = {"c": "complex numbers", "U": "texts", "S": "bytes", "b": "true and false", "M": "dates", "m": "durations"}
+    if isinstance(value, (list, tuple, np.ndarray)):
+        try:
+            return kinds.get(np.asarray(value).dtype.kind, type(value).__name__)
+        except ValueError:  # of rows of different lengths
+            return "rows of different lengths"
+    return type(value).__name__
+
+
 def check_vector(value: Any, row: int | None = None, name: str = "vector") -> FloatVector:
     """A vector as float32 (dim,); InvalidRecord where it is not one row of finite numbers."""
     if type(value) is np.ndarray and value.dtype == np.float32:
@@ -106,17 +119,28 @@ def check_vector(value: Any, row: int | None = None, name: str = "vector") -> Fl
         try:
             with np.errstate(over="ignore"):  # what is too large is refused as infinite
                 given = np.asarray(value)
-                if given.dtype.kind == "c":
+                if given.dtype.kind in "cUSbmM" or np.ma.isMaskedArray(value):
                     raise TypeError
                 vector = np.asarray(given, np.float32)
         except (TypeError, ValueError, OverflowError):
-            kind = "complex numbers" if np.iscomplexobj(value) else type(value).__name__
-            raise InvalidRecord(f"a vector must be a list of numbers, not {kind}", row=row, field=name) from None
+            what = f"a vector must be a list of numbers, not {_kind(value)}"
+            raise InvalidRecord(what, row=row, field=name) from None
     if vector.ndim != 1 or vector.shape[0] == 0:
         raise InvalidRecord(
             f"a vector must be one row of numbers; this has shape {vector.shape}", row=row, field=name
         )
     return vector
+
+
+def check_numbers(numbers: Iterable[int]) -> list[int]:
+    """Numbers of records; InvalidInput where they are not one row of whole numbers."""
+    given = np.asarray(numbers if isinstance(numbers, np.ndarray) else list(numbers))
+    if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
+        raise InvalidInput(
+            f"numbers of records are one row of whole numbers, such as neighbours.numbers[0]; this holds {given.dtype},"
+            f" and has the shape {given.shape}"
+        )
+    return given.tolist()  # type: ignore[no-any-return]
 
 
 def check_finite(matrix: np.ndarray, row_numbers: Sequence[int | None], name: str, *, nonzero: bool) -> None:

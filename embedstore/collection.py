@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from embedstore import asking, changing
 from embedstore.asking import Asked, SearchQuery
 from embedstore.changing import NO_ENCODER, CollectionDefaults
+from embedstore.checks import check_numbers
 from embedstore.errors import (
     EmbedstoreError,
     InvalidInput,
@@ -144,7 +145,7 @@ class Collection:
         with self._store.reading() as transaction:
             ids = record_ids_of(transaction, self._row(transaction), keys)
             held = records_by_id(transaction, list(ids.values()))
-        return [held[ids[key]] for key in dict.fromkeys(keys) if key in ids]
+        return [held[ids[key]] for key in keys if key in ids]
 
     def count(self, where: Where | None = None) -> int:
         """How many records there are, all or under a filter."""
@@ -226,14 +227,17 @@ class Collection:
         mmr: float | None = None,
         like: Sequence[str] = (),
         unlike: Sequence[str] = (),
+        words: str | None = None,
     ) -> Hits:
         """The ``k`` best records, best first; always min(k, matching records) of them.
 
         query: a text, a vector (dim,) or a Vector. mode: 'vector', 'text' (keywords) or 'hybrid' (both, fused).
+        words: the keywords of a text or hybrid search, where the query is no text, or another one.
         where: a filter. like, unlike: keys of records to be near to and far from; they do not come back themselves.
         mmr: from 0 to 1; below 1, hits are also chosen to differ from each other. offset: how many hits to skip.
         """
-        return asking.search(self, Asked(query, k, where, space, choose(Mode, mode, "mode"), offset, mmr, like, unlike))
+        how = choose(Mode, mode, "mode")
+        return asking.search(self, Asked(query, k, where, space, how, offset, mmr, like, unlike, words))
 
     def search_batch(
         self,
@@ -262,7 +266,7 @@ class Collection:
 
     def keys_of(self, numbers: Iterable[int]) -> list[str | None]:
         """The keys of records by their numbers, in that order; None for a record that is no more."""
-        wanted = [int(number) for number in numbers]
+        wanted = check_numbers(numbers)
         with self._store.reading() as transaction:
             found = keys_by_id(transaction, sorted(set(wanted)))
         return [found.get(number) for number in wanted]

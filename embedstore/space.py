@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from embedstore.checks import check_text, check_vector, check_whole
-from embedstore.errors import InvalidInput
+from embedstore.errors import InvalidInput, SpaceNotFound
 from embedstore.model import FloatMatrix, Hits, Metric
 from embedstore.storage import catalog
 from embedstore.storage.catalog import SpaceRow
@@ -292,11 +292,15 @@ class Space:
         return self._collection.index(space=self.name, recipe=recipe)
 
     def describe(self) -> dict[str, Any]:
-        """What the space is, as plain values."""
-        row = self._row
-        cache = self.store.search.space_cache(row.space_id)
+        """What the space is now, as plain values."""
+        cache = self.store.search.space_cache(self.space_id)
         with self.store.reading() as transaction:
             owner = catalog.require_collection(transaction, self._collection.name)
+            now = {one.space_id: one for one in catalog.known_spaces(transaction, owner.collection_id).values()}
+            if self.space_id not in now:
+                there = ", ".join(one.name for one in now.values())
+                raise SpaceNotFound(f"the space '{self}' is no more; the collection has: {there}")
+            row = self._row = now[self.space_id]
             uncached, unindexed = cache.pending(transaction, owner, row)
         return {
             "name": row.name, "dim": row.dim, "metric": row.metric, "dtype": row.dtype, "recipe": row.recipe,

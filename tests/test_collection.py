@@ -408,3 +408,54 @@ def test_an_export_replaces_an_earlier_one_and_no_other_file_unless_told_to(stor
     assert repr(store.collection("back-jsonl")) == "Collection('back-jsonl', 2 records)"
     hits = collection.search([1.0, 2.0], where="_key = 'k1'")
     assert repr(hits).startswith("1 hit (exact scan of 3 vectors, 1 allowed)")
+
+
+def test_words_join_a_vector_that_was_computed_elsewhere(store):
+    collection = store.collection("c", encoder="none")
+    collection.add([
+        {"key": "a", "text": "red dog", "vector": [1.0, 0.0]}, {"key": "b", "text": "blue cat", "vector": [0.0, 1.0]},
+        {"key": "c", "text": "dog house", "vector": [0.7, 0.7]},
+    ])  # fmt: skip
+    assert collection.search([1.0, 0.1], words="cat", mode="hybrid").keys == ["b", "a", "c"]
+    assert collection.search(words="dog", mode="text").keys == ["a", "c"]
+    for wrong in (
+        lambda: collection.search([1.0, 0.0], words="dog"), lambda: collection.search([1.0, 0.0], mode="hybrid"),
+        lambda: collection.search([1.0, 0.0], mode="hybrid", words=" "),
+    ):  # fmt: skip
+        with pytest.raises(InvalidInput):
+            wrong()
+
+
+def test_what_is_no_vector_is_told_apart(store):
+    collection = store.collection("c", encoder="none")
+    for given, words in (
+        (["1", "2"], "not texts"), ([True, False], "not true and false"),
+        ([[1.0], [1.0, 2.0]], "rows of different lengths"),
+        (np.ma.masked_array([1.0, 2.0], [0, 1]), "a masked array"), ([1j, 2.0], "not complex numbers"),
+    ):  # fmt: skip
+        with pytest.raises(InvalidRecord, match=words):
+            collection.add([{"key": "a", "vector": given}])
+
+
+def test_keys_may_be_asked_for_twice_and_numbers_come_in_one_row(store):
+    collection = store.collection("c", encoder="none")
+    collection.add([{"key": "a", "vector": [1.0, 0.0]}, {"key": "b", "vector": [0.0, 1.0]}])
+    assert [record.key for record in collection.get_many(["b", "a", "b", "z"])] == ["b", "a", "b"]
+    numbers = collection.neighbours([[1.0, 0.0], [0.0, 1.0]], 1).numbers
+    assert collection.keys_of(numbers[1]) == ["b"] and collection.keys_of([]) == []
+    for wrong in (numbers, [2**70], ["a"], [1.5]):
+        with pytest.raises(InvalidInput, match="one row of whole numbers"):
+            collection.keys_of(wrong)
+
+
+def test_a_space_that_is_held_tells_what_it_is_now(store):
+    collection = store.collection("c", encoder="none")
+    collection.add([{"key": str(i), "vector": [1.0, float(i)]} for i in range(20)])
+    held = collection.space()
+    collection.delete([str(i) for i in range(15)])
+    collection.index(recipe="binary-refine")
+    assert (held.describe()["n_vectors"], held.describe()["recipe"]) == (5, "binary-refine")
+    other = collection.add_space("other", dim=3)
+    collection.drop_space("other")
+    with pytest.raises(embedstore.SpaceNotFound, match="is no more"):
+        other.describe()

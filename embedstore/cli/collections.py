@@ -29,12 +29,14 @@ def collections_command(state: State) -> None:
 @click.option("--encoder", metavar="NAME", help="With --add, what makes its vectors; none for vectors that are given.")
 @click.option("--metric", type=click.Choice(["cosine", "dot", "euclidean"]),
               help="With --add, how its vectors are compared; else as the encoder says.")
+@click.option("--recipe", metavar="NAME", help="With --add, its index; see 'embedstore recipes'.  [default: flat]")
+@click.option("--dim", type=int, metavar="N", help="With --add, the numbers of its vectors, where they will be given.")
 @click.option("--drop", metavar="NAME", help="Delete this space with its vectors first; not the default one.")
 @click.option("--fill", is_flag=True, help="Give records the vectors that they lack, where something was interrupted.")
 @pass_state
 def spaces_command(
-    state: State, collection: str, add: str | None, encoder: str | None, metric: str | None, drop: str | None,
-    fill: bool,
+    state: State, collection: str, add: str | None, encoder: str | None, metric: str | None, recipe: str | None,
+    dim: int | None, drop: str | None, fill: bool,
 ) -> None:  # fmt: skip
     """List the spaces of COLLECTION, or add or delete one first.
 
@@ -45,11 +47,12 @@ def spaces_command(
 
     if (add is None) != (encoder is None):
         raise click.UsageError("--add and --encoder belong together: --add NAME --encoder NAME")
-    if metric is not None and add is None:
-        raise click.UsageError("--metric is for a space that is added: --add NAME --encoder NAME --metric METRIC")
+    for name, value in (("--metric", metric), ("--recipe", recipe), ("--dim", dim)):
+        if value is not None and add is None:
+            raise click.UsageError(f"{name} is for a space that is added: --add NAME --encoder NAME {name} ...")
     with state.collection(collection) as found:
         if add is not None:
-            found.add_space(add, encoder=str(encoder), metric=metric)
+            found.add_space(add, encoder=str(encoder), metric=metric, recipe=recipe or "flat", dim=dim)
             state.note(f"{counted(found.space(add).describe()['n_vectors'], 'vector')} in the new space {add!r}")
         if drop is not None:
             state.note(f"{counted(found.drop_space(drop), 'vector')} deleted with the space {drop!r}")

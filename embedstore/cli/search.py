@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 @click.option("-k", "k", type=int, default=10, show_default=True, help="How many hits.")
 @click.option("--where", metavar="EXPR", help="Only records for which this holds: \"year >= 2015 AND lang = 'en'\".")
 @click.option("--mode", type=click.Choice(["vector", "text", "hybrid"]), default="vector", show_default=True,
-              help="By meaning, by keywords, or both ranks fused.")
+              help="By meaning, by keywords, or both ranks fused; then QUERY may be the words beside a --vector.")
 @click.option("--space", metavar="NAME", help="The space to search; else the collection's default one.")
 @click.option("--like", multiple=True, metavar="KEY", help="Near this record. Repeatable.")
 @click.option("--unlike", multiple=True, metavar="KEY", help="Far from this record. Repeatable.")
 @click.option("--mmr", type=float, metavar="W", help="From 0 to 1: below 1, hits are chosen to differ as well.")
 @click.option("--offset", type=int, default=0, show_default=True, help="How many hits to skip.")
 @click.option("--queries", metavar="FILE", help="Many queries at once: a file, or -, of rows with a field text, or"
-              " vector; each hit then names its query (the row's key or id).")
+              " vector, where both the one that the space is of; each hit names its query, by the row's key or id.")
 @click.option("--explain", is_flag=True, help="Say on stderr how the answer was computed.")
 @pass_state
 def search_command(
@@ -48,12 +48,16 @@ def search_command(
     embedstore search films "a heist in space" --where "year >= 1990" -k 5
     embedstore search films --like alien --unlike aliens
     embedstore search films --vector query.npy
+    embedstore search films "space crew" --vector query.npy --mode hybrid
     """
     from embedstore.cli.output import print_rows, records_as_rows
 
     ways = {"QUERY": query, "--queries": queries, "--image": image, "--row": row, "--vector": vector}
     given = [name for name, value in ways.items() if value is not None]
-    if len(given) > 1:
+    words = None
+    if options["mode"] == "hybrid" and len(given) == 2 and query is not None and queries is None:
+        words, query = query, None  # of which the other is the vector's side
+    elif len(given) > 1:
         raise click.UsageError(f"give either {' or '.join(given)}")
     with state.collection(collection) as found:
         if queries is not None:
@@ -64,7 +68,7 @@ def search_command(
             asked = _row(row)
         elif vector is not None:
             asked = _vector(vector)
-        hits = found.search(asked, **options)
+        hits = found.search(asked, words=words, **options)
         print_rows(records_as_rows(hits), state.format_)
         if explain:
             _explain(hits)
@@ -122,12 +126,13 @@ def _many(
     from embedstore.ingesting.options import KEY_FIELDS
     from embedstore.ingesting.sources import open_sources
 
+    encodes = collection.space(options["space"]).describe()["encoder"] != "none"
     for source in open_sources([path], stdin=sys.stdin.buffer):
         rows = list(source.rows())
         asked: list[Any] = []
         for row in rows:
             text, vector = row.fields.get("text"), row.fields.get("vector")
-            if isinstance(text, str) and text.strip():
+            if isinstance(text, str) and text.strip() and not (is_numbers(vector) and not encodes):
                 asked.append(text)
             elif is_numbers(vector):
                 asked.append(vector)

@@ -30,7 +30,7 @@ def export_command(
 @click.argument("file")
 @pass_state
 def import_command(state: State, collection: str, file: str) -> None:
-    """Read FILE, written by export, into COLLECTION; nothing is encoded again."""
+    """Read FILE, written by export, into COLLECTION; only what was written without vectors is encoded again."""
     from embedstore.cli.output import print_mapping
 
     with state.opened() as store:

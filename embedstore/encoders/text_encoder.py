@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -25,6 +26,7 @@ from embedstore.encoders.torch_text import TorchText, pad_id
 from embedstore.errors import DeviceUnavailable, EncoderUnavailable, InvalidInput
 from embedstore.model import FloatMatrix, FloatVector
 
+_LOG = logging.getLogger("embedstore")
 _TEXTS_AT_ONCE = 256
 """Texts tokenized in one call, between which threads may change places."""
 
@@ -82,7 +84,11 @@ class TextEncoder:
 
     def encode_query(self, text: str) -> FloatVector:
         """Encode one query with the least latency: float32, shape (dim,). Raises as ``encode`` does."""
-        ids = self._tokens().encode(self._model.query_prompt + checked(text, None))
+        tokens, prompted = self._tokens(), self._model.query_prompt + checked(text, None)
+        ids = tokens.encode(prompted)
+        if len(ids) >= self._spec.max_tokens and (n := tokens.count(prompted)) > len(ids):
+            reads = f"{self._spec.name!r} reads {len(ids):,}"
+            _LOG.warning("the query has %s tokens, of which %s; its end was left out", f"{n:,}", reads)
         runner = self._onnx or self._torch
         assert runner is not None, "_tokens() starts the model"
         return runner.encode_query(ids)

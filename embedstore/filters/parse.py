@@ -43,7 +43,9 @@ _NULL = object()
 
 def parse_where(where: Where | Node) -> Node:
     """The tree of a filter given as text, as a dictionary or as a tree; InvalidFilter says what is wrong with it."""
-    if isinstance(where, str):
+    if isinstance(where, str) and where.lstrip().startswith("{"):
+        tree = _from_mapping(_parse_json(where), 1)
+    elif isinstance(where, str):
         tree = _parse_text(where)
     elif isinstance(where, Mapping):
         tree = _from_mapping(where, 1)
@@ -53,6 +55,17 @@ def parse_where(where: Where | Node) -> Node:
         raise InvalidFilter(f"a filter is a string or a dictionary, not {type(where).__name__}")
     leaves(tree)  # refuses what is too deep or too large
     return tree
+
+
+def _parse_json(text: str) -> Mapping[str, Any]:
+    """A dictionary that is written as JSON, as the command line has it."""
+    import orjson
+
+    try:
+        found: Mapping[str, Any] = orjson.loads(_unicode(text))
+    except orjson.JSONDecodeError as error:
+        raise InvalidFilter(f"the filter begins like JSON, and cannot be read as such: {error}") from None
+    return found
 
 
 # ---- text
@@ -85,6 +98,9 @@ def _parse_text(text: str) -> Node:
 def _hint(text: str, place: int, token: str) -> str:
     """What whoever wrote a filter that cannot be read at a place may have meant."""
     before = text[:place].rstrip()
+    joined = {"&&": "AND", "||": "OR"}.get(text[place : place + 2])
+    if joined is not None:
+        return f"; write {joined}"
     begins = _BEGINS.search(before) is not None
     word = re.match(r"\w*", text[place:])
     missing = _MISSING.get(word.group().upper()) if word is not None else None
@@ -93,6 +109,12 @@ def _hint(text: str, place: int, token: str) -> str:
     alone = _ALONE.search(before)
     if alone is not None and re.match(r"\s*($|\)|(AND|OR)\b)", text[place:], re.IGNORECASE):
         return f"; a condition compares a field with a value: {alone.group(1)} = true"
+    if begins and re.match(r"[-+.\d]", text[place:]):
+        return "; the name of a field comes first, then the operator and the value"
+    if re.search(r"\d{4}$", before) and re.match(r"-\d\d", text[place:]):
+        return "; dates are texts, in single quotes: '2024-01-31'"
+    if not text[place:].strip() and text.count("(") > text.count(")"):
+        return "; a parenthesis is not closed"
     if text[place : place + 1] == "'":
         if re.match(r"'(''|[^'])*'", text[place:]) is None:
             return "; the text does not end"

@@ -26,6 +26,7 @@ _N_SCANNED = 100_000  # more than the processor keeps at hand
 _N_GATHERED = 2_000
 _ROUNDS = 5
 _MARGIN = 0.6
+_HITS_POWER = 0.46
 NEVER = 1e15
 """Nanoseconds that nobody would wait for."""
 _ROWS_BEHIND = 4
@@ -124,6 +125,15 @@ def measured_costs(index: FaissIndex, matrix: FloatMatrix, metric: Metric, setti
     low, high = settings[knob], 4 * settings[knob]
     unit = max((took({**settings, knob: high}, None) - plain) / (high - low), 0.0)
     return IndexCosts(max(plain - unit * low, 1000.0), unit, filtered, scans)
+
+
+def lists_for_hits(nprobe: int, k: int, for_k: int) -> int:
+    """How many lists to look into for ``k`` hits, where ``nprobe`` are enough for ``for_k``.
+
+    Of 60,000 glosses of WordNet, a recall of 0.95 took 22 lists for 10 hits and 43, 58, 84 and 136 for 50, 100, 200 and
+    500; one of 0.9 or 0.98 took such multiples too.
+    """
+    return nprobe if k <= for_k else math.ceil(nprobe * math.pow(k / for_k, _HITS_POWER))
 
 
 def raised(settings: Settings, family: Family, fraction: float, k: int) -> int:

@@ -19,6 +19,8 @@ DEFAULT_RECIPE = "flat"
 _ROWS_A_LIST = 39
 """FAISS wants as many training vectors for each list of an IVF, and for each centroid of a quantiser."""
 FEWEST_CANDIDATES = 32
+RECIPES_K = 10
+"""The number of hits that the recipes' own search parameters are for."""
 """So many candidates are compared exactly, however few hits are asked for."""
 
 

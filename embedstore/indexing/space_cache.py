@@ -27,7 +27,7 @@ from embedstore.indexing.cachefile import CacheFile, DamagedCache
 from embedstore.indexing.exact import prepared
 from embedstore.indexing.faiss_index import Settings, open_faiss
 from embedstore.indexing.fitting import Shape
-from embedstore.indexing.recipes import Placement, Recipe, find_recipe
+from embedstore.indexing.recipes import RECIPES_K, Placement, Recipe, find_recipe
 from embedstore.indexing.selection import Selection
 from embedstore.indexing.space_view import Approximate, SpaceView
 from embedstore.indexing.staleness import fewest_indexed, is_stale, most_unindexed
@@ -333,8 +333,8 @@ class SpaceCache:
         if index is None:
             return view
         approximate = self._approximate(view, files, index)
-        settings = settings_of(transaction, space, approximate.recipe)
-        return replace(view, approximate=replace(approximate, settings=settings))
+        settings, for_k = settings_of(transaction, space, approximate.recipe)
+        return replace(view, approximate=replace(approximate, settings=settings, for_k=for_k))
 
     def _approximate(self, view: SpaceView, files: dict[str, CacheFile], index: dict[str, Any]) -> Approximate:
         """An index together with the way from its positions to the view's rows."""
@@ -446,19 +446,23 @@ class SpaceCache:
         n_alive = int(seqs.size if alive is None else np.count_nonzero(alive))
         approximate = view.approximate
         if approximate is not None:  # it may have been tuned meanwhile
-            approximate = replace(approximate, settings=settings_of(transaction, space, approximate.recipe))
+            settings, for_k = settings_of(transaction, space, approximate.recipe)
+            approximate = replace(approximate, settings=settings, for_k=for_k)
         return replace(
             view, change=collection.last_change, last_seq=space.last_seq, delta=delta, seqs=seqs,
             record_ids=record_ids, alive=alive, n_alive=n_alive, approximate=approximate,
         )  # fmt: skip
 
 
-def settings_of(transaction: Transaction, space: SpaceRow, recipe: Recipe) -> Settings:
-    """The search parameters of an index by a recipe: the recipe's, or those that were chosen for it by measurement."""
+def settings_of(transaction: Transaction, space: SpaceRow, recipe: Recipe) -> tuple[Settings, int]:
+    """The search parameters of an index by a recipe, and the number of hits that they are for.
+
+    They are the recipe's, or those that were chosen for it by measurement.
+    """
     tuning = tuning_of(transaction, space.space_id)
     if tuning is None or tuning["recipe"] != recipe.name:
-        return dict(recipe.search)
-    return {**recipe.search, **tuning["settings"]}
+        return dict(recipe.search), RECIPES_K
+    return {**recipe.search, **tuning["settings"]}, int(tuning["k"])
 
 
 def _n_after(transaction: Transaction, space: SpaceRow, seq: int) -> int:

@@ -27,7 +27,7 @@ from embedstore.indexing.kernels import (
     squared_distances_at_many,
 )
 from embedstore.indexing.one_query import Refined, refined_by
-from embedstore.indexing.recipes import Recipe
+from embedstore.indexing.recipes import RECIPES_K, Recipe
 from embedstore.indexing.selection import Selection
 from embedstore.model import BoolVector, FloatMatrix, FloatVector, IntVector, Metric
 
@@ -36,7 +36,21 @@ if TYPE_CHECKING:
 
 _SPARE = 16
 _SPARSE = 8
+_ROUNDING = 1e-5
+"""By how much of its size a score may be off where FAISS computes many at once; distances, by their expanded form."""
+_ROUNDING_OF_DISTANCES = 1e-4
 _COPIED_BYTES = 64 << 20
+
+
+def _unsure(rows: np.ndarray, scores: FloatMatrix, k: int, metric: Metric) -> BoolVector:
+    """Of queries, those for which a row that is not among these (n, more than k) may be as near as the k-th of them."""
+    if scores.shape[1] <= k:
+        return np.zeros(len(rows), np.bool_)
+    size = np.maximum(np.abs(scores[:, 0]), np.abs(scores[:, -1]))
+    rounding = _ROUNDING_OF_DISTANCES if metric is Metric.EUCLIDEAN else _ROUNDING
+    with np.errstate(invalid="ignore"):  # of -inf, which is no row
+        near: BoolVector = (rows[:, -1] >= 0) & (scores[:, k - 1] - scores[:, -1] <= rounding * size)
+    return near
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +68,7 @@ class Approximate:
     costs: IndexCosts
     present: Selection | None = None  # the positions whose rows are still there; None where all are
     refined: Refined | None = None  # the index with the rows, where FAISS itself can compare what it finds
+    for_k: int = RECIPES_K  # the number of hits that the settings were measured for
 
     @staticmethod
     def of_rows(
@@ -174,16 +189,21 @@ class SpaceView:
         (n, k). Needs FAISS.
         """
         self._check(None if not first else np.arange(first, self.base.shape[0]))
-        wanted = k + _SPARE if self.metric is Metric.EUCLIDEAN else k  # FAISS ranks by a rounded form of the distance
+        wanted = k + _SPARE  # FAISS ranks by rounded forms of the scores
         rows = np.empty((len(queries), 0), np.int64)
         scores: FloatMatrix = np.empty((len(queries), 0), np.float32)
         for matrix, of_matrix in self._stretches(selection, first):
             new_scores, places = best_of_all(matrix, queries, wanted, self.metric)
             found = np.where(places >= 0, of_matrix[np.maximum(places, 0)], -1)
             rows, scores = np.concatenate([rows, found], axis=1), np.concatenate([scores, new_scores], axis=1)
-        if self.metric is Metric.EUCLIDEAN:
-            return self.rescore_batch(queries, rows, k)
-        return best_of_candidates(rows, scores, k)
+        rows, scores = self.rescore_batch(queries, rows, wanted)
+        for line in np.flatnonzero(_unsure(rows, scores, k, self.metric)).tolist():
+            if first:
+                found, exact = self.scan_rows(queries[line], k, np.arange(first, self.n_rows))
+            else:
+                found, exact = self.scan(queries[line], k, selection)
+            rows[line, : found.size], scores[line, : found.size] = found, exact
+        return rows[:, :k], scores[:, :k]
 
     def blocks(self, rows_at_once: int, selection: Selection | None) -> Iterator[tuple[IntVector, FloatMatrix]]:
         """All live rows, or those of a selection, in order: their numbers and vectors, of which nothing is copied."""

@@ -117,6 +117,8 @@ class FieldMap:
         kept = {name: value for name, value in fields.items() if value is not None and name not in self.used}
         if isinstance(kept.get("uri"), str):
             made["uri"] = kept.pop("uri")
+        if isinstance(kept.get("vectors"), Mapping):  # by the names of their spaces
+            made["vectors"] = kept.pop("vectors")
         if isinstance(kept.get("metadata"), Mapping):  # a record as embedstore prints it
             kept = {**kept.pop("metadata"), **kept}
         made["metadata"] = kept
@@ -161,7 +163,8 @@ def choose_fields(
         raise InvalidInput(
             f"{source}: which field holds the text? Say --text NAME (text=...); the fields are {', '.join(columns)}"
         )
-    if not encoded and vector is None and options.text is None and not text and image is None:
+    has_any = vector is not None or "vectors" in columns
+    if not encoded and not has_any and options.text is None and not text and image is None:
         raise InvalidInput(
             f"{source}: which field holds the vector? Say --vector NAME (vector=...); the fields are"
             f" {', '.join(columns)}"

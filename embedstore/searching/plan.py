@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from embedstore.errors import DeviceUnavailable
-from embedstore.indexing.costs import ScanCosts, margin, raised
+from embedstore.indexing.costs import ScanCosts, lists_for_hits, margin, raised
 from embedstore.indexing.exact import best_of_candidates
 from embedstore.indexing.kernels import can_batch
 from embedstore.indexing.recipes import Family
@@ -87,8 +87,11 @@ def _by_gpu(
     n_candidates = gpu.n_candidates(k)
     if selection is not None or gpu.given_up or len(queries) < gpu.fewest_queries or n_candidates > gpu.most_hits:
         return None
+    settings = {} if approximate is None else dict(approximate.settings)
+    if approximate is not None and approximate.recipe.family is Family.LISTS:
+        settings["nprobe"] = lists_for_hits(settings["nprobe"], k, approximate.for_k)
     try:
-        rows = gpu.candidates(queries, n_candidates, {} if approximate is None else approximate.settings)
+        rows = gpu.candidates(queries, n_candidates, settings)
     except DeviceUnavailable as error:
         if gpu.required:
             raise
@@ -152,6 +155,8 @@ def _planned(view: SpaceView, approximate: Approximate, k: int, selection: Selec
         knob = approximate.settings[recipe.knob]
         if selection is not None:
             knob = raised(approximate.settings, recipe.family, fraction, k)
+        if recipe.family is Family.LISTS:
+            knob = lists_for_hits(knob, k, approximate.for_k)
         if recipe.family is Family.LISTS:
             knob = min(knob, approximate.index.n_lists)
         elif (knob := max(knob, k)) > MAX_EFFORT:

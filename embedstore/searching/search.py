@@ -20,7 +20,18 @@ from embedstore.indexing.exact import prepared
 from embedstore.indexing.selection import Selection
 from embedstore.indexing.space_cache import SpaceCache
 from embedstore.indexing.space_view import SpaceView
-from embedstore.model import BoolVector, FloatMatrix, FloatVector, Hit, Hits, IntVector, Mode, Neighbours, Record
+from embedstore.model import (
+    BoolVector,
+    FloatMatrix,
+    FloatVector,
+    Hit,
+    Hits,
+    IntVector,
+    Metric,
+    Mode,
+    Neighbours,
+    Record,
+)
 from embedstore.reading import made_record, records_by_id, unmade_records
 from embedstore.searching.columns import Columns
 from embedstore.searching.index_search import Found, FoundBatch
@@ -35,6 +46,7 @@ from embedstore.storage.layout import keyword_cache_path, space_cache_folder
 _FUSED_POOL = 100
 _MMR_POOL = 100
 _MOST_NEIGHBOURS = 1 << 28
+_ONE = np.float32(1)
 _MOST_AT_ONCE = 1000
 """Hits for which all records may come as one value."""
 
@@ -175,7 +187,8 @@ class CollectionSearch:
         if query.mode is Mode.HYBRID:
             return self._hybrid_hits(transaction, collection, view, vector, allowed, query)
         found = _page(view, vector, allowed, query)
-        pairs = list(zip(view.record_ids[found.rows].tolist(), found.scores.tolist(), strict=True))
+        scores = _bounded(view, found.scores).tolist()
+        pairs = list(zip(view.record_ids[found.rows].tolist(), scores, strict=True))
         return self._hits(transaction, pairs, query.offset, found.exact, found.plan, found.details)
 
     def answer_at(self, database: Database, look: Look, space: SpaceRow, query: Query) -> Hits | None:
@@ -200,7 +213,8 @@ class CollectionSearch:
                 self._looks.pop(look.collection.name, None)
                 return None
             records = {row[0]: made_record(row) for row in read[0]}
-            hits = _ranked(records, zip(record_ids, found.scores.tolist(), strict=True), query.offset)
+            scores = _bounded(view, found.scores).tolist()
+            hits = _ranked(records, zip(record_ids, scores, strict=True), query.offset)
         except (DamagedCache, DamagedRow, KeyError):
             return None
         return Hits(hits, exact=found.exact, plan=found.plan, explanation=found.details)
@@ -240,7 +254,7 @@ class CollectionSearch:
         unmade = unmade_records(transaction, sorted({*view.record_ids[found.rows[found.rows >= 0]].tolist()}))
         return [
             Hits(
-                partial(_made_hits, view.record_ids[one.rows], one.scores, unmade, damage),
+                partial(_made_hits, view.record_ids[one.rows], _bounded(view, one.scores), unmade, damage),
                 exact=one.exact, plan=one.plan, explanation=one.details,
             )
             for one in map(found.one, range(len(queries)))
@@ -269,7 +283,7 @@ class CollectionSearch:
         width = found.rows.shape[1]
         if width:
             numbers[:, :width] = np.where(found.rows >= 0, view.record_ids[found.rows], -1)
-            scores[:, :width] = found.scores
+            scores[:, :width] = _bounded(view, found.scores)
         return Neighbours(numbers, scores, found.exact, found.plan)
 
     def _nearest_batch(
@@ -394,6 +408,15 @@ class CollectionSearch:
     ) -> Hits:
         records = records_by_id(transaction, [record_id for record_id, _ in pairs])
         return Hits(_ranked(records, pairs, offset), exact=exact, plan=plan, explanation=details)
+
+
+def _bounded(view: SpaceView, scores: np.ndarray) -> np.ndarray:
+    """Scores as they are given away: a cosine that was rounded beyond 1 is 1. -inf, for no row, stays."""
+    if view.metric is Metric.COSINE:
+        np.minimum(scores, _ONE, out=scores)
+        if scores.size and -np.inf < scores.min() < -1:
+            np.maximum(scores, -_ONE, out=scores)
+    return scores
 
 
 def _page(view: SpaceView, vector: FloatVector, allowed: Selection | None, query: Query) -> Found:

@@ -95,6 +95,12 @@ def test_vectors_are_asked_for_as_json_from_files_and_many_at_once(run_cli, tmp_
         is_one_line_error(done, 2, "row 1: a query needs a field 'text' with words, or 'vector'; its vector is no list")
     (tmp_path / "blank.jsonl").write_text('{"id": "x", "text": "", "vector": [1, 0]}')
     assert keys("--queries", str(tmp_path / "blank.jsonl"), "-k", "1") == ["a"]
+    (tmp_path / "both.jsonl").write_text('{"id": "x", "text": "nothing", "vector": [1, 0]}')
+    assert keys("--queries", str(tmp_path / "both.jsonl"), "-k", "1") == ["a"]
+    assert keys("--vector", "[1, 0]", "--where", '{"_key": {"$ne": "a"}}') == ["b"]
+    words = '{"key":"a","v":[1,0],"text":"dog"}\n{"key":"b","v":[0,1],"text":"cat"}\n'
+    assert run_cli("ingest", "vectors", "-", "--encoder", "none", "--vector", "v", stdin=words).returncode == 0
+    assert keys("cat", "--vector", "[1, 0.9]", "--mode", "hybrid", "-k", "1") == ["b"]
     np.save(tmp_path / "pickled.npy", np.array([{}]), allow_pickle=True)
     is_one_line_error(run_cli("search", "vectors", "--vector", str(tmp_path / "pickled.npy")), 2, "list of numbers")
     is_one_line_error(run_cli("search", "vectors", "word", "--vector", "[1, 2]"), 2, "QUERY or --vector")
@@ -107,6 +113,13 @@ def test_a_space_is_added_to_a_collection_that_is_there(filled):
     assert described["again"]["metric"] == "dot" and described["again"]["n_vectors"] == 3
     assert filled("search", "things", "aab", "--space", "again", "-k", "1").returncode == 0
     is_one_line_error(filled("spaces", "things", "--add", "again", "--encoder", "letters"), 2, "'again' already")
+    done = filled("spaces", "things", "--add", "given", "--encoder", "none", "--dim", "2", "--recipe", "hnsw")
+    assert done.returncode == 0
+    rows = '{"id": "a", "text": "aab", "vectors": {"given": [3, 4]}}\n'
+    assert filled("ingest", "things", "-", stdin=rows).returncode == 0
+    found = filled("search", "things", "--vector", "[1, 1]", "--space", "given", "--format", "ndjson").stdout
+    assert [json.loads(line)["key"] for line in found.splitlines()] == ["a"]
+    is_one_line_error(filled("spaces", "things", "--dim", "2"), 2, "--dim is for a space that is added")
     is_one_line_error(filled("spaces", "things", "--add", "more"), 2, "--add NAME --encoder NAME")
     is_one_line_error(filled("spaces", "things", "--metric", "dot"), 2, "for a space that is added")
     is_one_line_error(filled("spaces", "things", "--add", "more", "--encoder", ""), 2, "encoder")

@@ -79,12 +79,16 @@ def test_an_empty_text_does_not_crash(minilm):
     assert np.isfinite(minilm.encode(["", "x"]).vectors).all()
 
 
-def test_truncated_texts_are_counted_at_the_limit_exactly(minilm):
+def test_truncated_texts_are_counted_at_the_limit_exactly(minilm, caplog):
     whole, cut = "word " * 254, "word " * 255  # and two special tokens
     assert minilm.count_tokens(whole) == 256
     assert minilm.count_tokens(cut) == 257
     assert minilm.encode([whole]).n_truncated == 0
     assert minilm.encode([whole, cut, "x", cut]).n_truncated == 2
+    minilm.encode_query(whole)
+    assert "left out" not in caplog.text
+    minilm.encode_query(cut)
+    assert "the query has 257 tokens, of which 'minilm' reads 256; its end was left out" in caplog.text
 
 
 @pytest.mark.parametrize("wrong", [3, None, b"bytes"])

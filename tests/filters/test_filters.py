@@ -58,6 +58,10 @@ def test_both_spellings_make_one_tree(text, dictionary):
     assert parse_where(text) == parse_where(dictionary)
 
 
+def test_a_dictionary_may_be_written_as_json():
+    assert parse_where(' {"year": {"$gte": 2015}, "open": true}') == parse_where({"year": {"$gte": 2015}, "open": True})
+
+
 def test_and_binds_closer_than_or_and_not_closest():
     a, b, c = (Comparison(Field((name,)), Operator.EQ, 1) for name in "abc")
     assert parse_where("a = 1 OR b = 1 AND NOT c = 1") == Or((a, And((b, Not(c)))))
@@ -84,6 +88,12 @@ def test_and_binds_closer_than_or_and_not_closest():
         ("n NOT IN", r"ends too early: n NOT IN>>>$"),
         ("venue ILIKE 'x'", "there is LIKE alone"),
         ("venue NOT ILIKE 'x'", "there is LIKE alone"),
+        ("n > 2024-01-01", "dates are texts, in single quotes"),
+        ("5 < n", "name of a field comes first, then the operator"),
+        ("n = 1 && m = 2", "write AND"),
+        ("n = 1 || m = 2", "write OR"),
+        ("(n = 1", "a parenthesis is not closed"),
+        ('{"n": ', "begins like JSON"),
         ("NOT 'venue' = 1", "name of a field comes first"),
         ("year = 1 AND open", "compares a field with a value: open = true"),
         ("NOT (open) AND year = 1", "character 10.*: open = true"),

@@ -128,6 +128,51 @@ def test_what_is_no_query_is_refused(store):
         collection.neighbours(vectors(1), 0)
 
 
+@pytest.mark.parametrize("metric", ["cosine", "dot", "euclidean"])
+@pytest.mark.parametrize("where", [None, "n < 4900"])
+def test_a_batch_ranks_equal_vectors_by_their_row_however_many_there_are(store, metric, where):
+    random = np.random.default_rng(0)
+    matrix = random.standard_normal((5000, 48)).astype(np.float32)
+    matrix[1000:1040], matrix[3000:3005], matrix[100:4900:50] = matrix[7], matrix[9], matrix[11]
+    collection = store.collection("c", encoder="none", metric=metric)
+    collection.add({"key": str(i), "vector": row, "n": i} for i, row in enumerate(matrix))
+    queries = np.concatenate([matrix[:30], matrix[:20] + np.float32(0.01)])
+    together = collection.search_batch(queries, 10, where=where)
+    neighbours = collection.neighbours(queries, 10, where=where)
+    for line, query in enumerate(queries):
+        alone = collection.search(query, 10, where=where)
+        assert together[line].keys == alone.keys == collection.keys_of(neighbours.numbers[line])
+        assert [hit.score for hit in together[line]] == pytest.approx([hit.score for hit in alone], abs=1e-6)
+
+
+def test_a_cosine_is_never_beyond_one(store):
+    matrix = np.random.default_rng(0).standard_normal((2000, 384)).astype(np.float32)
+    collection = store.collection("c", encoder="none")
+    collection.add({"key": str(i), "vector": row} for i, row in enumerate(np.concatenate([matrix, -matrix])))
+    scores = [collection.search(row, 1)[0].score for row in matrix[:300]]
+    scores += [hits[0].score for hits in collection.search_batch(matrix, 1)]
+    scores += collection.neighbours(matrix, 1).scores[:, 0].tolist()
+    scores += collection.neighbours(matrix[:9], 4000).scores[:, -1].tolist()
+    assert max(scores) == 1 and min(scores) >= -1
+
+
+def test_many_hits_of_an_index_of_lists_are_looked_for_in_more_lists(store, monkeypatch):
+    monkeypatch.setattr(plan, "index_cost", lambda *_, **__: 0.0)
+    random = np.random.default_rng(0)
+    matrix = random.standard_normal((6000, 24)).astype(np.float32)
+    collection = store.collection("c", encoder="none", recipe="ivf")
+    collection.add({"key": str(i), "vector": row} for i, row in enumerate(matrix))
+    collection.index()
+    recalls = {}
+    for k in (10, 100, 300):
+        hits = [collection.search(query + np.float32(0.1), k) for query in matrix[:40]]
+        assert all("nprobe" in one.plan for one in hits)
+        best = collection.neighbours(matrix[:40] + np.float32(0.1), k, where="_key != ''")
+        exact = [{*collection.keys_of(line)} for line in best.numbers]
+        recalls[k] = np.mean([len({*one.keys} & true) / k for one, true in zip(hits, exact, strict=True)])
+    assert recalls[100] > recalls[10] - 0.03 and recalls[300] > recalls[10] - 0.05
+
+
 def test_the_query_that_is_wrong_is_named(store):
     collection = store.collection("c", encoder="none")
     collection.add([{"key": "a", "vector": [1.0, 2.0]}])
