@@ -291,6 +291,11 @@ class Space:
         """Bring the index up to date, or build it anew by another recipe."""
         return self._collection.index(space=self.name, recipe=recipe)
 
+    @property
+    def has_encoder(self) -> bool:
+        """Whether an encoder makes its vectors; else they are given, or made of another space's."""
+        return bool(self._row.encoder)
+
     def describe(self) -> dict[str, Any]:
         """What the space is now, as plain values."""
         cache = self.store.search.space_cache(self.space_id)

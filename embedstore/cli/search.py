@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 @click.option("--mmr", type=float, metavar="W", help="From 0 to 1: below 1, hits are chosen to differ as well.")
 @click.option("--offset", type=int, default=0, show_default=True, help="How many hits to skip.")
 @click.option("--queries", metavar="FILE", help="Many queries at once: a file, or -, of rows with a field text, or"
-              " vector, where both the one that the space is of; each hit names its query, by the row's key or id.")
+              " vector (of both, the one that the space is of), or a .npy matrix; each hit names its query, by the"
+              " row's key, id or number.")
 @click.option("--explain", is_flag=True, help="Say on stderr how the answer was computed.")
 @pass_state
 def search_command(
@@ -88,6 +89,15 @@ def _row(text: str) -> dict[str, Any]:
 
 def _vector(text: str) -> Any:
     """The vector that is written as JSON, or lies in a file: a list or an array, which the search checks."""
+    import numpy as np
+
+    vector = _array(text, "--vector")
+    is_row = isinstance(vector, np.ndarray) and vector.ndim == 2 and len(vector) == 1
+    return vector[0] if is_row else vector
+
+
+def _array(text: str, option: str) -> Any:
+    """Numbers that are written as JSON, or lie in a .json or .npy file."""
     import tokenize
 
     import numpy as np
@@ -95,21 +105,20 @@ def _vector(text: str) -> Any:
 
     try:
         if text.lstrip().startswith("["):
-            vector = orjson.loads(text)
+            read = orjson.loads(text)
         elif text.endswith(".npy"):
-            vector = np.load(text, allow_pickle=False)
+            read = np.load(text, allow_pickle=False)
         else:
-            vector = orjson.loads(Path(text).read_bytes())
+            read = orjson.loads(Path(text).read_bytes())
     except OSError as error:
         raise click.UsageError(
-            f"--vector {shown(text)}: {error.strerror or error}; give '[0.1, 0.2]', or a .json or .npy file"
+            f"{option} {shown(text)}: {error.strerror or error}; give '[0.1, 0.2]', or a .json or .npy file"
         ) from None
     except (ValueError, EOFError, MemoryError, tokenize.TokenError, SyntaxError) as error:  # orjson's, NumPy's
-        raise click.UsageError(f"--vector cannot be read as a list of numbers: {first_line(error)}") from None
-    if not is_numbers(vector):
-        raise click.UsageError("--vector takes a list of numbers, such as '[0.1, 0.2]', or a file with one")
-    is_row = isinstance(vector, np.ndarray) and vector.ndim == 2 and len(vector) == 1
-    return vector[0] if is_row else vector
+        raise click.UsageError(f"{option} cannot be read as a list of numbers: {first_line(error)}") from None
+    if not is_numbers(read):
+        raise click.UsageError(f"{option} takes a list of numbers, such as '[0.1, 0.2]', or a file with one")
+    return read
 
 
 def _explain(hits: Hits, query: str = "") -> None:
@@ -122,30 +131,8 @@ def _many(
     collection: Collection, path: str, options: dict[str, Any], *, explain: bool
 ) -> Iterator[dict[str, Any]]:
     """The hits of every query in a file, each with the query's key."""
-    from embedstore.errors import InvalidInput
-    from embedstore.ingesting.options import KEY_FIELDS
-    from embedstore.ingesting.sources import open_sources
-
-    encodes = collection.space(options["space"]).describe()["encoder"] != "none"
-    for source in open_sources([path], stdin=sys.stdin.buffer):
-        rows = list(source.rows())
-        asked: list[Any] = []
-        for row in rows:
-            text, vector = row.fields.get("text"), row.fields.get("vector")
-            if isinstance(text, str) and text.strip() and not (is_numbers(vector) and not encodes):
-                asked.append(text)
-            elif is_numbers(vector):
-                asked.append(vector)
-            else:
-                what = "" if vector is None else f"; its vector is no list of numbers but {type(vector).__name__}"
-                raise InvalidInput(
-                    f"{source.name}, row {row.number}: a query needs a field 'text' with words, or 'vector'{what}"
-                )
-        names = [
-            str(next((row.fields[name] for name in KEY_FIELDS if row.fields.get(name) is not None), row.number))
-            for row in rows
-        ]
-        plain = options["mode"] == "vector" and not (options["like"] or options["unlike"] or options["offset"])
+    plain = options["mode"] == "vector" and not (options["like"] or options["unlike"] or options["offset"])
+    for names, asked in _queries(collection, path, options["space"]):
         if plain and options["mmr"] is None:
             answers = collection.search_batch(asked, options["k"], where=options["where"], space=options["space"])
         else:
@@ -155,3 +142,34 @@ def _many(
                 _explain(hits, f"{name}: ")
             for hit in hits:
                 yield {"query": name, **hit.to_dict()}
+
+
+def _queries(collection: Collection, path: str, space: str | None) -> Iterator[tuple[list[str], Any]]:
+    """What is asked in a file, and how each query is called: rows of texts or vectors, or the matrix of a .npy file."""
+    from embedstore.errors import InvalidInput
+    from embedstore.ingesting.options import KEY_FIELDS, as_list
+    from embedstore.ingesting.sources import open_sources
+
+    if path.endswith(".npy"):
+        matrix = _array(path, "--queries")
+        if getattr(matrix, "ndim", 0) != 2:
+            raise InvalidInput(f"{path}: queries are a matrix, (n, dim); this has the shape {matrix.shape}")
+        yield [str(number) for number in range(1, len(matrix) + 1)], matrix
+        return
+    encodes = collection.space(space).has_encoder
+    for source in open_sources([path], stdin=sys.stdin.buffer):
+        names, asked = [], []
+        for row in source.rows():
+            text, vector = row.fields.get("text"), as_list(row.fields.get("vector"))
+            if isinstance(text, str) and text.strip() and not (is_numbers(vector) and not encodes):
+                asked.append(text)
+            elif is_numbers(vector):
+                asked.append(vector)
+            else:
+                what = "" if vector is None else f"; its vector is no list of numbers but {type(vector).__name__}"
+                raise InvalidInput(
+                    f"{source.name}, row {row.number}: a query needs a field 'text' with words, or 'vector'{what}"
+                )
+            key = next((row.fields[name] for name in KEY_FIELDS if row.fields.get(name) is not None), row.number)
+            names.append(str(key))
+        yield names, asked

@@ -23,7 +23,7 @@ from embedstore.indexing.costs import NEVER, IndexCosts, measured_costs
 from embedstore.indexing.exact import prepared
 from embedstore.indexing.faiss_index import FaissIndex, build_index, write_faiss
 from embedstore.indexing.recipes import Recipe
-from embedstore.indexing.soundness import LEAST_SHARE, share_found
+from embedstore.indexing.soundness import GOOD_SHARE, LEAST_SHARE, share_found
 from embedstore.indexing.space_view import SpaceView
 from embedstore.model import FloatMatrix, IntVector, Metric
 from embedstore.records import vector_is_whole
@@ -150,12 +150,18 @@ def _write_index(build: _Build, recipe: Recipe, exact: _Exact, files: dict[str, 
     index = FaissIndex(built, shape)
     costs = measured_costs(index, matrix, build.metric, recipe.search)
     share = share_found(index, matrix, build.metric)
-    if share < LEAST_SHARE:
+    if share < LEAST_SHARE and recipe.rescore:
         _LOG.warning(
             "the index %r of the space %r finds %.0f %% of its nearest vectors, so every vector is compared instead;"
             " choose another recipe", recipe.name, build.space.name, 100 * share,
         )  # fmt: skip
         costs = replace(costs, fixed=NEVER)
+    elif share < GOOD_SHARE:
+        _LOG.info(
+            "the index %r of the space %r finds about %.0f %% of its ten nearest vectors by default; tuning finds the"
+            " settings for the recall that you want: embedstore index --tune, or Collection.tune",
+            recipe.name, build.space.name, 100 * share,
+        )  # fmt: skip
     return {
         "recipe": recipe.name, "n_vectors": n, "hi_seq": build.space.last_seq, "build_ms": round(1000 * seconds),
         "costs": costs.to_json(), "exponent": shape.exponent,

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import orjson
+
 from embedstore.errors import InvalidInput
 from embedstore.model import Modality
 
@@ -103,7 +105,7 @@ class FieldMap:
             strings = [part for part in map(fields.get, self.text) if isinstance(part, str) and part]
             made["text"] = " ".join(strings) if strings else None
         if self.vector is not None:
-            made["vector"] = fields.get(self.vector)
+            made["vector"] = as_list(fields.get(self.vector))
         if self.image is not None:
             made["image"] = fields.get(self.image)
         if self.row:
@@ -123,6 +125,16 @@ class FieldMap:
             kept = {**kept.pop("metadata"), **kept}
         made["metadata"] = kept
         return made
+
+
+def as_list(vector: Any) -> Any:
+    """A vector as it was given; one that a cell of a CSV file holds as JSON, ``[0.1, 0.2]``, as the list that it is."""
+    if not (isinstance(vector, str) and vector.lstrip().startswith("[")):
+        return vector
+    try:
+        return orjson.loads(vector)
+    except orjson.JSONDecodeError:
+        return vector  # which is refused as a text
 
 
 def choose_fields(

@@ -89,12 +89,22 @@ def test_vectors_are_asked_for_as_json_from_files_and_many_at_once(run_cli, tmp_
     (tmp_path / "huge.npy").write_bytes(huge)
     for name in ("empty.npy", "complex.npy", "huge.npy"):
         is_one_line_error(run_cli("search", "vectors", "--vector", str(tmp_path / name)), 2, "list of numbers")
-    for wrong in ('{"id": "x", "vector": "[1, 2]"}', '{"id": "x", "vector": {"age": 3}}', '{"id": "x", "vector": []}'):
+    for wrong in ('{"id": "x", "vector": "[1, x]"}', '{"id": "x", "vector": {"age": 3}}', '{"id": "x", "vector": []}'):
         (tmp_path / "wrong.jsonl").write_text(wrong)
         done = run_cli("search", "vectors", "--queries", str(tmp_path / "wrong.jsonl"))
         is_one_line_error(done, 2, "row 1: a query needs a field 'text' with words, or 'vector'; its vector is no list")
     (tmp_path / "blank.jsonl").write_text('{"id": "x", "text": "", "vector": [1, 0]}')
     assert keys("--queries", str(tmp_path / "blank.jsonl"), "-k", "1") == ["a"]
+    np.save(tmp_path / "many.npy", np.array([[1, 0.1], [0.1, 1]]))
+    assert keys("--queries", str(tmp_path / "many.npy"), "-k", "1") == ["a", "b"]
+    is_one_line_error(run_cli("search", "vectors", "--queries", str(tmp_path / "one.npy")[:-7] + "pickled.npy"), 2)
+    np.save(tmp_path / "row.npy", np.array([1.0, 2.0]))
+    is_one_line_error(run_cli("search", "vectors", "--queries", str(tmp_path / "row.npy")), 2, "are a matrix")
+    (tmp_path / "cells.csv").write_text('id,vector\nc,"[0.5, 0.5]"\n')
+    assert keys("--queries", str(tmp_path / "cells.csv"), "-k", "2") == ["a", "b"]
+    assert run_cli("ingest", "cells", str(tmp_path / "cells.csv"), "--encoder", "none").returncode == 0
+    (tmp_path / "bad.csv").write_text('id,vector\nc,"[0.5, x]"\n')
+    is_one_line_error(run_cli("ingest", "cells", str(tmp_path / "bad.csv")), 2, "row 1, field 'vector'", "not str")
     (tmp_path / "both.jsonl").write_text('{"id": "x", "text": "nothing", "vector": [1, 0]}')
     assert keys("--queries", str(tmp_path / "both.jsonl"), "-k", "1") == ["a"]
     assert keys("--vector", "[1, 0]", "--where", '{"_key": {"$ne": "a"}}') == ["b"]
