@@ -27,6 +27,9 @@ from embedstore.cli.state import State, pair_of, pass_state
 @click.option("--metadata", metavar="F1,F2", help="The fields to keep; else every other one.")
 @click.option("--type", "types", multiple=True, metavar="FIELD=TYPE",
               help="Read a CSV column as text, integer, number or boolean, whatever it looks like. Repeatable.")
+@click.option("--delimiter", metavar="CHAR", help="What parts the cells of CSV and TSV files: ';', or tab for a tab.")
+@click.option("--columns", metavar="F1,F2", help="Names of the columns of CSV and TSV files without a header line.")
+@click.option("--encoding", metavar="NAME", help="The encoding of CSV and TSV files, such as latin-1; else UTF-8.")
 @click.option("--chunk", type=int, metavar="N", help="Cut texts into pieces of at most N tokens, a record each.")
 @click.option("--chunk-overlap", type=int, default=0, metavar="N", help="Tokens that neighbouring pieces share.")
 @click.option("--prune", is_flag=True, help="Afterwards delete the records that the input does not hold.")
@@ -56,12 +59,16 @@ def ingest_command(state: State, /, collection: str, sources: tuple[str, ...], *
     metric = options.pop("metric")
     metadata = options.pop("metadata")
     image = options.pop("image")
+    columns = options.pop("columns")
+    if options["delimiter"] in ("tab", "\\t"):
+        options["delimiter"] = "\t"
     with state.opened() as store:
         target = store.collection(collection, encoder=_encoder(encoder, options["vector"]), metric=metric)
         report = target.ingest(
             *sources,
             metadata=None if metadata is None else [name.strip() for name in metadata.split(",")],
             image=False if image is None else image or True,
+            columns=None if columns is None else [name.strip() for name in columns.split(",")],
             types=dict(pair_of(one, "--type") for one in options.pop("types")),
             stdin=sys.stdin.buffer,
             progress=not state.quiet,

@@ -10,6 +10,7 @@ import orjson
 
 from embedstore.ingesting.options import IngestOptions
 from embedstore.ingesting.sources import Source
+from embedstore.ingesting.sources.delimited import CellFormat
 from embedstore.storage import catalog
 from embedstore.storage.database import Transaction
 
@@ -30,6 +31,7 @@ class IngestJob:
         described = [
             [source.name.encode(errors="backslashreplace").decode() for source in sources], prints, options.text,
             options.key, options.vector, options.metadata, dict(options.types), options.chunk, options.chunk_overlap,
+            *((options.delimiter, options.columns, options.encoding) if options.written != CellFormat() else ()),
         ]  # fmt: skip
         self._known = all(one is not None for one in prints)
         self._fingerprint = blake2b(orjson.dumps(described, default=list), digest_size=16).hexdigest()

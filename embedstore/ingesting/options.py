@@ -9,6 +9,7 @@ from typing import Any
 import orjson
 
 from embedstore.errors import InvalidInput
+from embedstore.ingesting.sources.delimited import CellFormat
 from embedstore.model import Modality
 
 KEY_FIELDS = ("key", "id", "_id")
@@ -40,6 +41,8 @@ class IngestOptions:
     the collection's newest picture is kept.
     key, vector: the fields of the key and of a vector computed elsewhere. metadata: the fields to keep (None: every
     other one). types: by CSV column, 'text', 'integer', 'number' or 'boolean' instead of what is inferred.
+    delimiter: what parts the cells of CSV and TSV files, where it is not the usual one; columns: names of the columns
+    of such files without a header line; encoding: theirs, where it is not UTF-8, such as 'latin-1'.
     chunk: cut texts into pieces of at most so many tokens, which overlap by ``chunk_overlap``.
     prune: delete records whose keys the input no longer holds. on_error: 'abort' or 'skip'; rejects: a file that takes
     the rows that were skipped, as JSON lines. refresh: bring the caches up to date at the end rather than at the next
@@ -53,6 +56,9 @@ class IngestOptions:
     embed_bytes: bool | None = None
     metadata: Sequence[str] | None = None
     types: Mapping[str, str] = field(default_factory=dict)
+    delimiter: str | None = None
+    columns: Sequence[str] | None = None
+    encoding: str | None = None
     chunk: int | None = None
     chunk_overlap: int = 0
     prune: bool = False
@@ -71,8 +77,17 @@ class IngestOptions:
             raise InvalidInput("prune would delete the records of rows that are skipped; use one or the other")
         if self.chunk is not None and self.chunk < 8:
             raise InvalidInput(f"chunk is {self.chunk}; a piece must have at least 8 tokens")
+        if isinstance(self.columns, str):
+            raise InvalidInput("columns are a list of names: columns=['a', 'b']")
+        _ = self.written  # refuses what cannot be
         if not 0 <= self.chunk_overlap < (self.chunk or 1):
             raise InvalidInput(f"chunk_overlap is {self.chunk_overlap}; it must be less than chunk")
+
+
+    @property
+    def written(self) -> CellFormat:
+        """How CSV and TSV files are written."""
+        return CellFormat(self.delimiter, None if self.columns is None else tuple(self.columns), self.encoding)
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,8 +87,9 @@ def ingest(collection: Collection, *given: Any, **options: Any) -> WriteReport:
     if not given:
         raise InvalidInput("nothing to ingest: give at least one file, folder, table or iterable")
     sources = open_sources(
-        given, stdin=chosen.stdin, types=chosen.types, keep_text=_text_columns(chosen), images=chosen.image is True
-    )
+        given, stdin=chosen.stdin, types=chosen.types, keep_text=_text_columns(chosen), images=chosen.image is True,
+        written=chosen.written,
+    )  # fmt: skip
     if chosen.on_error is None:
         # One broken picture among thousands is no reason to bring in none; one bad row may be a sign of worse.
         skips = not chosen.prune and any(isinstance(source, ImageFiles) for source in sources)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from typing import IO, Any, cast
 
 from embedstore.errors import InvalidInput
@@ -23,11 +25,14 @@ class ByteStream:
     """Reads ``raw`` to its end, once.
 
     ``position`` counts the bytes taken from ``raw``, ``offset`` the bytes given out after decompression.
-    ``compression`` is "gz", "zst" or None.
+    ``compression`` is "gz", "zst" or None, ``encoding`` that of its text, by Python's names; None for UTF-8.
     """
 
-    def __init__(self, raw: IO[bytes], name: str, compression: str | None = None) -> None:
+    def __init__(
+        self, raw: IO[bytes], name: str, compression: str | None = None, encoding: str | None = None
+    ) -> None:
         self.name = name
+        self._encoding = encoding
         self.position = 0
         self.offset = 0
         self._compression = compression
@@ -50,7 +55,10 @@ class ByteStream:
             yield block
 
     def text_blocks(self) -> Iterator[bytes]:
-        """As ``blocks``, for UTF-8 text: a UTF-8 byte order mark is left out, another one refused."""
+        """As ``blocks``, for text, which becomes UTF-8: its byte order mark is left out, another one refused."""
+        if self._encoding is not None:
+            yield from self._transcoded(self._encoding)
+            return
         blocks = self.blocks()
         head = b""
         for block in blocks:
@@ -61,6 +69,19 @@ class ByteStream:
         if head:
             yield head
         yield from blocks
+
+    def _transcoded(self, encoding: str) -> Iterator[bytes]:
+        """The text in UTF-8; InvalidInput where it is not of the encoding that was named."""
+        decoder = codecs.getincrementaldecoder(encoding)()
+        first = True
+        try:
+            for block in chain(self.blocks(), [b""]):
+                text = decoder.decode(block, final=not block)
+                if text:
+                    yield (text.removeprefix("\ufeff") if first else text).encode()
+                    first = False
+        except UnicodeError as error:
+            raise InvalidInput(f"{self.name}: the file is not {encoding}: {error}") from None
 
     def _plain_blocks(self) -> Iterator[bytes]:
         while block := self.read():
@@ -110,11 +131,13 @@ def without_bom(head: bytes, name: str) -> bytes:
 
 
 @contextmanager
-def opened(path: str, name: str, compression: str | None) -> Iterator[ByteStream]:
+def opened(
+    path: str, name: str, compression: str | None, encoding: str | None = None
+) -> Iterator[ByteStream]:
     """The file at ``path`` as a ByteStream, closed at the end; InvalidInput where it cannot be opened."""
     try:
         raw = open(path, "rb", buffering=0)
     except (OSError, ValueError) as error:
         raise unreadable(path, error) from None
     with raw:
-        yield ByteStream(raw, name, compression)
+        yield ByteStream(raw, name, compression, encoding)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -34,17 +34,25 @@ class Batch(NamedTuple):
 class CellReader:
     """Reads ``stream`` once: its ``header`` when made, then its rows in ``batches()``.
 
-    Blank lines are skipped. With ``on_error`` a row of the wrong width, or one that is not UTF-8, is told and
-    left out; without, it is raised. A quote that never closes is always raised, with the row where it opens.
+    The header is the first line, or ``columns``, and then every line is a row. Blank lines are skipped. With
+    ``on_error`` a row of the wrong width, or one that is not UTF-8, is told and left out; without, it is raised. A
+    quote that never closes is always raised, with the row where it opens.
     """
 
-    def __init__(self, stream: ByteStream, delimiter: str, on_error: OnError | None = None) -> None:
+    def __init__(
+        self,
+        stream: ByteStream,
+        delimiter: str,
+        on_error: OnError | None = None,
+        *,
+        columns: Sequence[str] | None = None,
+    ) -> None:
         self._stream = stream
         self._on_error = on_error
         self._delimiter = delimiter
         self._reader = csv.reader(text_lines(stream, lenient=on_error is not None), delimiter=delimiter, strict=True)
         self._n_rows = 0
-        self.header = self._read_header()
+        self.header = self._read_header() if columns is None else list(columns)
 
     def batches(self) -> Iterator[Batch]:
         """The rows after the header; a batch ends after 2,048 rows or 4 MiB."""
@@ -119,8 +127,8 @@ class CellReader:
         parted_by = next((mark for mark in ";\t,|" if len(names) == 1 and mark in names[0]), self._delimiter)
         if parted_by != self._delimiter:
             raise InvalidInput(
-                f"{name}: the header is the one column {names[0][:60]!r}; .csv files are parted by ',' and"
-                f" .tsv files by tabs, not by {parted_by!r}"
+                f"{name}: the header is the one column {names[0][:60]!r}, as cells end at {self._delimiter!r}; if they"
+                f" end at {parted_by!r}, say so (--delimiter {parted_by!r}, delimiter={parted_by!r})"
             )
         return names
 
@@ -138,7 +146,7 @@ def _not_text(row: list[str]) -> str | None:
 
 def _reason(error: csv.Error, delimiter: str) -> str:
     if "expected after" in str(error):
-        parts = "commas" if delimiter == "," else "tabs"
+        parts = {",": "commas", "\t": "tabs"}.get(delimiter, repr(delimiter))
         return f"text follows a closing quote; quotes within a cell are written twice, cells end at {parts}"
     return next((reason for part, reason in _LOST.items() if part in str(error)), str(error))
 

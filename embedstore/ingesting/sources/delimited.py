@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 from embedstore.errors import InvalidInput, InvalidRecord
@@ -16,11 +18,40 @@ from embedstore.ingesting.sources.source import (
     file_status,
     named,
     refuse,
+    repeated_name,
 )
 
 
+@dataclass(frozen=True, slots=True)
+class CellFormat:
+    """How CSV and TSV files are written, where they are not as usual.
+
+    delimiter: what parts cells, one character; None for the usual one. columns: names of the columns of files that have
+    no header line. encoding: by Python's names; None for UTF-8.
+    """
+
+    delimiter: str | None = None
+    columns: tuple[str, ...] | None = None
+    encoding: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.delimiter is not None and (len(self.delimiter) != 1 or self.delimiter in '"\r\n\0'):
+            raise InvalidInput(f"the delimiter is {self.delimiter!r}; it must be one character, no quote or newline")
+        if self.columns is not None:
+            if not self.columns or not all(isinstance(name, str) and name.strip() for name in self.columns):
+                raise InvalidInput("the columns of a file without a header line each need a name")
+            if (twice := repeated_name(list(self.columns))) is not None:
+                raise InvalidInput(f"the columns name {twice!r} twice")
+        if self.encoding is not None:
+            try:
+                "a".encode(self.encoding)
+            except (LookupError, ValueError, TypeError):
+                what = f"the encoding {self.encoding!r} is not known; give one such as latin-1 or utf-16"
+                raise InvalidInput(what) from None
+
+
 class DelimitedFile:
-    """A CSV or TSV file (UTF-8) with a header line.
+    """A CSV or TSV file with a header line, in UTF-8, or as its format says.
 
     Blank lines are skipped, empty cells are None. ``types`` maps columns to "text", "integer", "number" or
     "boolean"; columns in ``keep_text`` are text, where the file has them; the type of every other column is
@@ -39,11 +70,13 @@ class DelimitedFile:
         compression: str | None = None,
         types: Mapping[str, str] | None = None,
         keep_text: Collection[str] = (),
+        written: CellFormat | None = None,
     ) -> None:
+        self._format = written or CellFormat()
         self.name = path
         self.total: int | None = file_status(path).st_size
         self._path = path
-        self._delimiter = delimiter
+        self._delimiter = self._format.delimiter or delimiter
         self._compression = compression
         self._asked = {name: column_type(given) for name, given in (types or {}).items()}
         self._keep_text = frozenset(keep_text)
@@ -67,8 +100,8 @@ class DelimitedFile:
 
     def columns(self) -> list[str]:
         """The header's names."""
-        with opened(self._path, self.name, self._compression) as stream:
-            return CellReader(stream, self._delimiter).header
+        with self._opened() as stream:
+            return self._reader(stream).header
 
     def column_types(self) -> dict[str, str]:
         """The type of each column by name; the first call reads the whole file."""
@@ -78,11 +111,17 @@ class DelimitedFile:
         """The rows with typed cells, numbered from 1, the header not counted."""
         with named(self.name):
             types = self._types(on_error)
-            with opened(self._path, self.name, self._compression) as stream:
+            with self._opened() as stream:
                 for batch in self._batches(stream, on_error):
                     cells = zip(*self._typed(batch, types), strict=True)
                     for number, values in zip(batch.numbers, cells, strict=True):
                         yield SourceRow(number, stream.position, dict(zip(types, values, strict=True)))
+
+    def _opened(self) -> AbstractContextManager[ByteStream]:
+        return opened(self._path, self.name, self._compression, self._format.encoding)
+
+    def _reader(self, stream: ByteStream, on_error: OnError | None = None) -> CellReader:
+        return CellReader(stream, self._delimiter, on_error, columns=self._format.columns)
 
     def _typed(self, batch: Batch, types: Mapping[str, ColumnType]) -> list[list[Any]]:
         try:
@@ -96,7 +135,7 @@ class DelimitedFile:
         fingerprint = self.fingerprint()
         known = self._known.get(lenient)
         if known is None or known[0] != fingerprint:
-            with opened(self._path, self.name, self._compression) as stream, named(self.name):
+            with self._opened() as stream, named(self.name):
                 # Rows left out are told while rows are given, not here.
                 known = fingerprint, self._infer(stream, (lambda error: None) if lenient else None)
             self._known[lenient] = known
@@ -124,7 +163,7 @@ class DelimitedFile:
 
     def _batches(self, stream: ByteStream, on_error: OnError | None) -> Iterator[Batch]:
         """The file's rows, those left out that do not fit the types asked for."""
-        reader = CellReader(stream, self._delimiter, on_error)
+        reader = self._reader(stream, on_error)
         asked = [
             (place, name, self._asked[name])
             for place, name in enumerate(reader.header)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from embedstore.errors import InvalidInput
-from embedstore.ingesting.sources.delimited import DelimitedFile
+from embedstore.ingesting.sources.delimited import CellFormat, DelimitedFile
 from embedstore.ingesting.sources.finding import files_of_folder, files_of_pattern
 from embedstore.ingesting.sources.image_files import ImageFiles
 from embedstore.ingesting.sources.json_records import JsonFile, JsonLines, standard_input
@@ -35,6 +35,7 @@ class _Wishes:
     types: Mapping[str, str]
     keep_text: Collection[str]
     images: bool
+    written: CellFormat
 
 
 def open_sources(
@@ -44,6 +45,7 @@ def open_sources(
     types: Mapping[str, str] | None = None,
     keep_text: Collection[str] = (),
     images: bool = False,
+    written: CellFormat | None = None,
 ) -> list[Source]:
     """The sources that ``given`` stands for, in order; nothing is read yet but folders and headers of tables.
 
@@ -51,12 +53,14 @@ def open_sources(
     tables, batches and readers, iterables of mappings.
     types: "text", "integer", "number" or "boolean" by column, for CSV and TSV, instead of what the cells say.
     keep_text: columns of CSV and TSV that stay text whatever their cells say, in the files that have them.
+    written: how CSV and TSV files are written, where that is not as usual.
     images: of folders, take the pictures and nothing else; without it, where there is nothing else.
     Raises InvalidInput for what cannot be a source, and where two text files would have one key.
     """
     if isinstance(given, (str, bytes, os.PathLike, Mapping)):
         raise InvalidInput(f"sources must be given as a list, not as one {type(given).__name__}")
-    wishes = _Wishes(stdin, types or {}, keep_text, images)
+    usual = CellFormat()
+    wishes = _Wishes(stdin, types or {}, keep_text, images, written or usual)
     sources: list[Source] = []
     for item in given:
         sources += _sources_of(item, wishes)
@@ -64,6 +68,8 @@ def open_sources(
         raise InvalidInput("'-' is given twice; standard input can be read once")
     if types and not any(isinstance(source, DelimitedFile) for source in sources):
         raise InvalidInput("types are for the columns of CSV and TSV files; there is no such file here")
+    if wishes.written != usual and not any(isinstance(source, DelimitedFile) for source in sources):
+        raise InvalidInput("delimiter, columns and encoding are for CSV and TSV files; there is no such file here")
     _check_file_keys([source for source in sources if isinstance(source, (TextFiles, ImageFiles))])
     return sources
 
@@ -149,6 +155,7 @@ def _file_source(path: str, wishes: _Wishes) -> Source:
             compression=compression,
             types=wishes.types,
             keep_text=wishes.keep_text,
+            written=wishes.written,
         )
     if suffix == ".json":
         return JsonFile(path, compression=compression)

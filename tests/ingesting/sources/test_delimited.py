@@ -9,8 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from embedstore.errors import InvalidInput, InvalidRecord
+from embedstore.ingesting.sources import open_sources
 from embedstore.ingesting.sources.bytestream import ByteStream
 from embedstore.ingesting.sources.cells import BATCH_ROWS
+from embedstore.ingesting.sources.delimited import CellFormat
 from embedstore.ingesting.sources.lines import byte_lines, text_lines
 
 SPECTRUM = (
@@ -301,3 +303,42 @@ def test_any_text_comes_back_from_csv(source_of, cells, ending):
     source = source_of("any.csv", written.getvalue().encode(), types={"a": "text", "b": "text"})
     expected = [{"a": a or None, "b": b or None, "c": c} for a, b, c in cells]
     assert [row.fields for row in source.rows()] == expected
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16", "utf-16-le", "utf-8-sig", "cp1252", "utf-32"])
+@pytest.mark.parametrize("compressed", [False, True])
+def test_other_delimiters_encodings_and_no_header(source_of, encoding, compressed):
+    rows = [{"id": f"r{i}", "text": f"Crème; brûlée {i}" * 40, "n": i} for i in range(3000)]
+    content = "".join(f'{row["id"]};"{row["text"]}";{row["n"]}\r\n' for row in rows).encode(encoding)
+    written = CellFormat(";", ("id", "text", "n"), encoding)
+    name = "a.csv.gz" if compressed else "a.csv"
+    source = source_of(name, gzip.compress(content) if compressed else content, written=written)
+    found = list(source.rows())
+    assert [row.fields for row in found] == rows
+    assert [row.number for row in found[:3]] == [1, 2, 3]
+    assert source.column_types() == {"id": "text", "text": "text", "n": "integer"}
+
+
+@pytest.mark.parametrize("given", [
+    {"delimiter": ";;"}, {"delimiter": '"'}, {"delimiter": ""}, {"columns": ()}, {"columns": ("a", " ")},
+    {"columns": ("a", "a")}, {"encoding": "klingon"}, {"encoding": "base64"},
+])  # fmt: skip
+def test_what_no_file_can_be_written_in_is_refused(given):
+    with pytest.raises(InvalidInput) as caught:
+        CellFormat(**given)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_not_in_the_encoding_that_was_named_is_refused(source_of):
+    error = refused(source_of("a.csv", "text\nö\n".encode("latin-1"), written=CellFormat(encoding="ascii")))
+    assert "the file is not ascii" in str(error)
+    error = refused(source_of("a.csv", b"a;b\n1;2\n"))
+    assert "(--delimiter ';', delimiter=';')" in str(error)
+    error = refused(source_of("a.csv", b"1,2\n3\n", written=CellFormat(columns=("a", "b"))))
+    assert "the row has 1 cell" in str(error)
+
+
+def test_the_format_is_for_files_of_cells(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"a": 1}')
+    with pytest.raises(InvalidInput, match="are for CSV and TSV files"):
+        open_sources([str(tmp_path / "a.jsonl")], written=CellFormat(";"))
