@@ -61,6 +61,8 @@ class Asked(NamedTuple):
             raise InvalidInput(f"mmr is {self.mmr!r}; it must be from 0 (only diverse) to 1 (only near)")
         if words is not None and not (isinstance(words, str) and words.strip()):
             raise InvalidInput("the query is empty; give a text, a vector, or keys to be like")
+        if self.mode is not Mode.TEXT and isinstance(self.query, str) and not self.query.strip():
+            raise InvalidInput("the query is empty; give a text, a vector, or keys to be like")
         if self.mode is not Mode.VECTOR and words is None:
             raise InvalidInput(f"mode {self.mode.value!r} needs a query text, or words beside a vector")
         if self.mode is Mode.VECTOR and self.keywords is not None:
@@ -292,7 +294,8 @@ def _encoded_query(collection: Collection, asked: Asked) -> FloatVector | Vector
 def _encoded_batch(
     collection: Collection, queries: Sequence[SearchQuery] | FloatMatrix, space: str | None
 ) -> list[FloatVector | Vector] | FloatMatrix:
-    if isinstance(queries, np.ndarray) and queries.ndim == 2 and queries.shape[1] and queries.dtype.kind == "f":
+    is_floats = isinstance(queries, np.ndarray) and queries.ndim == 2 and queries.dtype.kind == "f"
+    if is_floats and len(queries) and np.size(queries[0]) and not np.ma.isMaskedArray(queries):
         with np.errstate(over="ignore"):  # what is too large is refused as infinite
             return np.ascontiguousarray(queries, np.float32)
     texts = [(place, query) for place, query in enumerate(queries) if isinstance(query, str)]

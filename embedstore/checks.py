@@ -134,7 +134,11 @@ def check_vector(value: Any, row: int | None = None, name: str = "vector") -> Fl
 
 def check_numbers(numbers: Iterable[int]) -> list[int]:
     """Numbers of records; InvalidInput where they are not one row of whole numbers."""
-    given = np.asarray(numbers if isinstance(numbers, np.ndarray) else list(numbers))
+    try:
+        given = np.asarray(numbers if isinstance(numbers, np.ndarray) else list(numbers))
+    except (TypeError, ValueError):
+        given = np.empty(0, object)
+        given.shape = (0, 0)
     if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
         raise InvalidInput(
             f"numbers of records are one row of whole numbers, such as neighbours.numbers[0]; this holds {given.dtype},"

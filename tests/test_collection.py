@@ -421,6 +421,8 @@ def test_words_join_a_vector_that_was_computed_elsewhere(store):
     for wrong in (
         lambda: collection.search([1.0, 0.0], words="dog"), lambda: collection.search([1.0, 0.0], mode="hybrid"),
         lambda: collection.search([1.0, 0.0], mode="hybrid", words=" "),
+        lambda: collection.search(" ", mode="hybrid", words="dog"),
+        lambda: collection.search_batch(np.ma.masked_array(np.ones((2, 2), np.float32), [[0, 1], [0, 0]])),
     ):  # fmt: skip
         with pytest.raises(InvalidInput):
             wrong()
@@ -443,7 +445,7 @@ def test_keys_may_be_asked_for_twice_and_numbers_come_in_one_row(store):
     assert [record.key for record in collection.get_many(["b", "a", "b", "z"])] == ["b", "a", "b"]
     numbers = collection.neighbours([[1.0, 0.0], [0.0, 1.0]], 1).numbers
     assert collection.keys_of(numbers[1]) == ["b"] and collection.keys_of([]) == []
-    for wrong in (numbers, [2**70], ["a"], [1.5]):
+    for wrong in (numbers, [2**70], ["a"], [1.5], [[1], [2, 3]], 5):
         with pytest.raises(InvalidInput, match="one row of whole numbers"):
             collection.keys_of(wrong)
 

@@ -11,7 +11,7 @@ import pytest
 from shared import ROOT
 
 LAYERS = [
-    ["version", "errors"],
+    ["version", "errors", "wording"],
     ["failpoints", "forking", "interruption", "png", "side_by_side"],
     ["names", "devices", "optional", "shipped"],
     ["model"],

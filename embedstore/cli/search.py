@@ -132,11 +132,12 @@ def _many(
 ) -> Iterator[dict[str, Any]]:
     """The hits of every query in a file, each with the query's key."""
     plain = options["mode"] == "vector" and not (options["like"] or options["unlike"] or options["offset"])
-    for names, asked in _queries(collection, path, options["space"]):
+    for names, asked, words in _queries(collection, path, options["space"], options["mode"]):
         if plain and options["mmr"] is None:
             answers = collection.search_batch(asked, options["k"], where=options["where"], space=options["space"])
         else:
-            answers = [collection.search(one, **options) for one in asked]
+            each = zip(names, asked, words, strict=True)
+            answers = [_alone(collection, name, one, said, options) for name, one, said in each]
         for name, hits in zip(names, answers, strict=True):
             if explain:
                 _explain(hits, f"{name}: ")
@@ -144,8 +145,23 @@ def _many(
                 yield {"query": name, **hit.to_dict()}
 
 
-def _queries(collection: Collection, path: str, space: str | None) -> Iterator[tuple[list[str], Any]]:
-    """What is asked in a file, and how each query is called: rows of texts or vectors, or the matrix of a .npy file."""
+def _alone(collection: Collection, name: str, query: Any, words: str | None, options: dict[str, Any]) -> Hits:
+    """The hits of one of many queries; the error says which one it is."""
+    from embedstore.errors import EmbedstoreError
+
+    try:
+        return collection.search(query, words=words, **options)
+    except EmbedstoreError as error:
+        raise type(error)(f"query {name}: {error}") from None
+
+
+def _queries(
+    collection: Collection, path: str, space: str | None, mode: str
+) -> Iterator[tuple[list[str], Any, list[str | None]]]:
+    """What is asked in a file: how each query is called, texts and vectors, and the words beside a vector.
+
+    The file has rows with texts, vectors or both, or is a matrix in a .npy file.
+    """
     from embedstore.errors import InvalidInput
     from embedstore.ingesting.options import KEY_FIELDS, as_list
     from embedstore.ingesting.sources import open_sources
@@ -154,17 +170,22 @@ def _queries(collection: Collection, path: str, space: str | None) -> Iterator[t
         matrix = _array(path, "--queries")
         if getattr(matrix, "ndim", 0) != 2:
             raise InvalidInput(f"{path}: queries are a matrix, (n, dim); this has the shape {matrix.shape}")
-        yield [str(number) for number in range(1, len(matrix) + 1)], matrix
+        yield [str(number) for number in range(1, len(matrix) + 1)], matrix, [None] * len(matrix)
         return
     encodes = collection.space(space).has_encoder
     for source in open_sources([path], stdin=sys.stdin.buffer):
-        names, asked = [], []
+        names: list[str] = []
+        asked: list[Any] = []
+        words: list[str | None] = []
         for row in source.rows():
             text, vector = row.fields.get("text"), as_list(row.fields.get("vector"))
-            if isinstance(text, str) and text.strip() and not (is_numbers(vector) and not encodes):
-                asked.append(text)
-            elif is_numbers(vector):
+            has_text = isinstance(text, str) and bool(text.strip())
+            by_vector = is_numbers(vector) and mode != "text" and not (has_text and encodes)
+            words.append(text if by_vector and has_text and mode == "hybrid" else None)
+            if by_vector:
                 asked.append(vector)
+            elif has_text:
+                asked.append(text)
             else:
                 what = "" if vector is None else f"; its vector is no list of numbers but {type(vector).__name__}"
                 raise InvalidInput(
@@ -172,4 +193,4 @@ def _queries(collection: Collection, path: str, space: str | None) -> Iterator[t
                 )
             key = next((row.fields[name] for name in KEY_FIELDS if row.fields.get(name) is not None), row.number)
             names.append(str(key))
-        yield names, asked
+        yield names, asked, words

@@ -19,6 +19,9 @@ from embedstore.model import FloatMatrix, FloatVector, IntVector, Metric
 _WORTHWHILE = 1 << 20
 """Numbers in a scan from which on FAISS's loops are worth their import."""
 
+_UNEVEN = frozenset({2, 4, 8})
+"""Dimensions for which FAISS's loops over all rows round the last ones in another way than those before."""
+
 _n_large_scans = 0
 
 
@@ -26,8 +29,10 @@ def inner_products(matrix: FloatMatrix, query: FloatVector) -> FloatVector:
     """The inner product of every row with the query, float32 (n,). matrix: C-contiguous float32 (n, dim)."""
     faiss = _faiss(matrix.size)
     if faiss is None:
-        return matrix @ query
+        return _sums(matrix, query)
     n, dim = matrix.shape
+    if dim in _UNEVEN:
+        return inner_products_at(matrix, np.arange(n), query)
     products = np.empty(n, np.float32)
     with OneThread(faiss):
         faiss.fvec_inner_products_ny(*_pointers(faiss, products, query, matrix), dim, n)
@@ -38,7 +43,7 @@ def inner_products_at(matrix: FloatMatrix, rows: IntVector, query: FloatVector) 
     """The inner products of some rows with the query, float32 (len(rows),), without copying the rows."""
     faiss = _faiss(rows.size * matrix.shape[1])
     if faiss is None:
-        return matrix[rows] @ query
+        return _sums(matrix[rows], query)
     products = np.empty(rows.size, np.float32)
     with OneThread(faiss):
         faiss.fvec_inner_products_by_idx(
@@ -75,6 +80,8 @@ def squared_distances(matrix: FloatMatrix, query: FloatVector) -> FloatVector:
     """The squared Euclidean distance of every row to the query, float32 (n,), from the differences."""
     faiss = _faiss(matrix.size)
     n, dim = matrix.shape
+    if faiss is not None and dim in _UNEVEN:
+        return squared_distances_at(matrix, np.arange(n), query)
     squared = np.empty(n, np.float32)
     if faiss is not None:
         with OneThread(faiss):
@@ -95,6 +102,11 @@ def squared_distances_at(matrix: FloatMatrix, rows: IntVector, query: FloatVecto
     with OneThread(faiss):
         faiss.fvec_L2sqr_by_idx(*_pointers(faiss, squared, query, matrix, rows), matrix.shape[1], 1, rows.size)
     return squared
+
+
+def _sums(matrix: FloatMatrix, query: FloatVector) -> FloatVector:
+    """Inner products that do not depend on where a row lies, as those of a product of matrices do."""
+    return np.einsum("ij,j->i", matrix, query)  # type: ignore[no-any-return]
 
 
 def best_of_all(

@@ -200,6 +200,8 @@ class SpaceView:
         for line in np.flatnonzero(_unsure(rows, scores, k, self.metric)).tolist():
             if first:
                 found, exact = self.scan_rows(queries[line], k, np.arange(first, self.n_rows))
+            elif selection is not None and selection.n < self.n_rows // _SPARSE:
+                found, exact = self.scan_rows(queries[line], k, selection.rows)
             else:
                 found, exact = self.scan(queries[line], k, selection)
             rows[line, : found.size], scores[line, : found.size] = found, exact

@@ -62,6 +62,9 @@ class ChunkCutter:
         pieces = []
         for position, key in enumerate(batch.keys):
             fault = _parent_fault(key, batch.metadata[position], batch.row_numbers[position])
+            if fault is None and any(column[position] is not None for column in batch.vectors.values()):
+                what = "its vectors are of the whole text, which chunk cuts into pieces; give one or the other"
+                fault = InvalidRecord(what, row=batch.row_numbers[position], field="vectors")
             if fault is not None:
                 preparer.refuse(fault, {"key": key, "text": batch.contents[position]})
                 continue

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 
+from embedstore.checks import is_numbers
 from embedstore.errors import InvalidInput
 from embedstore.ingesting.sources.delimited import CellFormat
 from embedstore.model import Modality
@@ -77,8 +78,10 @@ class IngestOptions:
             raise InvalidInput("prune would delete the records of rows that are skipped; use one or the other")
         if self.chunk is not None and self.chunk < 8:
             raise InvalidInput(f"chunk is {self.chunk}; a piece must have at least 8 tokens")
-        if isinstance(self.columns, str):
-            raise InvalidInput("columns are a list of names: columns=['a', 'b']")
+        if self.columns is not None:
+            if isinstance(self.columns, (str, bytes)) or not isinstance(self.columns, Iterable):
+                raise InvalidInput("columns are a list of names: columns=['a', 'b']")
+            object.__setattr__(self, "columns", tuple(self.columns))
         _ = self.written  # refuses what cannot be
         if not 0 <= self.chunk_overlap < (self.chunk or 1):
             raise InvalidInput(f"chunk_overlap is {self.chunk_overlap}; it must be less than chunk")
@@ -106,6 +109,11 @@ class FieldMap:
     image: str | None = None
     row: bool = False
 
+    @property
+    def takes_vectors(self) -> bool:
+        """Whether a field ``vectors`` is what a row brings for spaces, and nothing else that was asked for."""
+        return "vectors" not in self.used and "vectors" not in (self.metadata or ())
+
     def record(self, label: str, number: int, fields: Mapping[str, Any]) -> dict[str, Any]:
         """A row as a record; ``label`` stands for its source in a key made from the row number."""
         made: dict[str, Any] = {}
@@ -123,6 +131,10 @@ class FieldMap:
             made["vector"] = as_list(fields.get(self.vector))
         if self.image is not None:
             made["image"] = fields.get(self.image)
+        vectors = _by_space(fields.get("vectors"))
+        if vectors is not None and self.takes_vectors:
+            made["vectors"] = vectors
+            fields = {name: value for name, value in fields.items() if name != "vectors"}
         if self.row:
             apart = self.metadata or ()
             made["row"] = {name: value for name, value in fields.items() if name not in self.used | {*apart}}
@@ -134,12 +146,21 @@ class FieldMap:
         kept = {name: value for name, value in fields.items() if value is not None and name not in self.used}
         if isinstance(kept.get("uri"), str):
             made["uri"] = kept.pop("uri")
-        if isinstance(kept.get("vectors"), Mapping):  # by the names of their spaces
-            made["vectors"] = kept.pop("vectors")
         if isinstance(kept.get("metadata"), Mapping):  # a record as embedstore prints it
             kept = {**kept.pop("metadata"), **kept}
         made["metadata"] = kept
         return made
+
+
+def _by_space(given: Any) -> Mapping[str, Any] | None:
+    """Vectors by the names of their spaces; None for anything else that a field of that name may hold."""
+    if isinstance(given, str) and given.lstrip().startswith("{"):
+        try:
+            given = orjson.loads(given)
+        except orjson.JSONDecodeError:
+            return None
+    is_map = isinstance(given, Mapping) and bool(given)
+    return given if is_map and all(is_numbers(one) for one in given.values()) else None
 
 
 def as_list(vector: Any) -> Any:

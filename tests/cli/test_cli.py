@@ -97,7 +97,8 @@ def test_vectors_are_asked_for_as_json_from_files_and_many_at_once(run_cli, tmp_
     assert keys("--queries", str(tmp_path / "blank.jsonl"), "-k", "1") == ["a"]
     np.save(tmp_path / "many.npy", np.array([[1, 0.1], [0.1, 1]]))
     assert keys("--queries", str(tmp_path / "many.npy"), "-k", "1") == ["a", "b"]
-    is_one_line_error(run_cli("search", "vectors", "--queries", str(tmp_path / "one.npy")[:-7] + "pickled.npy"), 2)
+    np.save(tmp_path / "pickled.npy", np.array([{}]), allow_pickle=True)
+    is_one_line_error(run_cli("search", "vectors", "--queries", str(tmp_path / "pickled.npy")), 2, "list of numbers")
     np.save(tmp_path / "row.npy", np.array([1.0, 2.0]))
     is_one_line_error(run_cli("search", "vectors", "--queries", str(tmp_path / "row.npy")), 2, "are a matrix")
     (tmp_path / "cells.csv").write_text('id,vector\nc,"[0.5, 0.5]"\n')
@@ -107,16 +108,22 @@ def test_vectors_are_asked_for_as_json_from_files_and_many_at_once(run_cli, tmp_
     is_one_line_error(run_cli("ingest", "cells", str(tmp_path / "bad.csv")), 2, "row 1, field 'vector'", "not str")
     (tmp_path / "both.jsonl").write_text('{"id": "x", "text": "nothing", "vector": [1, 0]}')
     assert keys("--queries", str(tmp_path / "both.jsonl"), "-k", "1") == ["a"]
+    (tmp_path / "three.jsonl").write_text('{"id": "q7", "vector": [1, 0, 0]}')
+    done = run_cli("search", "vectors", "--queries", str(tmp_path / "three.jsonl"), "--offset", "1")
+    is_one_line_error(done, 2, "query q7: the query has 3 numbers")
     assert keys("--vector", "[1, 0]", "--where", '{"_key": {"$ne": "a"}}') == ["b"]
     words = '{"key":"a","v":[1,0],"text":"dog"}\n{"key":"b","v":[0,1],"text":"cat"}\n'
     assert run_cli("ingest", "vectors", "-", "--encoder", "none", "--vector", "v", stdin=words).returncode == 0
     assert keys("cat", "--vector", "[1, 0.9]", "--mode", "hybrid", "-k", "1") == ["b"]
+    (tmp_path / "both.jsonl").write_text('{"id": "x", "text": "cat", "vector": [1, 0.9]}')
+    for mode in ("text", "hybrid"):
+        assert keys("--queries", str(tmp_path / "both.jsonl"), "--mode", mode, "-k", "1") == ["b"]
     np.save(tmp_path / "pickled.npy", np.array([{}]), allow_pickle=True)
     is_one_line_error(run_cli("search", "vectors", "--vector", str(tmp_path / "pickled.npy")), 2, "list of numbers")
     is_one_line_error(run_cli("search", "vectors", "word", "--vector", "[1, 2]"), 2, "QUERY or --vector")
 
 
-def test_a_space_is_added_to_a_collection_that_is_there(filled):
+def test_a_space_is_added_to_a_collection_that_is_there(filled, tmp_path):
     done = filled("spaces", "things", "--add", "again", "--encoder", "letters", "--metric", "dot", "--format", "ndjson")
     assert done.returncode == 0 and "3 vectors in the new space 'again'" in done.stderr
     described = {one["name"]: one for one in map(json.loads, done.stdout.splitlines())}
@@ -129,6 +136,18 @@ def test_a_space_is_added_to_a_collection_that_is_there(filled):
     assert filled("ingest", "things", "-", stdin=rows).returncode == 0
     found = filled("search", "things", "--vector", "[1, 1]", "--space", "given", "--format", "ndjson").stdout
     assert [json.loads(line)["key"] for line in found.splitlines()] == ["a"]
+    row = {"id": "a", "text": "aab " * 30, "year": 1, "vectors": {"given": [5, 6]}}
+    assert filled("ingest", "things", "-", "--metadata", "year", stdin=json.dumps(row)).returncode == 0
+    (tmp_path / "rows.csv").write_text('id,text,vectors\nb,bbc,"{""given"": [7, 8]}"\n')
+    assert filled("ingest", "things", str(tmp_path / "rows.csv")).returncode == 0
+    with embedstore.open(tmp_path / "store") as store:
+        assert store.collection("things").vectors(["a", "b"], space="given").tolist() == [[5, 6], [7, 8]]
+    done = filled("ingest", "things", "-", "--chunk", "8", stdin=json.dumps(row))
+    is_one_line_error(done, 2, "vectors", "chunk cuts into pieces")
+    other = {"id": "c", "text": "ccd", "vectors": {"x": 1, "y": "z"}}  # which are none
+    assert filled("ingest", "things", "-", stdin=json.dumps(other)).returncode == 0
+    found = json.loads(filled("get", "things", "c", "--format", "ndjson").stdout)
+    assert found["metadata"] == {"vectors": {"x": 1, "y": "z"}}
     is_one_line_error(filled("spaces", "things", "--dim", "2"), 2, "--dim is for a space that is added")
     is_one_line_error(filled("spaces", "things", "--add", "more"), 2, "--add NAME --encoder NAME")
     is_one_line_error(filled("spaces", "things", "--metric", "dot"), 2, "for a space that is added")

@@ -130,9 +130,11 @@ def test_what_is_no_query_is_refused(store):
 
 @pytest.mark.parametrize("metric", ["cosine", "dot", "euclidean"])
 @pytest.mark.parametrize("where", [None, "n < 4900"])
-def test_a_batch_ranks_equal_vectors_by_their_row_however_many_there_are(store, metric, where):
+@pytest.mark.parametrize("dim", [2, 4, 8, 48])
+def test_a_batch_ranks_equal_vectors_by_their_row_however_many_there_are(store, metric, where, dim):
     random = np.random.default_rng(0)
-    matrix = random.standard_normal((5000, 48)).astype(np.float32)
+    matrix = random.standard_normal((5001, dim)).astype(np.float32)
+    matrix[4999:] = matrix[3]
     matrix[1000:1040], matrix[3000:3005], matrix[100:4900:50] = matrix[7], matrix[9], matrix[11]
     collection = store.collection("c", encoder="none", metric=metric)
     collection.add({"key": str(i), "vector": row, "n": i} for i, row in enumerate(matrix))
@@ -142,7 +144,12 @@ def test_a_batch_ranks_equal_vectors_by_their_row_however_many_there_are(store, 
     for line, query in enumerate(queries):
         alone = collection.search(query, 10, where=where)
         assert together[line].keys == alone.keys == collection.keys_of(neighbours.numbers[line])
-        assert [hit.score for hit in together[line]] == pytest.approx([hit.score for hit in alone], abs=1e-6)
+        assert [hit.score for hit in together[line]] == pytest.approx([hit.score for hit in alone], abs=2e-6)
+        rows = [int(key) for key in alone.keys]
+        scores = [hit.score for hit in alone]
+        assert sorted(zip((-score for score in scores), rows, strict=True)) == [
+            (-score, row) for score, row in zip(scores, rows, strict=True)
+        ]
 
 
 def test_a_cosine_is_never_beyond_one(store):

@@ -81,7 +81,8 @@ class ByteStream:
                     yield (text.removeprefix("\ufeff") if first else text).encode()
                     first = False
         except UnicodeError as error:
-            raise InvalidInput(f"{self.name}: the file is not {encoding}: {error}") from None
+            reason = getattr(error, "reason", None) or error
+            raise InvalidInput(f"{self.name}: the file is not in {encoding}, as was said: {reason}") from None
 
     def _plain_blocks(self) -> Iterator[bytes]:
         while block := self.read():

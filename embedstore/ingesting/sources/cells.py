@@ -46,7 +46,10 @@ class CellReader:
         on_error: OnError | None = None,
         *,
         columns: Sequence[str] | None = None,
+        guesses: bool = True,
     ) -> None:
+        """guesses: whether a header of one column is taken for one that is parted by something else."""
+        self._guesses = guesses
         self._stream = stream
         self._on_error = on_error
         self._delimiter = delimiter
@@ -125,7 +128,7 @@ class CellReader:
         if (twice := repeated_name(names)) is not None:
             raise InvalidInput(f"{name}: the header names column {twice!r} twice")
         parted_by = next((mark for mark in ";\t,|" if len(names) == 1 and mark in names[0]), self._delimiter)
-        if parted_by != self._delimiter:
+        if self._guesses and parted_by != self._delimiter:
             raise InvalidInput(
                 f"{name}: the header is the one column {names[0][:60]!r}, as cells end at {self._delimiter!r}; if they"
                 f" end at {parted_by!r}, say so (--delimiter {parted_by!r}, delimiter={parted_by!r})"
@@ -140,7 +143,7 @@ def _not_text(row: list[str]) -> str | None:
         joined.encode()
     except UnicodeEncodeError as error:
         byte = ord(joined[error.start]) & 0xFF
-        return f"not UTF-8: a cell holds the byte {byte:02X}; save the file as UTF-8"
+        return f"not UTF-8: a cell holds the byte {byte:02X}; save the file as UTF-8, or name its encoding"
     return "a cell holds NUL, which text cannot hold" if "\0" in joined else None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -35,6 +36,12 @@ class CellFormat:
     encoding: str | None = None
 
     def __post_init__(self) -> None:
+        for name, value in (("delimiter", self.delimiter), ("encoding", self.encoding)):
+            if value is not None and not isinstance(value, str):
+                raise InvalidInput(f"the {name} is a text, not {type(value).__name__}")
+        for text in (self.delimiter or "", *(name for name in self.columns or () if isinstance(name, str))):
+            if not text.isprintable() and text != "\t":
+                raise InvalidInput(f"{ascii(text)} holds what cannot be printed; delimiters and columns are plain text")
         if self.delimiter is not None and (len(self.delimiter) != 1 or self.delimiter in '"\r\n\0'):
             raise InvalidInput(f"the delimiter is {self.delimiter!r}; it must be one character, no quote or newline")
         if self.columns is not None:
@@ -73,6 +80,8 @@ class DelimitedFile:
         written: CellFormat | None = None,
     ) -> None:
         self._format = written or CellFormat()
+        is_utf8 = self._format.encoding is None or codecs.lookup(self._format.encoding).name in ("utf-8", "utf-8-sig")
+        self._encoding = None if is_utf8 else self._format.encoding
         self.name = path
         self.total: int | None = file_status(path).st_size
         self._path = path
@@ -118,10 +127,11 @@ class DelimitedFile:
                         yield SourceRow(number, stream.position, dict(zip(types, values, strict=True)))
 
     def _opened(self) -> AbstractContextManager[ByteStream]:
-        return opened(self._path, self.name, self._compression, self._format.encoding)
+        return opened(self._path, self.name, self._compression, self._encoding)
 
     def _reader(self, stream: ByteStream, on_error: OnError | None = None) -> CellReader:
-        return CellReader(stream, self._delimiter, on_error, columns=self._format.columns)
+        is_named = self._format.delimiter is not None
+        return CellReader(stream, self._delimiter, on_error, columns=self._format.columns, guesses=not is_named)
 
     def _typed(self, batch: Batch, types: Mapping[str, ColumnType]) -> list[list[Any]]:
         try:

@@ -321,7 +321,8 @@ def test_other_delimiters_encodings_and_no_header(source_of, encoding, compresse
 
 @pytest.mark.parametrize("given", [
     {"delimiter": ";;"}, {"delimiter": '"'}, {"delimiter": ""}, {"columns": ()}, {"columns": ("a", " ")},
-    {"columns": ("a", "a")}, {"encoding": "klingon"}, {"encoding": "base64"},
+    {"columns": ("a", "a")}, {"columns": ("a", "te\udcff")}, {"delimiter": "\udcff"}, {"delimiter": b";"},
+    {"encoding": 5}, {"encoding": "klingon"}, {"encoding": "base64"},
 ])  # fmt: skip
 def test_what_no_file_can_be_written_in_is_refused(given):
     with pytest.raises(InvalidInput) as caught:
@@ -331,7 +332,13 @@ def test_what_no_file_can_be_written_in_is_refused(given):
 
 def test_a_file_that_is_not_in_the_encoding_that_was_named_is_refused(source_of):
     error = refused(source_of("a.csv", "text\nö\n".encode("latin-1"), written=CellFormat(encoding="ascii")))
-    assert "the file is not ascii" in str(error)
+    assert "the file is not in ascii, as was said" in str(error)
+    told = []
+    lines = b"text\nx\n\xff\ny\n"
+    source = source_of("b.csv", lines, written=CellFormat(encoding="UTF8"))
+    assert [row.fields["text"] for row in source.rows(on_error=told.append)] == ["x", "y"] and len(told) == 1
+    rows = list(source_of("c.csv", b"text: a, or b\n1\n", written=CellFormat(";")).rows())
+    assert rows[0].fields == {"text: a, or b": 1}
     error = refused(source_of("a.csv", b"a;b\n1;2\n"))
     assert "(--delimiter ';', delimiter=';')" in str(error)
     error = refused(source_of("a.csv", b"1,2\n3\n", written=CellFormat(columns=("a", "b"))))
