@@ -17,7 +17,7 @@ from embedstore.model import FloatMatrix, Metric
 
 _K = 10
 _N_QUERIES = 48
-_N_COMPARED = 50_000
+_N_COMPARED = 100_000
 LEAST_SHARE = 0.15
 """An index of codes that finds less is not asked: no data are so hard that a sound one would."""
 GOOD_SHARE = 0.9
