@@ -64,7 +64,7 @@ def flat(n: int, rounds: int) -> dict:
 
     matrix, queries = vectors(n), vectors(1024, 1)
     on_gpu = GpuFlat(matrix, Metric.COSINE, [0])
-    view, raw = view_of(matrix, on_gpu=on_gpu), on_gpu._parts[0][1]
+    view, raw = view_of(matrix, on_gpu=on_gpu), on_gpu._parts[0]
     found = nearest_batch(view, queries, K, None)
     exact = np.argsort(-(queries[:20] @ matrix.T), axis=1)[:, :K]
     right = [len({*ours} & {*best}) / K for ours, best in zip(found.rows[:20].tolist(), exact.tolist(), strict=True)]

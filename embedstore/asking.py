@@ -59,9 +59,8 @@ class Asked(NamedTuple):
         is_number = isinstance(self.mmr, (int, float)) and not isinstance(self.mmr, bool)
         if self.mmr is not None and not (is_number and 0 <= self.mmr <= 1):
             raise InvalidInput(f"mmr is {self.mmr!r}; it must be from 0 (only diverse) to 1 (only near)")
-        if words is not None and not (isinstance(words, str) and words.strip()):
-            raise InvalidInput("the query is empty; give a text, a vector, or keys to be like")
-        if self.mode is not Mode.TEXT and isinstance(self.query, str) and not self.query.strip():
+        is_blank = self.mode is not Mode.TEXT and isinstance(self.query, str) and not self.query.strip()
+        if is_blank or (words is not None and not (isinstance(words, str) and words.strip())):
             raise InvalidInput("the query is empty; give a text, a vector, or keys to be like")
         if self.mode is not Mode.VECTOR and words is None:
             raise InvalidInput(f"mode {self.mode.value!r} needs a query text, or words beside a vector")

@@ -134,16 +134,13 @@ def check_vector(value: Any, row: int | None = None, name: str = "vector") -> Fl
 
 def check_numbers(numbers: Iterable[int]) -> list[int]:
     """Numbers of records; InvalidInput where they are not one row of whole numbers."""
+    wanted = "numbers of records are one row of whole numbers, such as neighbours.numbers[0]"
     try:
         given = np.asarray(numbers if isinstance(numbers, np.ndarray) else list(numbers))
     except (TypeError, ValueError):
-        given = np.empty(0, object)
-        given.shape = (0, 0)
+        raise InvalidInput(f"{wanted}; this is {_kind(numbers)}") from None
     if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
-        raise InvalidInput(
-            f"numbers of records are one row of whole numbers, such as neighbours.numbers[0]; this holds {given.dtype},"
-            f" and has the shape {given.shape}"
-        )
+        raise InvalidInput(f"{wanted}; this holds {given.dtype}, and has the shape {given.shape}")
     return given.tolist()  # type: ignore[no-any-return]
 
 

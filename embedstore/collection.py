@@ -498,7 +498,10 @@ class Collection:
         return export_collection(self, path, where=where, vectors=vectors, overwrite=overwrite)
 
     def import_(self, path: str) -> WriteReport:
-        """Read back a file written by ``export``: records, metadata and vectors, without encoding anything."""
+        """Read back a file written by ``export``: records, metadata and vectors.
+
+        Only what was exported without its vectors is encoded.
+        """
         from embedstore.exporting import import_collection
 
         return import_collection(self, path)

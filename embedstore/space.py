@@ -293,7 +293,7 @@ class Space:
 
     @property
     def has_encoder(self) -> bool:
-        """Whether an encoder makes its vectors; else they are given, or made of another space's."""
+        """Whether its vectors are made, by an encoder or out of another space's; else they are given."""
         return bool(self._row.encoder)
 
     def describe(self) -> dict[str, Any]:

@@ -75,6 +75,7 @@ class _OnGpus:
         faiss = load_faiss()
         self.required = required
         self._gpus = gpus
+        self._parts: list[Any] = []
         self._resources = [faiss.StandardGpuResources() for _ in gpus]
         self._guard = threading.Lock()
 
@@ -86,12 +87,8 @@ class _OnGpus:
 
     def leave_to_parent(self) -> None:
         """Free nothing of it in this process, which was forked: the memory on the GPU is the parent's."""
-        for one in (*self._indexes(), *self._resources):
+        for one in (*self._parts, *self._resources):
             one.this.disown()
-
-    def _indexes(self) -> list[Any]:
-        """FAISS's indexes on the GPUs."""
-        raise NotImplementedError
 
     def _of_parts(self, ask: Callable[[int], np.ndarray]) -> list[np.ndarray]:
         """What each part gives, asked by its place, all at the same time."""
@@ -121,7 +118,7 @@ class GpuFlat(_OnGpus):
         super().__init__(gpus, required)
         faiss = load_faiss()
         kind = _kind(metric)
-        self._parts: list[tuple[int, Any]] = []
+        self._firsts: list[int] = []
         bounds = np.linspace(0, matrix.shape[0], len(gpus) + 1).astype(int)
         try:
             for gpu, resources, first, last in zip(gpus, self._resources, bounds[:-1], bounds[1:], strict=True):
@@ -129,12 +126,10 @@ class GpuFlat(_OnGpus):
                 settings.device, settings.useFloat16 = gpu, True
                 part = faiss.GpuIndexFlat(resources, matrix.shape[1], kind, settings)
                 part.add(np.ascontiguousarray(matrix[first:last]))
-                self._parts.append((int(first), part))
+                self._parts.append(part)
+                self._firsts.append(int(first))
         except RuntimeError as error:
             raise DeviceUnavailable(f"the vectors do not fit on the GPU: {first_line(error)}") from error
-
-    def _indexes(self) -> list[Any]:
-        return [part for _, part in self._parts]
 
     def n_candidates(self, k: int) -> int:
         """How many are found for ``k`` hits, and then compared exactly."""
@@ -153,11 +148,11 @@ class GpuFlat(_OnGpus):
             import faiss.contrib.torch_utils  # noqa: F401 - teaches FAISS to take tensors
 
         def of_part(place: int) -> np.ndarray:
-            first, part = self._parts[place]
+            part = self._parts[place]
             asked = queries if isinstance(queries, np.ndarray) else queries.to(f"cuda:{self._gpus[place]}")
             _, rows = part.search(asked, min(k, _MOST_HITS, int(part.ntotal)))
             rows = rows if isinstance(rows, np.ndarray) else rows.cpu().numpy()
-            return np.where(rows >= 0, rows + first, -1)
+            return np.where(rows >= 0, rows + self._firsts[place], -1)
 
         return np.concatenate(self._of_parts(of_part), axis=1)
 
@@ -178,7 +173,6 @@ class GpuIndex(_OnGpus):
         for gpu in gpus:
             require_room(_n_bytes(index), gpu)
         super().__init__(gpus, required)
-        self._parts: list[Any] = []
         try:
             for gpu, resources in zip(gpus, self._resources, strict=True):
                 if self._is_graph:
@@ -191,9 +185,6 @@ class GpuIndex(_OnGpus):
                 self._parts.append(part)
         except RuntimeError as error:
             raise DeviceUnavailable(f"the index does not fit on the GPU: {first_line(error)}") from error
-
-    def _indexes(self) -> list[Any]:
-        return self._parts
 
     def n_candidates(self, k: int) -> int:
         """How many are found for ``k`` hits, and then compared exactly."""

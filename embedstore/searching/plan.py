@@ -156,9 +156,7 @@ def _planned(view: SpaceView, approximate: Approximate, k: int, selection: Selec
         if selection is not None:
             knob = raised(approximate.settings, recipe.family, fraction, k)
         if recipe.family is Family.LISTS:
-            knob = lists_for_hits(knob, k, approximate.for_k)
-        if recipe.family is Family.LISTS:
-            knob = min(knob, approximate.index.n_lists)
+            knob = min(lists_for_hits(knob, k, approximate.for_k), approximate.index.n_lists)
         elif (knob := max(knob, k)) > MAX_EFFORT:
             return None
     n_candidates = min(n_candidates, approximate.index.n_vectors)

@@ -414,8 +414,8 @@ def _bounded(view: SpaceView, scores: np.ndarray) -> np.ndarray:
     """Scores as they are given away: a cosine that was rounded beyond 1 is 1. -inf, for no row, stays."""
     if view.metric is Metric.COSINE:
         np.minimum(scores, _ONE, out=scores)
-        if scores.size and -np.inf < scores.min() < -1:
-            np.maximum(scores, -_ONE, out=scores)
+        if scores.size and scores.min() < -1:
+            np.maximum(scores, -_ONE, out=scores, where=np.isfinite(scores))
     return scores
 
 

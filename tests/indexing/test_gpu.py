@@ -41,13 +41,14 @@ class FlatInPlaceOfGpu(GpuFlat):
     def __init__(self, matrix, metric, gpus):
         kind = FAISS.METRIC_L2 if metric is Metric.EUCLIDEAN else FAISS.METRIC_INNER_PRODUCT
         self._gpus, self._guard, self._parts, self._resources = gpus, threading.Lock(), [], []
-        self.required = False
+        self._firsts, self.required = [], False
         bounds = np.linspace(0, len(matrix), len(gpus) + 1).astype(int)
         for first, last in zip(bounds[:-1], bounds[1:], strict=True):
             part = FAISS.IndexScalarQuantizer(matrix.shape[1], FAISS.ScalarQuantizer.QT_fp16, kind)
             part.train(matrix[:1])
             part.add(matrix[first:last])
-            self._parts.append((int(first), part))
+            self._parts.append(part)
+            self._firsts.append(int(first))
 
 
 def clustered(n=N, seed=0):
@@ -135,7 +136,7 @@ def test_threads_share_a_gpu_by_turns(store):
     collection = filled(store, "gpu-flat", "cosine")
     cache = put_on_gpus(collection, 1)
     flat, inside = cache._view.gpu, []
-    part = flat._parts[0][1]
+    part = flat._parts[0]
 
     class Watched:
         ntotal = part.ntotal
@@ -147,7 +148,7 @@ def test_threads_share_a_gpu_by_turns(store):
             inside.pop()
             return found
 
-    flat._parts[0] = (0, Watched())
+    flat._parts[0] = Watched()
     failed = []
 
     def ask(seed):
@@ -190,7 +191,7 @@ def test_where_a_gpu_fails_the_cpu_answers_and_says_so_unless_a_gpu_was_named(st
 
     collection = filled(store, recipe, "cosine")
     on_gpu = put_on_gpus(collection, 1)._view.gpu
-    on_gpu._parts = [(0, Full()) if recipe == "gpu-flat" else Full()]
+    on_gpu._parts = [Full()]
     on_gpu.required = True
     with pytest.raises(DeviceUnavailable, match="the GPU cannot search: Error in virtual .* out of memory$"):
         collection.search_batch(clustered(40, 3), 5)
@@ -238,7 +239,7 @@ def test_a_forked_process_leaves_the_gpu_of_its_parent_alone(store, kind, monkey
     cache = put_on_gpus(collection, 1)
     monkeypatch.setattr(gpus, "_used", True)
     cache._device = Device(kind)
-    (part,) = cache._view.gpu._indexes()
+    (part,) = cache._view.gpu._parts
 
     def ask():
         if part.thisown:

@@ -115,3 +115,16 @@ def test_training_leaves_out_a_few_far_vectors_and_never_many():
     rows[:600] += 1000
     assert training_rows(rows, Metric.EUCLIDEAN, 0) is rows
     assert training_rows(rows, Metric.COSINE, 0) is rows
+
+
+@pytest.mark.parametrize("recipe", ["ivf", "ivf-sq8"])
+def test_an_index_that_finds_little_by_default_says_so(store, caplog, recipe):
+    caplog.set_level(logging.INFO, logger="embedstore")
+    without_clusters = np.random.default_rng(0).standard_normal((20_000, 64)).astype(np.float32)
+    filled(store, without_clusters, recipe, "euclidean")
+    assert "of its ten nearest vectors by default; tuning finds the settings" in caplog.text
+    caplog.clear()
+    usual = store.collection("usual", encoder="none", recipe=recipe)
+    usual.add({"key": str(i), "vector": row} for i, row in enumerate(vectors()))
+    usual.index()
+    assert "by default" not in caplog.text
