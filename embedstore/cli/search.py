@@ -59,7 +59,8 @@ def search_command(
     if options["mode"] == "hybrid" and len(given) == 2 and query is not None and queries is None:
         words, query = query, None  # of which the other is the vector's side
     elif len(given) > 1:
-        both = "; --mode hybrid takes the words of QUERY beside one of the others" if query is not None and queries is None else ""
+        takes_both = query is not None and queries is None
+        both = "; --mode hybrid takes the words of QUERY beside one of the others" if takes_both else ""
         raise click.UsageError(f"give either {' or '.join(given)}{both}")
     with state.collection(collection) as found:
         if queries is not None:
