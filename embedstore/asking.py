@@ -12,7 +12,7 @@ import numpy as np
 
 from embedstore.checks import check_length, check_vector
 from embedstore.errors import EmbedstoreError, InvalidInput, SpaceMismatch, SpaceNotFound
-from embedstore.filters.parse import Where
+from embedstore.filters.parse import Where, parse_where
 from embedstore.model import FloatMatrix, FloatVector, Hits, Metric, Modality, Mode, Neighbours
 from embedstore.pictures import Picture, read_picture
 from embedstore.reading import as_keys, checked_where, record_ids_of, space_row, vectors_by_key
@@ -76,8 +76,8 @@ class Asked(NamedTuple):
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is only a search by a vector, without a filter or other records."""
-        return self.mode is Mode.VECTOR and self.where is None and not self.like and not self.unlike
+        """Whether it is only a search by a vector, perhaps under a filter, without other records."""
+        return self.mode is Mode.VECTOR and not self.like and not self.unlike
 
     @property
     def words(self) -> str | None:
@@ -191,7 +191,8 @@ def _at_last_look(collection: Collection, asked: Asked, encoded: FloatVector | V
         encoded = encoded.array
     if encoded.shape[0] != space.dim:
         return None
-    query = Query(Mode.VECTOR, encoded, None, asked.k, asked.offset, mmr=asked.mmr)
+    tree = None if asked.where is None else parse_where(asked.where)
+    query = Query(Mode.VECTOR, encoded, None, asked.k, asked.offset, tree, asked.mmr)
     return collection.store.search.answer_at(collection.store.database, look, space, query)
 
 

@@ -39,10 +39,23 @@ _MOST_DIGITS = 19
 _MOST_BITS = 1023
 """Of a whole number that a float can be near."""
 _NULL = object()
+_KEPT_CHARACTERS, _MOST_KEPT = 1_000, 256
 
 
 def parse_where(where: Where | Node) -> Node:
     """The tree of a filter given as text, as a dictionary or as a tree; InvalidFilter says what is wrong with it."""
+    if isinstance(where, str) and len(where) <= _KEPT_CHARACTERS:
+        return _parsed(where)
+    return _tree(where)
+
+
+@functools.lru_cache(_MOST_KEPT)
+def _parsed(text: str) -> Node:
+    """The tree of a text; those asked for last are kept, since reading one takes longer than many a search."""
+    return _tree(text)
+
+
+def _tree(where: Where | Node) -> Node:
     if isinstance(where, str) and where.lstrip().startswith("{"):
         tree = _from_mapping(_parse_json(where), 1)
     elif isinstance(where, str):

@@ -18,11 +18,12 @@ import numpy as np
 from embedstore.errors import DamagedRow
 from embedstore.failpoints import reach
 from embedstore.indexing import cachefile
+from embedstore.indexing.byte_copy import is_worthwhile, write_copy
 from embedstore.indexing.cachefile import CacheFile, CacheWriter, DamagedCache, page_hash, write_sums
 from embedstore.indexing.costs import NEVER, IndexCosts, measured_costs
 from embedstore.indexing.exact import prepared
 from embedstore.indexing.faiss_index import FaissIndex, build_index, write_faiss
-from embedstore.indexing.recipes import Recipe
+from embedstore.indexing.recipes import Recipe, find_recipe
 from embedstore.indexing.soundness import GOOD_SHARE, LEAST_SHARE, share_found
 from embedstore.indexing.space_view import SpaceView
 from embedstore.model import FloatMatrix, IntVector, Metric
@@ -126,14 +127,32 @@ def _write_files(build: _Build, recipe: Recipe | None, reused: SpaceView | None)
         manifest["index"] = _write_index(build, recipe, exact, files)
         if recipe.mapped:
             files["exact_sums"] = write_sums(build.folder, exact.sums)
+    _write_copy(build, recipe, manifest, files)
     manifest["files"] = {name: cachefile.file_fields(file) for name, file in files.items()}
     cachefile.write_manifest(build.folder, manifest)
 
 
+def _write_copy(build: _Build, recipe: Recipe | None, manifest: dict[str, Any], files: dict[str, CacheFile]) -> None:
+    """Write the exact vectors once more in bytes, where that makes searches faster."""
+    n, dim = manifest["n_vectors"], manifest["dim"]
+    if not is_worthwhile(recipe or find_recipe(build.space.recipe), n, dim):
+        return
+    made = write_copy(build.folder, _matrix(build, files["exact"], n))
+    reach("cache.copy")
+    if made is not None:
+        files["bytes"], manifest["bytes"] = made[0], made[1].to_json()
+
+
+def _matrix(build: _Build, exact: CacheFile, n: int) -> FloatMatrix:
+    """The exact vectors that were written, float32 (n, dim)."""
+    content = np.asarray(cachefile.open_checked(build.folder, exact))
+    return content.view("<f4").reshape(n, build.space.dim or 0)
+
+
 def _write_index(build: _Build, recipe: Recipe, exact: _Exact, files: dict[str, CacheFile]) -> dict[str, Any]:
     """Build an index over the exact vectors and write its files; what the manifest says of it."""
-    n, dim = int(exact.seqs.size), build.space.dim or 0
-    matrix = np.asarray(cachefile.open_checked(build.folder, exact.file)).view("<f4").reshape(n, dim)
+    n = int(exact.seqs.size)
+    matrix = _matrix(build, exact.file, n)
     started = time.monotonic()
     built, shape = build_index(matrix, recipe, build.metric)
     seconds = time.monotonic() - started

@@ -26,6 +26,7 @@ import numpy.typing as npt
 import xxhash
 
 from embedstore.failpoints import reach
+from embedstore.indexing.steps import Steps
 from embedstore.storage.files import sync_folder, write_all
 
 _PAGE_BYTES = 4096
@@ -33,7 +34,7 @@ _CHUNK_BYTES = 4 << 20
 MANIFEST_NAME = "MANIFEST"
 MANIFEST_FORMAT = 3
 _MAX_MANIFEST_BYTES = 1 << 20
-_FILE_NAME = re.compile(r"[\w-]+-[0-9a-f]{12}\.(f32|i64|faiss|sums)", re.ASCII)
+_FILE_NAME = re.compile(r"[\w-]+-[0-9a-f]{12}\.(f32|i64|u8|faiss|sums)", re.ASCII)
 _FILE_FIELDS: dict[str, type] = {"name": str, "n_bytes": int, "sha256": str, "page_hash": str}
 _FIELDS: dict[str, type] = {
     "store": str, "space": int, "metric": str, "dim": int, "fingerprint": str, "change": int, "commit_id": str,
@@ -205,7 +206,7 @@ class Pages:
 
 def open_pages(folder: Path, file: CacheFile, sums: CacheFile) -> Pages:
     """Map a cache file whose pages are checked as they are used; DamagedCache where its size or its sums are wrong."""
-    mapped = _mapped(folder, file)
+    mapped = map_file(folder, file)
     held = np.array(open_checked(folder, sums)).view("<u8")
     if hashlib.sha256(held.tobytes()).hexdigest() != file.page_hash:
         raise DamagedCache(f"{folder / sums.name} does not hold the sums of {file.name}")
@@ -214,13 +215,18 @@ def open_pages(folder: Path, file: CacheFile, sums: CacheFile) -> Pages:
 
 def open_checked(folder: Path, file: CacheFile) -> npt.NDArray[np.uint8]:
     """The bytes of a cache file, memory-mapped read-only; DamagedCache where they are not those written."""
-    mapped = _mapped(folder, file)
-    if page_hash(mapped) != file.page_hash:
-        raise DamagedCache(f"{folder / file.name} does not hold what was written")
-    return mapped
+    return checked(map_file(folder, file), folder / file.name, file)
 
 
-def _mapped(folder: Path, file: CacheFile) -> npt.NDArray[np.uint8]:
+def checked(content: npt.NDArray[np.uint8], path: Path, file: CacheFile) -> npt.NDArray[np.uint8]:
+    """The bytes of a mapped cache file; DamagedCache where they are not those written."""
+    if page_hash(content) != file.page_hash:
+        raise DamagedCache(f"{path} does not hold what was written")
+    return content
+
+
+def map_file(folder: Path, file: CacheFile) -> npt.NDArray[np.uint8]:
+    """The bytes of a cache file, mapped read-only, not looked at; DamagedCache where it is of another size."""
     path = folder / file.name
     if path.parent != folder or not file.name or file.name in (".", ".."):
         raise DamagedCache(f"{file.name!r} is no name of a cache file")
@@ -326,6 +332,8 @@ def manifest_is_sound(fields: dict[str, Any]) -> bool:
     for name in ("exact", "index"):
         if f"{name}_sums" in files and name in files:
             n_bytes[f"{name}_sums"] = -(-files[name]["n_bytes"] // _PAGE_BYTES) * _SUM_BYTES
+    if "bytes" in fields:
+        n_bytes["bytes"] = Steps.from_json(fields["bytes"]).n_bytes(fields["n_vectors"], fields["dim"])
     if index is not None:
         if not (isinstance(index, dict) and _has(index, _INDEX_FIELDS) and "index" in files):
             return False
@@ -367,7 +375,7 @@ def remove_others(folder: Path, keep: Iterable[str]) -> None:
     """Delete cache files that the published manifest does not name. Whoever has one mapped keeps it."""
     kept = {*keep, MANIFEST_NAME}
     for path in folder.iterdir():
-        if path.name not in kept and path.suffix in (".f32", ".i64", ".faiss", ".sums", ".tmp"):
+        if path.name not in kept and path.suffix in (".f32", ".i64", ".u8", ".faiss", ".sums", ".tmp"):
             path.unlink(missing_ok=True)
 
 

@@ -141,11 +141,17 @@ def _pointers(faiss: Any, *arrays: np.ndarray) -> list[Any]:
     return [faiss.swig_ptr(array) for array in arrays]
 
 
+def loaded_faiss() -> Any | None:
+    """FAISS, where it was imported already."""
+    module = sys.modules.get("faiss")
+    return module if module is not None and hasattr(module, "fvec_L2sqr_by_idx") else None
+
+
 def _faiss(n_numbers: int) -> Any | None:
     """FAISS, where it is loaded already or this is not the first large scan of the process."""
     global _n_large_scans
-    module = sys.modules.get("faiss")
-    if module is not None and hasattr(module, "fvec_L2sqr_by_idx"):
+    module = loaded_faiss()
+    if module is not None:
         return module
     if n_numbers < _WORTHWHILE:
         return None

@@ -22,6 +22,7 @@ from embedstore.devices import CPU, Device, DeviceKind
 from embedstore.errors import DeviceUnavailable, EmbedstoreError, StorageFailed, StorageFull, StoreLocked
 from embedstore.forking import tell_forked
 from embedstore.indexing import cachefile
+from embedstore.indexing.byte_copy import ByteCopy
 from embedstore.indexing.cache_writing import BUILD_LOCK, belongs, costs_of, died_since, stream_vectors, write_cache
 from embedstore.indexing.cachefile import CacheFile, DamagedCache
 from embedstore.indexing.exact import prepared
@@ -31,6 +32,7 @@ from embedstore.indexing.recipes import RECIPES_K, Placement, Recipe, find_recip
 from embedstore.indexing.selection import Selection
 from embedstore.indexing.space_view import Approximate, SpaceView
 from embedstore.indexing.staleness import fewest_indexed, is_stale, most_unindexed
+from embedstore.indexing.steps import Steps
 from embedstore.model import BoolVector, IntVector, Metric
 from embedstore.storage.catalog import CollectionRow, SpaceRow, tuning_of
 from embedstore.storage.database import Transaction
@@ -144,6 +146,10 @@ class SpaceCache:
                 while len(self._selections) > most:
                     self._selections.popitem(last=False)
         return made
+
+    def keeps(self, view: SpaceView, asked: str) -> bool:
+        """Whether ``selection`` has an answer for this view and filter already."""
+        return self._selected_change == view.change and self._selected_seqs is view.seqs and asked in self._selections
 
     def looking(
         self, transaction: Transaction, collection: CollectionRow, space: SpaceRow, look: Callable[[SpaceView], _Answer]
@@ -328,13 +334,21 @@ class SpaceCache:
             space_id=space.space_id, metric=Metric(space.metric), dim=space.dim, change=manifest["change"],
             last_seq=manifest["hi_seq"], base=base, delta=np.empty((0, space.dim), np.float32),
             seqs=labels[0], record_ids=labels[1], alive=None, n_alive=n_rows, pages=pages,
-            base_hash=files["exact"].page_hash,
+            base_hash=files["exact"].page_hash, byte_copy=self._byte_copy(manifest, files),
         )  # fmt: skip
         if index is None:
             return view
         approximate = self._approximate(view, files, index)
         settings, for_k = settings_of(transaction, space, approximate.recipe)
         return replace(view, approximate=replace(approximate, settings=settings, for_k=for_k))
+
+    def _byte_copy(self, manifest: dict[str, Any], files: dict[str, CacheFile]) -> ByteCopy | None:
+        if "bytes" not in files:
+            return None
+        shape = manifest["n_vectors"], manifest["dim"]
+        return ByteCopy(
+            self._folder, files["bytes"], Steps.from_json(manifest["bytes"]), shape, Metric(manifest["metric"])
+        )
 
     def _approximate(self, view: SpaceView, files: dict[str, CacheFile], index: dict[str, Any]) -> Approximate:
         """An index together with the way from its positions to the view's rows."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from embedstore.indexing.byte_copy import ByteCopy
 from embedstore.indexing.cachefile import Pages
 from embedstore.indexing.costs import IndexCosts
 from embedstore.indexing.exact import best_of_candidates, prepared, top_k
@@ -105,6 +106,7 @@ class SpaceView:
     pages: Pages | None = None  # of ``base``, where they are checked as they are read
     mark: tuple[int, int] | None = None  # of the manifest that it was opened by
     base_hash: str = ""  # the page hash of the file of ``base``
+    byte_copy: ByteCopy | None = None  # of ``base``, where scans go by it
     gpu: GpuFlat | GpuIndex | None = None  # ``base`` or the index once more, for searches without a filter
     searches: dict[tuple[int, Selection | None], Any] = field(init=False, default_factory=dict)
     """By number of hits and selection, how the index is searched, as it was planned; None where it is not."""

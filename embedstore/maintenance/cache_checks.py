@@ -12,12 +12,14 @@ import numpy.typing as npt
 
 from embedstore.errors import DamagedRow
 from embedstore.indexing import cachefile
+from embedstore.indexing.byte_copy import ByteCopy
 from embedstore.indexing.cache_writing import belongs, died_since, stream_vectors
 from embedstore.indexing.cachefile import CacheFile, DamagedCache
 from embedstore.indexing.exact import prepared
 from embedstore.indexing.faiss_file import Expected, layout_fault
 from embedstore.indexing.faiss_index import file_kind
 from embedstore.indexing.recipes import find_recipe
+from embedstore.indexing.steps import Steps
 from embedstore.maintenance.keyword_checks import keyword_faults
 from embedstore.maintenance.reports import VerifyReport
 from embedstore.model import Metric
@@ -122,5 +124,9 @@ def _exact_faults(
             yield f"vector {int(found[~same][0])} is not the one in the database"
             return
     n_dead = int(np.isin(seqs, died_since(transaction, space, manifest["change"])).sum())
+    if "bytes" in files:
+        steps = Steps.from_json(manifest["bytes"])
+        if not ByteCopy(folder, files["bytes"], steps, (n_rows, dim), Metric(space.metric)).holds(matrix):
+            yield f"{files['bytes'].name} is not a copy of the exact vectors"
     if n_found + n_dead != n_rows:
         yield f"it has {n_rows:,} vectors; {n_found:,} of them are in the database, and {n_dead:,} were deleted since"

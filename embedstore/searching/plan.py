@@ -18,6 +18,7 @@ from embedstore.indexing.recipes import Family
 from embedstore.indexing.selection import Selection
 from embedstore.indexing.space_view import Approximate, SpaceView
 from embedstore.model import FloatMatrix, FloatVector
+from embedstore.searching.byte_scan import SCANNED, scan_bytes
 from embedstore.searching.index_search import Found, FoundBatch, IndexSearch
 from embedstore.wording import counted
 
@@ -46,8 +47,13 @@ def nearest(view: SpaceView, query: FloatVector, k: int, selection: Selection | 
         rows, scores = view.scan_rows(query, k, selection.rows)
         words = "vector" if n_usable == view.n_alive else "allowed vector"
         return Found(rows, scores, True, f"exact scan of {counted(n_usable, words)}", details)
+    plan = _scan_plan(view, selection)
+    by_bytes = scan_bytes(view, query, k, selection)
+    if by_bytes is not None:
+        details["n_candidates"] = by_bytes.n_compared
+        return Found(by_bytes.rows, by_bytes.scores, True, f"{plan} by a byte a number", details)
     rows, scores = view.scan(query, k, selection)
-    return Found(rows, scores, True, _scan_plan(view, selection), details)
+    return Found(rows, scores, True, plan, details)
 
 
 def nearest_batch(view: SpaceView, queries: FloatMatrix, k: int, selection: Selection | None) -> FoundBatch:
@@ -121,7 +127,13 @@ def _scan_costs(view: SpaceView) -> ScanCosts:
 
 def _gathering_pays(view: SpaceView, selection: Selection) -> bool:
     costs = _scan_costs(view)
-    return costs.of_rows(selection) < view.n_rows * costs.scan_row
+    return costs.of_rows(selection) < _scan_cost(view, costs)
+
+
+def _scan_cost(view: SpaceView, costs: ScanCosts) -> float:
+    """Nanoseconds of an exact scan of all rows."""
+    n_base = 0 if view.byte_copy is None else view.base.shape[0]
+    return (view.n_rows - n_base + SCANNED * n_base) * costs.scan_row
 
 
 def _index_search(view: SpaceView, k: int, selection: Selection | None) -> IndexSearch | None:
@@ -142,7 +154,7 @@ def _index_search(view: SpaceView, k: int, selection: Selection | None) -> Index
 def _planned(view: SpaceView, approximate: Approximate, k: int, selection: Selection | None) -> IndexSearch | None:
     n_usable = view.n_rows if selection is None else selection.n
     costs = _scan_costs(view)
-    exact_cost = view.n_rows * costs.scan_row
+    exact_cost = _scan_cost(view, costs)
     if selection is not None:
         exact_cost = min(exact_cost, costs.of_rows(selection))
     recipe = approximate.recipe

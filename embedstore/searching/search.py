@@ -192,10 +192,10 @@ class CollectionSearch:
         return self._hits(transaction, pairs, query.offset, found.exact, found.plan, found.details)
 
     def answer_at(self, database: Database, look: Look, space: SpaceRow, query: Query) -> Hits | None:
-        """The hits of a query by vector without a filter, if the collection is still as it was at the last look at it.
+        """The hits of a query by vector, if the collection is still as it was at the last look at it.
 
-        One statement reads the records and says whether that is so. None where it is not, or where anything is unusual:
-        then it is to be asked in a snapshot.
+        A filter must have been asked for in this state. One statement reads the records and says whether that is so.
+        None where it is not, or where anything is unusual: then it is to be asked in a snapshot.
         """
         assert query.vector is not None
         cache = self.space_cache(space.space_id)
@@ -203,10 +203,12 @@ class CollectionSearch:
         if view is None or query.k + query.offset > _MOST_AT_ONCE:
             return None
         vector = view.prepare_usual(query.vector)
-        if vector is None:
+        asked = None if query.where is None else repr(query.where)
+        if vector is None or (asked is not None and not cache.keeps(view, asked)):
             return None
         try:
-            found = _page(view, vector, _alive(cache, view), query)
+            allowed = _alive(cache, view) if asked is None else cache.selection(view, asked, _not_kept)
+            found = _page(view, vector, allowed, query)
             record_ids = view.record_ids[found.rows].tolist()
             read = database.records_and_mark(look.collection.collection_id, record_ids)
             if read is None or read[1] != look.mark:
@@ -216,7 +218,7 @@ class CollectionSearch:
             scores = _bounded(view, found.scores).tolist()
             hits = _ranked(records, zip(record_ids, scores, strict=True), query.offset)
         except (DamagedCache, DamagedRow, KeyError):
-            return None
+            return None  # KeyError: of a record, or a filter, that is there no more
         return Hits(hits, exact=found.exact, plan=found.plan, explanation=found.details)
 
     def last_look(self, name: str) -> Look | None:
@@ -474,6 +476,10 @@ def _ranked(records: Mapping[int, Record], scored: Iterable[tuple[int, float]], 
     return [
         Hit(records[record_id], score, rank) for rank, (record_id, score) in enumerate(scored, start=offset + 1)
     ]
+
+
+def _not_kept() -> BoolVector | None:
+    raise KeyError("a filter that was kept a moment ago")
 
 
 def _alive(cache: SpaceCache, view: SpaceView) -> Selection | None:
