@@ -265,7 +265,7 @@ def test_searches_go_by_the_bytes_and_are_right_after_changes_and_restarts(store
     for i in range(1, 40, 3):
         matrix[i] += 5
         vectors = dict.fromkeys(SPACES, matrix[i])
-        collection.add([{"key": f"k{i}", "vectors": vectors, "even": i % 2 == 0}])
+        collection.upsert([{"key": f"k{i}", "vectors": vectors, "even": i % 2 == 0}])
     assert_searched_rightly(collection, matrix, alive)
     collection.store.close()
     assert_searched_rightly(embedstore.open(collection.store.path).collection("c"), matrix, alive)
