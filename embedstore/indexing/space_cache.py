@@ -147,10 +147,6 @@ class SpaceCache:
                     self._selections.popitem(last=False)
         return made
 
-    def keeps(self, view: SpaceView, asked: str) -> bool:
-        """Whether ``selection`` has an answer for this view and filter already."""
-        return self._selected_change == view.change and self._selected_seqs is view.seqs and asked in self._selections
-
     def looking(
         self, transaction: Transaction, collection: CollectionRow, space: SpaceRow, look: Callable[[SpaceView], _Answer]
     ) -> _Answer:

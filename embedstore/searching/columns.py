@@ -168,8 +168,11 @@ class Columns:
             tuple(texts), places, old.exact and new.exact,
         )  # fmt: skip
 
-    def matching(self, transaction: Transaction, collection: CollectionRow, root: Node) -> BoolVector:
-        """Which records, in the order of ``record_ids``, the filter holds for."""
+    def matching(self, transaction: Transaction | None, collection: CollectionRow, root: Node) -> BoolVector:
+        """Which records, in the order of ``record_ids``, the filter holds for.
+
+        Without a transaction KeyError is raised where the database is to be asked.
+        """
         asked = repr(root)  # the nodes themselves would take 1 and True for the same
         mask = self._masks.get(asked)
         if mask is None:
@@ -180,7 +183,7 @@ class Columns:
                 self._masks.popitem(last=False)
         return mask
 
-    def _evaluate(self, transaction: Transaction, collection: CollectionRow, node: Node) -> BoolVector:
+    def _evaluate(self, transaction: Transaction | None, collection: CollectionRow, node: Node) -> BoolVector:
         if isinstance(node, (And, Or)):
             parts = [self._evaluate(transaction, collection, part) for part in node.parts]
             joined = np.logical_and if isinstance(node, And) else np.logical_or
@@ -189,10 +192,16 @@ class Columns:
             return ~self._evaluate(transaction, collection, node.part)
         column = None if node.field.builtin else self._column(transaction, collection, node.field)
         mask = None if column is None else _leaf_mask(column, node)
-        return self._ask(transaction, node) if mask is None else mask
+        if mask is None:
+            if transaction is None:
+                raise KeyError(str(node.field))
+            mask = self._ask(transaction, node)
+        return mask
 
-    def _column(self, transaction: Transaction, collection: CollectionRow, field: Field) -> _Column | None:
+    def _column(self, transaction: Transaction | None, collection: CollectionRow, field: Field) -> _Column | None:
         if field not in self._columns:
+            if transaction is None:
+                raise KeyError(str(field))
             self._columns[field] = _read_column(transaction, collection, field, None)
         return self._columns[field]
 

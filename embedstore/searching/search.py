@@ -12,14 +12,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from embedstore.devices import CPU, Device
-from embedstore.errors import DamagedRow, InvalidInput, StoreDamaged
-from embedstore.filters import Node
+from embedstore.errors import DamagedRow, InvalidFilter, InvalidInput, StoreDamaged
+from embedstore.filters import Node, check_fields
 from embedstore.forking import tell_forked
 from embedstore.indexing.cachefile import DamagedCache
 from embedstore.indexing.exact import prepared
 from embedstore.indexing.selection import Selection
 from embedstore.indexing.space_cache import SpaceCache
 from embedstore.indexing.space_view import SpaceView
+from embedstore.metadata import FieldKinds
 from embedstore.model import (
     BoolVector,
     FloatMatrix,
@@ -73,6 +74,7 @@ class Look(NamedTuple):
     mark: Mark
     collection: CollectionRow
     spaces: Mapping[str, SpaceRow]
+    kinds: FieldKinds
 
 
 class CollectionSearch:
@@ -194,7 +196,7 @@ class CollectionSearch:
     def answer_at(self, database: Database, look: Look, space: SpaceRow, query: Query) -> Hits | None:
         """The hits of a query by vector, if the collection is still as it was at the last look at it.
 
-        A filter must have been asked for in this state. One statement reads the records and says whether that is so.
+        One statement reads the records and says whether that is so.
         None where it is not, or where anything is unusual: then it is to be asked in a snapshot.
         """
         assert query.vector is not None
@@ -203,11 +205,10 @@ class CollectionSearch:
         if view is None or query.k + query.offset > _MOST_AT_ONCE:
             return None
         vector = view.prepare_usual(query.vector)
-        asked = None if query.where is None else repr(query.where)
-        if vector is None or (asked is not None and not cache.keeps(view, asked)):
+        if vector is None:
             return None
         try:
-            allowed = _alive(cache, view) if asked is None else cache.selection(view, asked, _not_kept)
+            allowed = self._kept_selection(look, cache, view, query.where)
             found = _page(view, vector, allowed, query)
             record_ids = view.record_ids[found.rows].tolist()
             read = database.records_and_mark(look.collection.collection_id, record_ids)
@@ -217,9 +218,29 @@ class CollectionSearch:
             records = {row[0]: made_record(row) for row in read[0]}
             scores = _bounded(view, found.scores).tolist()
             hits = _ranked(records, zip(record_ids, scores, strict=True), query.offset)
-        except (DamagedCache, DamagedRow, KeyError):
-            return None  # KeyError: of a record, or a filter, that is there no more
+        except (DamagedCache, DamagedRow, InvalidFilter, KeyError):
+            return None  # KeyError: of a record that is gone, or a field that is still to be read
         return Hits(hits, exact=found.exact, plan=found.plan, explanation=found.details)
+
+    def _kept_selection(
+        self, look: Look, cache: SpaceCache, view: SpaceView, where: Node | None
+    ) -> Selection | None:
+        """The rows under a filter by the columns that are in memory; KeyError where they do not tell.
+
+        InvalidFilter is raised for fields that the records do not have.
+        """
+        if where is None:
+            return _alive(cache, view)
+
+        def allowed() -> BoolVector:
+            columns = self._columns.get(look.collection.collection_id)
+            if columns is None or columns.change != look.collection.last_change:
+                raise KeyError(look.collection.name)
+            if look.collection.n_records:
+                check_fields(where, look.kinds, look.collection.name)
+            return _rows_where(view, columns.record_ids, columns.matching(None, look.collection, where))
+
+        return cache.selection(view, repr(where), allowed)
 
     def last_look(self, name: str) -> Look | None:
         """What was seen of the collection called ``name`` when it was last searched, where that was nothing new."""
@@ -232,7 +253,8 @@ class CollectionSearch:
             return
         owner = collection.collection_id
         if self._marks.get(owner) == mark:
-            self._looks[collection.name] = Look(mark, collection, catalog.known_spaces(transaction, owner))
+            spaces, kinds = catalog.known_spaces(transaction, owner), catalog.field_kinds(transaction, owner)
+            self._looks[collection.name] = Look(mark, collection, spaces, kinds)
         self._marks[owner] = mark
 
     def answer_batch(
@@ -476,10 +498,6 @@ def _ranked(records: Mapping[int, Record], scored: Iterable[tuple[int, float]], 
     return [
         Hit(records[record_id], score, rank) for rank, (record_id, score) in enumerate(scored, start=offset + 1)
     ]
-
-
-def _not_kept() -> BoolVector | None:
-    raise KeyError("a filter that was kept a moment ago")
 
 
 def _alive(cache: SpaceCache, view: SpaceView) -> Selection | None:

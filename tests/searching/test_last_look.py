@@ -90,6 +90,61 @@ def test_what_another_process_changes_is_seen_by_the_next_search(filled, change)
         assert hits[0].score == pytest.approx(1.0)
 
 
+FILTERS = ["n < 50", "NOT n BETWEEN 3 AND 190", {"n": {"$in": [1, 2, 3.0]}}, "n > 5 AND NOT (n = 7 OR n >= 100)", "n > 900"]
+
+
+def test_a_filter_needs_no_snapshot_once_its_columns_are_there(filled, monkeypatch):
+    query = vectors(1, 7)[0]
+    expected = [filled.search(query, 10, where=where) for where in FILTERS]
+    look(filled)
+    with no_snapshot(filled, monkeypatch):
+        found = [filled.search(query, 10, where=where) for where in FILTERS]
+        unseen = filled.search(query, 200, where="n < 51.5")
+        page = filled.search(query, 5, offset=5, where="n < 50")
+    for one, other in zip(found, expected, strict=True):
+        assert [(hit.key, hit.score, hit.record) for hit in one] == [(hit.key, hit.score, hit.record) for hit in other]
+        assert one.plan == other.plan
+    assert sorted(map(int, unseen.keys)) == list(range(52))
+    assert page.keys == expected[0].keys[5:]
+
+
+@pytest.mark.parametrize("seen", [True, False], ids=["seen before", "new"])
+@pytest.mark.parametrize("change", ["add", "update", "delete", "new field", "other kind", "make anew"])
+def test_under_a_filter_too_what_another_process_changes_is_seen(filled, change, seen):
+    query = vectors(1, 3)[0]
+    where = "n < 50" if seen else "n < 49.5"
+    look(filled)
+    before = filled.search(query, 5, where="n < 50")
+    with pytest.raises(embedstore.UnknownField, match="'m'"):
+        filled.search(query, 5, where="m = 1")
+    with pytest.raises(embedstore.InvalidFilter, match="text"):
+        filled.search(query, 5, where="n = 'x'")
+    with embedstore.open(filled.store.path) as other:
+        theirs = other.collection("c")
+        if change == "add":
+            theirs.add([{"key": "new", "vector": query, "n": 1}])
+        elif change == "update":
+            theirs.update([{"key": key, "n": 100} for key in before.keys[:2]])
+        elif change == "delete":
+            theirs.delete(before.keys[:2])
+        elif change == "new field":
+            theirs.update([{"key": before.keys[3], "m": 1}])
+        elif change == "other kind":
+            theirs.update([{"key": before.keys[3], "n": "x"}])
+        else:
+            other.delete_collection("c")
+            other.collection("c", encoder="none").add([{"key": "only", "vector": query, "n": 3}])
+        expected = theirs.search(query, 5, where=where)
+    for _ in range(4):
+        hits = filled.search(query, 5, where=where)
+        assert [(hit.key, hit.record) for hit in hits] == [(hit.key, hit.record) for hit in expected]
+        if change == "new field":
+            assert filled.search(query, 5, where="m = 1").keys == [before.keys[3]]
+        if change == "other kind":
+            assert filled.search(query, 5, where="n = 'x'").keys == [before.keys[3]]
+    assert hits.keys != before.keys or change == "new field"
+
+
 @pytest.mark.parametrize("recipe", ["hnsw", "ivf-sq8", "binary-refine", "ivf-disk", "flat-fp16"])
 def test_an_index_is_searched_by_the_last_look_as_in_a_snapshot(store, monkeypatch, recipe):
     monkeypatch.setattr(plan, "index_cost", lambda *_, **__: 0.0)
@@ -132,6 +187,11 @@ def test_errors_are_those_of_a_snapshot(filled):
         filled.search(vectors(1)[0], 3, space="nowhere")
     with pytest.raises(embedstore.InvalidInput, match="nothing to search for"):
         filled.search(None, 3)
+    for _ in range(2):  # neither what is wrong with a filter nor what is not a field is kept
+        with pytest.raises(embedstore.InvalidFilter, match="ends too early"):
+            filled.search(vectors(1)[0], 3, where="n <")
+        with pytest.raises(embedstore.UnknownField, match="'nowhere'"):
+            filled.search(vectors(1)[0], 3, where="nowhere = 1")
     filled.store.close()
     assert len(filled.search(vectors(1)[0], 3)) == 3  # opens itself again
 
