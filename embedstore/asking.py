@@ -13,6 +13,7 @@ import numpy as np
 from embedstore.checks import check_length, check_vector
 from embedstore.errors import EmbedstoreError, InvalidInput, SpaceMismatch, SpaceNotFound
 from embedstore.filters.parse import Where, parse_where
+from embedstore.filters.tree import Node
 from embedstore.model import FloatMatrix, FloatVector, Hits, Metric, Modality, Mode, Neighbours
 from embedstore.pictures import Picture, read_picture
 from embedstore.reading import as_keys, checked_where, record_ids_of, space_row, vectors_by_key
@@ -41,7 +42,7 @@ class Asked(NamedTuple):
 
     query: SearchQuery | None
     k: int
-    where: Where | None
+    where: Where | Node | None
     space: str | None
     mode: Mode
     offset: int
@@ -158,6 +159,8 @@ def search(collection: Collection, asked: Asked) -> Hits:
     store = collection.store
     if not store.exists():
         return _no_hits()
+    if asked.where is not None:
+        asked = asked._replace(where=parse_where(asked.where))
     encoded = _encoded_query(collection, asked)
     plain = asked.is_plain
     if plain:
@@ -191,8 +194,8 @@ def _at_last_look(collection: Collection, asked: Asked, encoded: FloatVector | V
         encoded = encoded.array
     if encoded.shape[0] != space.dim:
         return None
-    tree = None if asked.where is None else parse_where(asked.where)
-    query = Query(Mode.VECTOR, encoded, None, asked.k, asked.offset, tree, asked.mmr)
+    assert asked.where is None or isinstance(asked.where, Node)
+    query = Query(Mode.VECTOR, encoded, None, asked.k, asked.offset, asked.where, asked.mmr)
     return collection.store.search.answer_at(collection.store.database, look, space, query)
 
 

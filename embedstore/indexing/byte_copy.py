@@ -12,6 +12,7 @@ with b of -128 to 127. The length of y - scale * b is at most ``error``, but for
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +22,9 @@ import numpy.typing as npt
 
 from embedstore.forking import once
 from embedstore.indexing.cachefile import CacheFile, CacheWriter, DamagedCache, checked, map_file
+from embedstore.indexing.kernels import loaded_faiss
 from embedstore.indexing.recipes import Family, Recipe
+from embedstore.indexing.selection import Selection
 from embedstore.indexing.steps import Steps, width_of
 from embedstore.indexing.threads import OneThread
 from embedstore.model import BoolVector, FloatMatrix, FloatVector, IntVector, Metric
@@ -34,9 +37,12 @@ _FAR_SHARE = 1_000
 _SLIGHTLY = 1.5
 _LARGEST, _ZERO = 127, 128
 _FAILED, _DOUBTFUL = 4, 16
+_OFTEN, _SELDOM = 3, 100
+_PART_SHARE, _FEWEST_KEPT, _KEPT_BYTES = 0.7, 500, 128 << 20
 _SIZES = (1e-12, 1e12)
 _EPSILON = 2.0**-23
 """The step of single precision at 1."""
+_FINE_EPSILON = 2.0**-52
 
 
 def is_worthwhile(recipe: Recipe, n_vectors: int, dim: int) -> bool:
@@ -110,32 +116,91 @@ class Candidates(NamedTuple):
     bound: float
 
 
+class Part(NamedTuple):
+    """The bytes of some rows alone, in memory, and the rows, ascending; for whoever asks for the same ones again."""
+
+    rows: IntVector
+    content: np.ndarray
+    index: Any
+
+
 class ByteCopy:
     """An opened copy. The file is mapped at once, and held against what was written when it is first searched."""
 
     def __init__(self, folder: Path, file: CacheFile, steps: Steps, shape: tuple[int, int], metric: Metric) -> None:
         """shape: that of the vectors, (n, dim)."""
-        self._path, self._file, self._steps = folder / file.name, file, steps
+        self._path, self._file, self.steps = folder / file.name, file, steps
         self._content = map_file(folder, file)
         self._n, self._dim = shape
         self._metric = metric
-        self._doubt = 0
+        self._doubt: dict[int, int] = {}  # by the magnitude of the number that was asked for
+        self._kept: tuple[tuple[weakref.ref[Selection], Part], ...] = ()  # replaced whole, so that threads may look
+        self.is_damaged = False
 
-    @property
-    def is_doubtful(self) -> bool:
-        """Whether lately the bytes told too little, so often that a search does better without them."""
-        if self._doubt < _DOUBTFUL:
+    def kept_part(self, selection: Selection | None) -> Part | None:
+        """The bytes of the rows of a selection alone, where they were put together."""
+        return next((part for of, part in self._kept if of() is selection), None)
+
+    def part(self, selection: Selection | None) -> Part | None:
+        """As ``kept_part``; puts them together where the selection was asked for again and again.
+
+        A scan of half of the rows takes half as long then. FAISS's own way of leaving some out takes longer than all.
+        """
+        kept = self.kept_part(selection)
+        if kept is not None or selection is None or not selection.lasting:
+            return kept
+        n_bytes = selection.n * width_of(self._dim)
+        most = min(self._content.size, _KEPT_BYTES)
+        if not _FEWEST_KEPT <= selection.n <= _PART_SHARE * self._n or n_bytes > most:
+            return None
+        selection.n_scans += 1
+        if selection.n_scans < _OFTEN:
+            return None
+        selection.n_scans = -_SELDOM  # where many take turns, none is made anew all the time
+        rows = selection.rows[: np.searchsorted(selection.rows, self._n)]
+        if rows.size < _FEWEST_KEPT:
+            return None
+        content = self._parts[0].reshape(self._n, width_of(self._dim))[rows].reshape(-1)
+        made = Part(rows, content, self._index_of(content))
+        others = [(of, part) for of, part in self._kept if of() is not None]
+        while others and n_bytes + sum(part.content.size for _, part in others) > most:
+            others.pop(0)
+        self._kept = (*others, (weakref.ref(selection), made))
+        return made
+
+    def is_promising(self, n_wanted: int) -> bool:
+        """Whether a search for so many is to be tried: not where the bytes told too little, again and again."""
+        if self.is_damaged or not self._can_be_read:
             return False
-        self._doubt -= 1  # after some searches without, they are tried again
-        return True
+        size = n_wanted.bit_length()
+        if self._doubt.get(size, 0) < _DOUBTFUL:
+            return True
+        self._doubt[size] -= 1  # after some searches without, they are tried again
+        return False
 
-    def note(self, *, told: bool) -> None:
-        """Note whether a search found its answer by the bytes."""
-        self._doubt = max(self._doubt - 1, 0) if told else self._doubt + _FAILED
+    def note(self, n_wanted: int, *, told: bool) -> None:
+        """Note whether a search that began with so many found its answer by the bytes."""
+        size = n_wanted.bit_length()
+        doubt = self._doubt.get(size, 0)
+        if doubt or not told:
+            self._doubt[size] = max(doubt - 1, 0) if told else doubt + _FAILED
+
+    @once
+    def _can_be_read(self) -> bool:
+        """Whether this FAISS reads bytes that are not its own."""
+        faiss = loaded_faiss()
+        return hasattr(faiss, "MaybeOwnedVectorUInt8") and hasattr(faiss.ScalarQuantizer, "QT_8bit_direct_signed")
 
     @once
     def _parts(self) -> tuple[np.ndarray, npt.NDArray[np.float64], IntVector]:
         """The bytes (n, width), the mean (dim,) in double precision, the rows of those that lie far out."""
+        try:
+            return self._read()
+        except DamagedCache:
+            self.is_damaged = True
+            raise
+
+    def _read(self) -> tuple[np.ndarray, npt.NDArray[np.float64], IntVector]:
         content = checked(self._content, self._path, self._file)
         end = self._n * width_of(self._dim)
         centre = np.frombuffer(content[end : end + 4 * self._dim].tobytes(), "<f4").astype(np.float64)
@@ -146,19 +211,17 @@ class ByteCopy:
 
     @once
     def _index(self) -> Any:
-        """FAISS's index that reads the mapped bytes; None where this FAISS reads none that are not its own."""
-        from embedstore.optional import load_faiss
+        """FAISS's index that reads the mapped bytes."""
+        return self._index_of(self._parts[0])
 
-        faiss = load_faiss()
-        kinds = faiss.ScalarQuantizer
-        if not hasattr(faiss, "MaybeOwnedVectorUInt8") or not hasattr(kinds, "QT_8bit_direct_signed"):
-            return None
+    def _index_of(self, content: np.ndarray) -> Any:
+        """FAISS's index over bytes (n * width,), which stay where they are."""
+        faiss, width = loaded_faiss(), width_of(self._dim)
         kind = faiss.METRIC_L2 if self._metric is Metric.EUCLIDEAN else faiss.METRIC_INNER_PRODUCT
-        index = faiss.IndexScalarQuantizer(width_of(self._dim), kinds.QT_8bit_direct_signed, kind)
-        content = self._parts[0]
+        index = faiss.IndexScalarQuantizer(width, faiss.ScalarQuantizer.QT_8bit_direct_signed, kind)
         view = faiss.MaybeOwnedVectorUInt8.create_view(faiss.swig_ptr(content), content.size, index.codes.owner)
         index.codes = view
-        index.ntotal = self._n
+        index.ntotal = content.size // width
         return index
 
     @property
@@ -179,7 +242,7 @@ class ByteCopy:
         """Whether it is a copy of these vectors (n, dim), within the errors that are told of it."""
         content, centre, _ = self._parts
         rows = content.reshape(self._n, width_of(self._dim))
-        steps, slack = self._steps, 1 + _EPSILON
+        steps, slack = self.steps, 1 + _EPSILON
         near = np.ones(self._n, np.bool_) if self.is_near is None else self.is_near
         for start in range(0, self._n, _BLOCK_ROWS):
             kept = near[start : start + _BLOCK_ROWS]
@@ -191,15 +254,14 @@ class ByteCopy:
                 return False
         return True
 
-    def candidates(self, faiss: Any, query: FloatVector, n_wanted: int) -> Candidates | None:
-        """The ``n_wanted`` best rows by their bytes, for a prepared query (dim,).
+    def candidates(self, query: FloatVector, n_wanted: int, part: Part | None = None) -> Candidates | None:
+        """The ``n_wanted`` best rows by their bytes, for a prepared query (dim,); None for a query of zeros.
 
-        None where the query has no numbers but zeros, or FAISS cannot read the bytes.
+        part: the rows to look at; None for all. Needs FAISS, and that the copy is promising.
         """
-        index = self._index
-        if index is None:
-            return None
-        steps, (_, centre, _) = self._steps, self._parts
+        faiss, index = loaded_faiss(), self._index if part is None else part.index
+        n = self._n if part is None else part.rows.size
+        steps, (_, centre, _) = self.steps, self._parts
         euclidean = self._metric is Metric.EUCLIDEAN
         exact = query - centre if euclidean else query.astype(np.float64)
         step = steps.scale if euclidean else float(np.abs(exact).max()) / _LARGEST
@@ -210,7 +272,7 @@ class ByteCopy:
             numbers = np.minimum(np.maximum(numbers, -_LARGEST - 1), _LARGEST)
         asked = np.zeros(width_of(self._dim), np.float32)
         asked[: self._dim] = numbers
-        n_wanted = min(n_wanted, self._n)
+        n_wanted = min(n_wanted, n)
         distances, rows = np.empty(n_wanted, np.float32), np.empty(n_wanted, np.int64)
         at = faiss.swig_ptr
         with OneThread(faiss):
@@ -230,14 +292,16 @@ class ByteCopy:
             within = length * steps.error + lacking * steps.longest
             with_centre = float(centre @ query)
             scores += with_centre
+        within += self._dim * _FINE_EPSILON * lacking
         within += 2 * self._dim * _EPSILON * (abs(float(scores[0])) + abs(float(scores[-1])) + self._sizes(exact))
-        return Candidates(rows, scores, within, -math.inf if n_wanted == self._n else float(scores[-1]) + within)
+        bound = -math.inf if n_wanted == n else float(scores[-1]) + within
+        return Candidates(rows if part is None else part.rows[rows], scores, within, bound)
 
     def _sizes(self, query: npt.NDArray[np.float64]) -> float:
         """How large the numbers may be of which a score is the sum, where it is one of products."""
         if self._metric is Metric.EUCLIDEAN:
             return 0.0
-        return math.sqrt(float(query @ query)) * (self._steps.longest + self._centre_length)
+        return math.sqrt(float(query @ query)) * (self.steps.longest + self._centre_length)
 
     @once
     def _centre_length(self) -> float:

@@ -138,6 +138,7 @@ def _write_copy(build: _Build, recipe: Recipe | None, manifest: dict[str, Any], 
     if not is_worthwhile(recipe or find_recipe(build.space.recipe), n, dim):
         return
     made = write_copy(build.folder, _matrix(build, files["exact"], n))
+    manifest["bytes"] = None
     if made is not None:
         files["bytes"], manifest["bytes"] = made[0], made[1].to_json()
 

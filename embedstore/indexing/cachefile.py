@@ -332,7 +332,7 @@ def manifest_is_sound(fields: dict[str, Any]) -> bool:
     for name in ("exact", "index"):
         if f"{name}_sums" in files and name in files:
             n_bytes[f"{name}_sums"] = -(-files[name]["n_bytes"] // _PAGE_BYTES) * _SUM_BYTES
-    if "bytes" in fields:
+    if fields.get("bytes") is not None:
         n_bytes["bytes"] = Steps.from_json(fields["bytes"]).n_bytes(fields["n_vectors"], fields["dim"])
     if index is not None:
         if not (isinstance(index, dict) and _has(index, _INDEX_FIELDS) and "index" in files):

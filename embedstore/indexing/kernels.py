@@ -141,8 +141,8 @@ def _pointers(faiss: Any, *arrays: np.ndarray) -> list[Any]:
     return [faiss.swig_ptr(array) for array in arrays]
 
 
-def loaded_faiss() -> Any | None:
-    """FAISS, where it was imported already."""
+def loaded_faiss() -> Any:
+    """FAISS, where it was imported already; else None."""
     module = sys.modules.get("faiss")
     return module if module is not None and hasattr(module, "fvec_L2sqr_by_idx") else None
 

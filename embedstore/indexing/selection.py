@@ -18,6 +18,7 @@ class Selection:
         """lasting: whether the same rows are likely to be asked for again."""
         self.usable = usable
         self.lasting = lasting
+        self.n_scans = 0  # by the copy in bytes, which keeps those of its rows together once there were some
         self._places: dict[int, tuple[Any, Selection]] = {}
         self._shorter: dict[int, Selection] = {}
 

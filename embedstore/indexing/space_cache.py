@@ -22,7 +22,7 @@ from embedstore.devices import CPU, Device, DeviceKind
 from embedstore.errors import DeviceUnavailable, EmbedstoreError, StorageFailed, StorageFull, StoreLocked
 from embedstore.forking import tell_forked
 from embedstore.indexing import cachefile
-from embedstore.indexing.byte_copy import ByteCopy
+from embedstore.indexing.byte_copy import ByteCopy, is_worthwhile
 from embedstore.indexing.cache_writing import BUILD_LOCK, belongs, costs_of, died_since, stream_vectors, write_cache
 from embedstore.indexing.cachefile import CacheFile, DamagedCache
 from embedstore.indexing.exact import prepared
@@ -51,6 +51,7 @@ _MAX_SELECTIONS = 64
 _SELECTION_BYTES = 256 << 20
 _BYTES_A_ROW = 10
 """Of a selection at most: its mask, its numbers, its bits."""
+_UNTRIED: dict[str, Any] = {}
 _Answer = TypeVar("_Answer")
 
 
@@ -225,7 +226,7 @@ class SpaceCache:
         """
         view = self.view(transaction, collection, space)
         current = not always or self.cached_change(transaction, collection, space) == collection.last_change
-        if current and view.delta.shape[0] == 0 and view.alive is None:
+        if current and view.delta.shape[0] == 0 and view.alive is None and not _lacks_copy(view, space):
             return
         with self._guard:
             if self._try_write(transaction, collection, space, view):
@@ -331,6 +332,7 @@ class SpaceCache:
             last_seq=manifest["hi_seq"], base=base, delta=np.empty((0, space.dim), np.float32),
             seqs=labels[0], record_ids=labels[1], alive=None, n_alive=n_rows, pages=pages,
             base_hash=files["exact"].page_hash, byte_copy=self._byte_copy(manifest, files),
+            has_no_copy=manifest.get("bytes", _UNTRIED) is None,
         )  # fmt: skip
         if index is None:
             return view
@@ -339,12 +341,15 @@ class SpaceCache:
         return replace(view, approximate=replace(approximate, settings=settings, for_k=for_k))
 
     def _byte_copy(self, manifest: dict[str, Any], files: dict[str, CacheFile]) -> ByteCopy | None:
+        """The copy in bytes, where there is one. One that is damaged is done without: it only makes searches faster."""
         if "bytes" not in files:
             return None
-        shape = manifest["n_vectors"], manifest["dim"]
-        return ByteCopy(
-            self._folder, files["bytes"], Steps.from_json(manifest["bytes"]), shape, Metric(manifest["metric"])
-        )
+        shape, steps = (manifest["n_vectors"], manifest["dim"]), Steps.from_json(manifest["bytes"])
+        try:
+            return ByteCopy(self._folder, files["bytes"], steps, shape, Metric(manifest["metric"]))
+        except DamagedCache as error:
+            _LOG.warning("every vector is compared until the cache is written anew: %s", error)
+            return None
 
     def _approximate(self, view: SpaceView, files: dict[str, CacheFile], index: dict[str, Any]) -> Approximate:
         """An index together with the way from its positions to the view's rows."""
@@ -473,6 +478,13 @@ def settings_of(transaction: Transaction, space: SpaceRow, recipe: Recipe) -> tu
     if tuning is None or tuning["recipe"] != recipe.name:
         return dict(recipe.search), RECIPES_K
     return {**recipe.search, **tuning["settings"]}, int(tuning["k"])
+
+
+def _lacks_copy(view: SpaceView, space: SpaceRow) -> bool:
+    """Whether searches of a view would gain by a copy in bytes that is not there, or damaged."""
+    if view.byte_copy is not None:
+        return view.byte_copy.is_damaged
+    return not view.has_no_copy and is_worthwhile(find_recipe(space.recipe), view.base.shape[0], view.dim)
 
 
 def _n_after(transaction: Transaction, space: SpaceRow, seq: int) -> int:

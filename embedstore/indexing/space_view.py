@@ -107,6 +107,7 @@ class SpaceView:
     mark: tuple[int, int] | None = None  # of the manifest that it was opened by
     base_hash: str = ""  # the page hash of the file of ``base``
     byte_copy: ByteCopy | None = None  # of ``base``, where scans go by it
+    has_no_copy: bool = False  # since the vectors are of a kind that none can be made of
     gpu: GpuFlat | GpuIndex | None = None  # ``base`` or the index once more, for searches without a filter
     searches: dict[tuple[int, Selection | None], Any] = field(init=False, default_factory=dict)
     """By number of hits and selection, how the index is searched, as it was planned; None where it is not."""

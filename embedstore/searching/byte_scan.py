@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import NamedTuple
 
 import numpy as np
 
-from embedstore.indexing.byte_copy import Candidates
+from embedstore.indexing.byte_copy import ByteCopy, Candidates, Part
+from embedstore.indexing.cachefile import DamagedCache
+from embedstore.indexing.costs import ScanCosts
 from embedstore.indexing.kernels import loaded_faiss
 from embedstore.indexing.selection import Selection
 from embedstore.indexing.space_view import SpaceView
+from embedstore.indexing.steps import width_of
 from embedstore.model import BoolVector, FloatVector, IntVector
 
-SCANNED = 0.35
-"""What a scan of the bytes takes beside one of the vectors (measured for 64 to 1,024 numbers each: 0.3 to 0.55)."""
+_LOG = logging.getLogger("embedstore")
 _SPARE = 44
-_WIDENED = 8
 _MOST = 2_048
-"""FAISS keeps the best in a heap, which takes longer than the scan for many more."""
+_HEAP_NANOSECONDS = 8.0
+"""For each step down the heap that FAISS keeps the best in."""
+NEVER = math.inf
 
 
 class Scanned(NamedTuple):
@@ -29,27 +33,53 @@ class Scanned(NamedTuple):
     n_compared: int
 
 
+def bytes_cost(view: SpaceView, costs: ScanCosts, k: int, selection: Selection | None) -> float:
+    """Nanoseconds of a search by the bytes; NEVER where there are none, or they would not tell enough.
+
+    The terms were fitted to timings of 64 to 1,024 numbers a vector, and of up to 2,048 wanted.
+    """
+    copy = view.byte_copy
+    if copy is None:
+        return NEVER
+    part = copy.kept_part(selection)
+    n_wanted = _n_wanted(view, k, selection, part)
+    if n_wanted > _MOST or loaded_faiss() is None or not copy.is_promising(n_wanted):
+        return NEVER
+    n_base = view.base.shape[0]
+    n = max(n_base if part is None else part.rows.size, 1)
+    share = (4 + 0.04 * width_of(view.dim)) / (4 + 0.145 * view.dim)  # of what a scan of the vectors takes
+    kept = n_wanted * (1 + math.log(max(n / n_wanted, 1))) * math.log2(n_wanted)
+    compared = 3 * k + copy.steps.n_far + view.n_rows - n_base
+    total: float = n * share * costs.scan_row + kept * _HEAP_NANOSECONDS + compared * costs.gather_row
+    return total
+
+
 def scan_bytes(view: SpaceView, query: FloatVector, k: int, selection: Selection | None) -> Scanned | None:
     """The ``k`` nearest rows of a selection (None: of all) to a prepared query, just as a scan of them all finds them.
 
-    k: at most the number of rows of the selection. None where there is no copy, or the bytes do not tell enough.
+    k: at most the number of rows of the selection. None where the bytes do not tell enough, or are damaged.
     """
     copy = view.byte_copy
-    n_base = view.base.shape[0]
-    if copy is None or copy.is_doubtful:
+    assert copy is not None
+    try:
+        return _scanned(view, copy, query, k, selection)
+    except DamagedCache as error:
+        if not copy.is_damaged:
+            raise  # of the vectors
+        _LOG.warning("every vector is compared until the cache is written anew: %s", error)
         return None
-    fraction = 1.0 if selection is None else selection.n / view.n_rows
-    n_wanted = math.ceil((2 * k + _SPARE) / fraction)
-    if n_wanted > _MOST:
-        return None
-    faiss = loaded_faiss()
-    if faiss is None:
-        return None
-    others = copy.far if n_base == view.n_rows else np.concatenate([copy.far, np.arange(n_base, view.n_rows)])
+
+
+def _scanned(
+    view: SpaceView, copy: ByteCopy, query: FloatVector, k: int, selection: Selection | None
+) -> Scanned | None:
+    others = np.concatenate([copy.far, np.arange(view.base.shape[0], view.n_rows)])
     if selection is not None and others.size:
         others = others[selection.usable[others]]
-    while n_wanted <= _MOST:
-        found = copy.candidates(faiss, query, n_wanted)
+    part = copy.part(selection)
+    n_wanted = first = _n_wanted(view, k, selection, part)
+    while True:
+        found = copy.candidates(query, n_wanted, part)
         if found is None:
             return None
         rows = _possible(found, k, copy.is_near, selection)
@@ -58,11 +88,17 @@ def scan_bytes(view: SpaceView, query: FloatVector, k: int, selection: Selection
         rows.sort()
         best, scores = view.scan_rows(query, k, rows)
         if best.size == k and float(scores[-1]) > found.bound:
-            copy.note(told=True)
+            copy.note(first, told=True)
             return Scanned(best, scores, rows.size)
-        n_wanted *= _WIDENED
-    copy.note(told=False)
-    return None
+        if 2 * n_wanted > _MOST:
+            copy.note(first, told=False)
+            return None
+        n_wanted = _MOST
+
+
+def _n_wanted(view: SpaceView, k: int, selection: Selection | None, part: Part | None) -> int:
+    fraction = 1.0 if selection is None or part is not None else max(selection.n, 1) / view.n_rows
+    return math.ceil((2 * k + _SPARE) / fraction)
 
 
 def _possible(found: Candidates, k: int, is_near: BoolVector | None, selection: Selection | None) -> IntVector:

@@ -66,8 +66,14 @@ class FoundBatch(NamedTuple):
 class IndexSearch:
     """Finds the ``k`` nearest rows of a selection by the index of a view, which keeps it. Threads may share it."""
 
-    def __init__(self, view: SpaceView, k: int, selection: Selection | None, knob: int, n_candidates: int) -> None:
-        """knob: the value of the recipe's knob, 0 where it has none; n_candidates: how many the index is to find."""
+    def __init__(
+        self, view: SpaceView, k: int, selection: Selection | None, knob: int, n_candidates: int, cost: float = 0.0
+    ) -> None:
+        """knob: the value of the recipe's knob, 0 where it has none; n_candidates: how many the index is to find.
+
+        cost: nanoseconds that it is expected to take.
+        """
+        self.cost = cost
         approximate = view.approximate
         assert approximate is not None
         self._approximate = approximate  # and not the view, which would then keep itself

@@ -18,7 +18,7 @@ from embedstore.indexing.recipes import Family
 from embedstore.indexing.selection import Selection
 from embedstore.indexing.space_view import Approximate, SpaceView
 from embedstore.model import FloatMatrix, FloatVector
-from embedstore.searching.byte_scan import SCANNED, scan_bytes
+from embedstore.searching.byte_scan import bytes_cost, scan_bytes
 from embedstore.searching.index_search import Found, FoundBatch, IndexSearch
 from embedstore.wording import counted
 
@@ -32,6 +32,10 @@ def nearest(view: SpaceView, query: FloatVector, k: int, selection: Selection | 
     k = min(k, n_usable)
     by_gpu = None if view.gpu is None or k == 0 else _by_gpu(view, query[None, :], k, selection)
     by_index = None if by_gpu is not None or k == 0 else _index_search(view, k, selection)
+    if view.byte_copy is not None and by_gpu is None and k:
+        by_bytes = _by_bytes(view, query, k, selection, by_index)
+        if by_bytes is not None:
+            return by_bytes
     if by_index is not None:
         found = by_index.run(view, query)
         if found is not None:
@@ -47,13 +51,8 @@ def nearest(view: SpaceView, query: FloatVector, k: int, selection: Selection | 
         rows, scores = view.scan_rows(query, k, selection.rows)
         words = "vector" if n_usable == view.n_alive else "allowed vector"
         return Found(rows, scores, True, f"exact scan of {counted(n_usable, words)}", details)
-    plan = _scan_plan(view, selection)
-    by_bytes = scan_bytes(view, query, k, selection)
-    if by_bytes is not None:
-        details["n_candidates"] = by_bytes.n_compared
-        return Found(by_bytes.rows, by_bytes.scores, True, f"{plan} by a byte a number", details)
     rows, scores = view.scan(query, k, selection)
-    return Found(rows, scores, True, plan, details)
+    return Found(rows, scores, True, _scan_plan(view, selection), details)
 
 
 def nearest_batch(view: SpaceView, queries: FloatMatrix, k: int, selection: Selection | None) -> FoundBatch:
@@ -69,7 +68,8 @@ def nearest_batch(view: SpaceView, queries: FloatMatrix, k: int, selection: Sele
     if by_gpu is not None:
         rows, scores, words = by_gpu
         return FoundBatch(rows, scores, False, f"{words}, {len(queries):,} queries at once", details, {})
-    by_index = _index_search(view, k, selection)
+    # A product of matrices is faster than an index of codes that compares every vector, and exact.
+    by_index = None if view.byte_copy is not None else _index_search(view, k, selection)
     if by_index is None:
         rows, scores = view.scan_batch(queries, k, selection)
         plan = f"{_scan_plan(view, selection)}, {len(queries):,} queries at once"
@@ -127,13 +127,29 @@ def _scan_costs(view: SpaceView) -> ScanCosts:
 
 def _gathering_pays(view: SpaceView, selection: Selection) -> bool:
     costs = _scan_costs(view)
-    return costs.of_rows(selection) < _scan_cost(view, costs)
+    return costs.of_rows(selection) < view.n_rows * costs.scan_row
 
 
-def _scan_cost(view: SpaceView, costs: ScanCosts) -> float:
-    """Nanoseconds of an exact scan of all rows."""
-    n_base = 0 if view.byte_copy is None else view.base.shape[0]
-    return (view.n_rows - n_base + SCANNED * n_base) * costs.scan_row
+def _exact_cost(view: SpaceView, costs: ScanCosts, selection: Selection | None) -> float:
+    """Nanoseconds of comparing every row, or every allowed one."""
+    cost = view.n_rows * costs.scan_row
+    return cost if selection is None else min(cost, costs.of_rows(selection))
+
+
+def _by_bytes(
+    view: SpaceView, query: FloatVector, k: int, selection: Selection | None, by_index: IndexSearch | None
+) -> Found | None:
+    """What is found by the copy in bytes; None where another way is cheaper, or it does not tell enough."""
+    costs = _scan_costs(view)
+    otherwise = _exact_cost(view, costs, selection) if by_index is None else by_index.cost
+    if bytes_cost(view, costs, k, selection) >= otherwise:
+        return None
+    found = scan_bytes(view, query, k, selection)
+    if found is None:
+        return None
+    n_usable = view.n_rows if selection is None else selection.n
+    details = {"n_vectors": view.n_alive, "n_allowed": n_usable, "n_candidates": found.n_compared}
+    return Found(found.rows, found.scores, True, f"{_scan_plan(view, selection)} by a byte a number", details)
 
 
 def _index_search(view: SpaceView, k: int, selection: Selection | None) -> IndexSearch | None:
@@ -153,10 +169,7 @@ def _index_search(view: SpaceView, k: int, selection: Selection | None) -> Index
 
 def _planned(view: SpaceView, approximate: Approximate, k: int, selection: Selection | None) -> IndexSearch | None:
     n_usable = view.n_rows if selection is None else selection.n
-    costs = _scan_costs(view)
-    exact_cost = _scan_cost(view, costs)
-    if selection is not None:
-        exact_cost = min(exact_cost, costs.of_rows(selection))
+    exact_cost = _exact_cost(view, _scan_costs(view), selection)
     recipe = approximate.recipe
     fraction = n_usable / view.n_rows
     n_candidates = recipe.n_candidates(k)
@@ -173,7 +186,7 @@ def _planned(view: SpaceView, approximate: Approximate, k: int, selection: Selec
             return None
     n_candidates = min(n_candidates, approximate.index.n_vectors)
     cost = index_cost(view, approximate, knob, n_candidates, filtered=selection is not None)
-    return IndexSearch(view, k, selection, knob, n_candidates) if cost < exact_cost else None
+    return IndexSearch(view, k, selection, knob, n_candidates, cost) if cost < exact_cost else None
 
 
 def index_cost(

@@ -252,7 +252,8 @@ class CollectionSearch:
         if mark is None:
             return
         owner = collection.collection_id
-        if self._marks.get(owner) == mark:
+        known = self._looks.get(collection.name)
+        if self._marks.get(owner) == mark and (known is None or known.mark != mark):
             spaces, kinds = catalog.known_spaces(transaction, owner), catalog.field_kinds(transaction, owner)
             self._looks[collection.name] = Look(mark, collection, spaces, kinds)
         self._marks[owner] = mark

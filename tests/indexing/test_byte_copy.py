@@ -4,6 +4,8 @@ import copy
 import hashlib
 import json
 import shutil
+import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,14 +14,17 @@ import embedstore
 from embedstore.indexing import byte_copy, space_cache
 from embedstore.indexing.byte_copy import ByteCopy, is_worthwhile, width_of, write_copy
 from embedstore.indexing.cachefile import DamagedCache, page_hash, read_manifest, write_manifest
+from embedstore.indexing.costs import IndexCosts, ScanCosts
 from embedstore.indexing.exact import prepared
+from embedstore.indexing.faiss_index import FaissIndex, build_index
 from embedstore.indexing.recipes import all_recipes
 from embedstore.indexing.selection import Selection
-from embedstore.indexing.space_view import SpaceView
+from embedstore.indexing.space_view import Approximate, SpaceView
 from embedstore.indexing.steps import Steps
 from embedstore.model import Metric
 from embedstore.optional import load_faiss
-from embedstore.searching.byte_scan import scan_bytes
+from embedstore.searching import plan
+from embedstore.searching.byte_scan import NEVER, scan_bytes
 
 N = 6_000
 
@@ -104,7 +109,7 @@ def test_no_score_is_further_from_that_of_the_bytes_than_is_told(tmp_path, kind,
     near = np.ones(N, np.bool_)
     near[view.byte_copy.far] = False
     for query in queries_of(view, 6):
-        found = view.byte_copy.candidates(load_faiss(), query, 200)
+        found = view.byte_copy.candidates(query, 200)
         scores = true_scores(view.base, query, metric)
         kept = near[found.rows]
         assert (np.abs(scores[found.rows] - found.scores)[kept] <= found.within).all()
@@ -119,7 +124,7 @@ def test_the_bounds_are_of_use(tmp_path, metric):
     """They are far smaller than what scores differ by, so a bound that is always true does not pass."""
     view = view_of(tmp_path, clustered(384), metric)
     for query in queries_of(view, 5)[:10]:
-        found = view.byte_copy.candidates(load_faiss(), query, 200)
+        found = view.byte_copy.candidates(query, 200)
         assert found.within < 0.1 * np.ptp(true_scores(view.base, query, metric))
 
 
@@ -145,6 +150,47 @@ def test_a_scan_by_the_bytes_finds_what_a_scan_finds(tmp_path, kind, metric):
     assert n_told > 0.6 * n_asked
 
 
+@pytest.mark.parametrize("metric", list(Metric))
+def test_rows_that_are_asked_for_again_are_kept_together_and_searched_alone(tmp_path, metric):
+    view = view_of(tmp_path, with_far_ones(75), metric, n_delta=300)
+    half = Selection(np.random.default_rng(4).random(N) < 0.5)
+    queries = queries_of(view, 8)
+    expected = [view.scan(query, 10, half) for query in queries]
+    for _ in range(2):
+        for query, (rows, scores) in zip(queries, expected, strict=True):
+            found = scan_bytes(view, query, 10, half)
+            if found is not None:
+                assert found.rows.tolist() == rows.tolist()
+                np.testing.assert_array_equal(found.scores, scores)
+    part = view.byte_copy.kept_part(half)
+    assert part.rows.tolist() == [row for row in half.rows.tolist() if row < N - 300]
+    assert view.byte_copy.kept_part(None) is None
+
+
+def test_what_is_kept_of_rows_has_a_bound_and_goes_with_the_selection(tmp_path):
+    view = view_of(tmp_path, clustered(64), Metric.COSINE)
+    random = np.random.default_rng(4)
+    thirds = [Selection(random.random(N) < 0.3) for _ in range(6)]
+    for _ in range(2):
+        for selection in thirds:
+            for _ in range(4):
+                scan_bytes(view, view.base[0], 10, selection)
+    kept = [selection for selection in thirds if view.byte_copy.kept_part(selection) is not None]
+    assert kept == thirds[-3:]  # as many as the copy has bytes
+    gone = weakref.ref(view.byte_copy.kept_part(thirds[-1]).content)
+    thirds.clear(), kept.clear()
+    del selection
+    another = Selection(random.random(N) < 0.3)
+    for _ in range(4):
+        scan_bytes(view, view.base[0], 10, another)
+    assert gone() is None
+
+    for unfit in (Selection(random.random(N) < 0.9), Selection(random.random(N) < 0.05),
+                  Selection(random.random(N) < 0.3, lasting=False)):  # fmt: skip
+        for _ in range(6):
+            assert view.byte_copy.part(unfit) is None
+
+
 def test_few_vectors_are_compared_in_full(tmp_path):
     view = view_of(tmp_path, clustered(384), Metric.COSINE)
     compared = [scan_bytes(view, query, 10, None).n_compared for query in queries_of(view, 10)[:20]]
@@ -156,13 +202,35 @@ def test_where_the_bytes_do_not_tell_the_vectors_apart_they_are_not_asked_for_lo
     asked = []
     candidates = ByteCopy.candidates
     monkeypatch.setattr(ByteCopy, "candidates", lambda *given: asked.append(1) or candidates(*given))
-    query = view.base[100]  # one of those that are alike
-    assert [scan_bytes(view, query, 10, None) for _ in range(100)] == [None] * 100
+    for _ in range(100):
+        alike = plan.nearest(view, view.base[100], 10, None)
+        assert alike.plan == "exact scan of 6,000 vectors"
+        assert alike.rows.tolist() == view.scan(view.base[100], 10, None)[0].tolist()
     assert len(asked) < 100  # two a search at first
+    easy = [plan.nearest(view, view.base[101], 1, None) for _ in range(100)]
+    assert [one.rows.tolist() for one in easy] == [[101]] * 100
+    assert all("by a byte a number" in one.plan for one in easy[-50:])
 
-    easy = view.base[101]  # for which they tell enough
-    found = [scan_bytes(view, easy, 1, None) for _ in range(100)]
-    assert [one.rows.tolist() for one in found[-50:]] == [[101]] * 50
+
+@pytest.mark.parametrize(
+    ("k", "share", "by_bytes"), [(10, 1, True), (10, 0.5, True), (900, 1, False), (10, 0.05, False)]
+)
+def test_the_bytes_are_asked_where_that_takes_less(tmp_path, k, share, by_bytes):
+    view = view_of(tmp_path, clustered(384), Metric.COSINE)
+    selection = None if share == 1 else Selection(np.random.default_rng(0).random(N) < share)
+    found = plan.nearest(view, view.base[100], k, selection)
+    assert ("by a byte a number" in found.plan) is by_bytes
+
+
+def test_where_the_bytes_tell_too_little_an_index_is_asked_rather_than_every_vector(tmp_path):
+    recipe = all_recipes()["flat-fp16"]
+    view = view_of(tmp_path, half_alike(64), Metric.EUCLIDEAN)
+    built, shape = build_index(view.base, recipe, view.metric)
+    costs = IndexCosts(60.0 * N, 0.0, 1.0, ScanCosts(100.0, 110.0))  # less than a scan, more than one by bytes
+    view = replace(view, approximate=Approximate.of_rows(FaissIndex(built, shape), view.base, {}, costs))
+    assert "by a byte a number" in plan.nearest(view, view.base[101], 1, None).plan
+    assert plan.nearest(view, view.base[100], 10, None).plan.startswith("flat-fp16 over 6,000 vectors")
+    assert plan.nearest(view, view.base[101], 1_000, None).plan.startswith("flat-fp16 over 6,000 vectors")
 
 
 def test_a_vector_of_zeros_is_told_nothing_of(tmp_path):
@@ -213,6 +281,8 @@ def copied(monkeypatch):
     """Spaces of these tests are large enough for a copy, and written to their cache at once."""
     monkeypatch.setattr(byte_copy, "_FEWEST_NUMBERS", STORED * DIM // 2)
     monkeypatch.setattr(space_cache, "_BUILD_BYTES", 0)
+    cost = plan.bytes_cost
+    monkeypatch.setattr(plan, "bytes_cost", lambda *given: 0.0 if cost(*given) < NEVER else NEVER)
 
 
 @pytest.fixture
@@ -240,14 +310,14 @@ def truth(matrix, query, metric, allowed, k=10):
 SPACES = {"vector": "cosine", "dot": "dot", "euclidean": "euclidean"}
 
 
-def assert_searched_rightly(collection, matrix, alive):
+def assert_searched_rightly(collection, matrix, alive, *, damaged=None):
     random = np.random.default_rng(5)
     even = np.arange(len(matrix)) % 2 == 0
     for space, metric in SPACES.items():
         for query in matrix[random.integers(0, len(matrix), 6)] + random.standard_normal((6, DIM)).astype(np.float32):
             plain = collection.search(query, space=space)
             assert plain.exact
-            assert "by a byte a number" in plain.plan
+            assert ("by a byte a number" in plain.plan) is (space != damaged)
             assert [hit.record.key for hit in plain] == truth(matrix, query, metric, alive)
             halved = collection.search(query, space=space, where="even = true")
             assert halved.exact
@@ -303,11 +373,52 @@ def test_a_damaged_copy_is_noticed_and_made_anew(stored, damage, caplog):
         path.unlink()
     else:
         path.write_bytes(content if damage == "changed" else content[:-8])
+    alive = np.ones(STORED, np.bool_)
     with embedstore.open(collection.store.path) as store:
         assert [problem.part for problem in store.verify().problems] == ["cache"]
-        assert_searched_rightly(store.collection("c"), matrix, np.ones(STORED, np.bool_))
-        assert "cache damaged" in caplog.text
+        assert_searched_rightly(store.collection("c"), matrix, alive, damaged="vector")
+        told = [record.message for record in caplog.records if "every vector is compared" in record.message]
+        assert len(told) == 1 and path.name in told[0]
+        store.collection("c").index()
+        assert_searched_rightly(store.collection("c"), matrix, alive)
         assert store.verify().problems == []
+
+
+@pytest.mark.parametrize("missing", ["damaged", "never made", "cannot be made"])
+def test_the_end_of_an_ingest_makes_a_copy_that_is_not_there(stored, missing, monkeypatch):
+    collection, matrix = stored
+    collection.search(matrix[0])
+    folder = collection.store.path / "cache" / "space-1"
+    (path,) = folder.glob("bytes-*.u8")
+    collection.store.close()
+    if missing == "damaged":
+        path.write_bytes(bytes(path.stat().st_size))
+    else:
+        path.unlink()
+        without = {} if missing == "never made" else {"bytes": None}
+        rewrite(folder, lambda told: (told.pop("bytes"), told["files"].pop("bytes"), told.update(without)))
+    with embedstore.open(collection.store.path) as store:
+        again = store.collection("c")
+        assert again.search(matrix[0]).plan == "exact scan of 1,500 vectors"
+        again.refresh()  # as an ingest does at its end
+        assert len(list(folder.glob("bytes-*.u8"))) == (missing != "cannot be made")
+        assert ("by a byte a number" in again.search(matrix[0]).plan) is (missing != "cannot be made")
+
+
+def test_a_space_with_a_copy_is_searched_where_nothing_can_be_written_and_the_copy_is_damaged(stored, monkeypatch):
+    collection, matrix = stored
+    assert_searched_rightly(collection, matrix, np.ones(STORED, np.bool_))
+    (path,) = (collection.store.path / "cache" / "space-1").glob("bytes-*.u8")
+    collection.store.close()
+    path.write_bytes(bytes(path.stat().st_size))
+
+    def refused(*_, **__):
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr(space_cache, "write_cache", refused)
+    monkeypatch.setattr(space_cache.cachefile, "set_aside", lambda _: None)
+    alive = np.ones(STORED, np.bool_)
+    assert_searched_rightly(embedstore.open(collection.store.path).collection("c"), matrix, alive, damaged="vector")
 
 
 def rewrite(folder, change_fields=None, change_content=None):

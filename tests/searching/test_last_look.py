@@ -90,7 +90,9 @@ def test_what_another_process_changes_is_seen_by_the_next_search(filled, change)
         assert hits[0].score == pytest.approx(1.0)
 
 
-FILTERS = ["n < 50", "NOT n BETWEEN 3 AND 190", {"n": {"$in": [1, 2, 3.0]}}, "n > 5 AND NOT (n = 7 OR n >= 100)", "n > 900"]
+FILTERS = [
+    "n < 50", "NOT n BETWEEN 3 AND 190", {"n": {"$in": [1, 2, 3.0]}}, "n > 5 AND NOT (n = 7 OR n >= 100)", "n > 900",
+]  # fmt: skip
 
 
 def test_a_filter_needs_no_snapshot_once_its_columns_are_there(filled, monkeypatch):
