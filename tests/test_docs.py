@@ -55,6 +55,7 @@ TEXT_BLOCKS = {
     "        space-1/          one folder a space\n"
     "            MANIFEST\n"
     "            exact-….f32\n"
+    "            bytes-….u8    where a large space is scanned\n"
     "            labels-….i64\n"
     "            hnsw-….faiss  where an index was built; some have .f32 and .sums files of their own\n"
     "            build.lock\n"
