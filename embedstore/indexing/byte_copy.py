@@ -11,6 +11,7 @@ with b of -128 to 127. The length of y - scale * b is at most ``error``, but for
 
 from __future__ import annotations
 
+import functools
 import math
 import weakref
 from collections.abc import Iterator
@@ -36,7 +37,10 @@ _BLOCK_ROWS = 4_096
 _FAR_SHARE = 1_000
 _SLIGHTLY = 1.5
 _LARGEST, _ZERO = 127, 128
-_FAILED, _DOUBTFUL = 4, 16
+_PATIENCE = 100
+_FAILED, _DOUBTFUL = 16, 32
+WIDENED = 4
+"""How many times as many are asked for where too few were."""
 _OFTEN, _SELDOM = 3, 100
 _PART_SHARE, _FEWEST_KEPT, _KEPT_BYTES = 0.7, 500, 128 << 20
 _SIZES = (1e-12, 1e12)
@@ -133,12 +137,20 @@ class ByteCopy:
         self._content = map_file(folder, file)
         self._n, self._dim = shape
         self._metric = metric
-        self._doubt: dict[int, int] = {}  # by the magnitude of the number that was asked for
+        self._doubts: dict[int, int] = {}  # both by the magnitude of what would do
+        self._levels: dict[int, tuple[int, int]] = {}
         self._kept: tuple[tuple[weakref.ref[Selection], Part], ...] = ()  # replaced whole, so that threads may look
         self.is_damaged = False
 
+    @property
+    def is_usable(self) -> bool:
+        """Whether it can be searched, as far as is known."""
+        return not self.is_damaged and self._can_be_read
+
     def kept_part(self, selection: Selection | None) -> Part | None:
         """The bytes of the rows of a selection alone, where they were put together."""
+        if selection is None:  # as a reference to one that is gone is, too
+            return None
         return next((part for of, part in self._kept if of() is selection), None)
 
     def part(self, selection: Selection | None) -> Part | None:
@@ -162,28 +174,39 @@ class ByteCopy:
             return None
         content = self._parts[0].reshape(self._n, width_of(self._dim))[rows].reshape(-1)
         made = Part(rows, content, self._index_of(content))
-        others = [(of, part) for of, part in self._kept if of() is not None]
+        others = list(self._kept)
         while others and n_bytes + sum(part.content.size for _, part in others) > most:
             others.pop(0)
-        self._kept = (*others, (weakref.ref(selection), made))
+        self._kept = (*others, (weakref.ref(selection, functools.partial(_let_go, weakref.ref(self))), made))
         return made
 
-    def is_promising(self, n_wanted: int) -> bool:
-        """Whether a search for so many is to be tried: not where the bytes told too little, again and again."""
-        if self.is_damaged or not self._can_be_read:
-            return False
-        size = n_wanted.bit_length()
-        if self._doubt.get(size, 0) < _DOUBTFUL:
-            return True
-        self._doubt[size] -= 1  # after some searches without, they are tried again
-        return False
+    def n_wanted(self, fewest: int) -> int | None:
+        """How many to ask for where ``fewest`` would do if the bytes told most: as many as it took lately.
 
-    def note(self, n_wanted: int, *, told: bool) -> None:
-        """Note whether a search that began with so many found its answer by the bytes."""
-        size = n_wanted.bit_length()
-        doubt = self._doubt.get(size, 0)
+        None where lately they told too little more often than not. Such searches are tried again now and then, and so
+        are fewer.
+        """
+        size = fewest.bit_length()
+        doubt = self._doubts.get(size, 0)
+        if doubt >= _DOUBTFUL:
+            self._doubts[size] = doubt - 1
+            return None
+        level, left = self._levels.get(size, (0, 0))
+        if level:
+            self._levels[size] = (level, left - 1) if left > 1 else (level - 1, _PATIENCE)
+        return int(fewest * WIDENED**level)
+
+    def note(self, fewest: int, *, told: bool, level: int | None = None) -> None:
+        """Note whether a search was answered; level: how many times it was widened, where that was more than expected.
+
+        An answer saves about as much as a search in vain costs.
+        """
+        size = fewest.bit_length()
+        doubt = self._doubts.get(size, 0)
         if doubt or not told:
-            self._doubt[size] = max(doubt - 1, 0) if told else doubt + _FAILED
+            self._doubts[size] = max(doubt - _FAILED, 0) if told else doubt + _FAILED
+        if level is not None:
+            self._levels[size] = (level, _PATIENCE)
 
     @once
     def _can_be_read(self) -> bool:
@@ -306,3 +329,10 @@ class ByteCopy:
     @once
     def _centre_length(self) -> float:
         return float(np.linalg.norm(self._parts[1]))
+
+
+def _let_go(copy: weakref.ref[ByteCopy], selection: weakref.ref[Selection]) -> None:
+    """Drop what is kept for a selection that is gone."""
+    held = copy()
+    if held is not None:
+        held._kept = tuple(one for one in held._kept if one[0] is not selection)

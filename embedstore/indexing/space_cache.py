@@ -105,7 +105,9 @@ class SpaceCache:
     def settled(self, collection: CollectionRow, space: SpaceRow) -> SpaceView | None:
         """The view of a commit, where it is here and there is nothing to do about it."""
         view, of_space = self._settled
-        return view if view is not None and view.change == collection.last_change and of_space == space else None
+        if view is None or view.change != collection.last_change or of_space != space or self._is_mended(view):
+            return None
+        return view
 
     def _note_settled(self, view: SpaceView, collection: CollectionRow, space: SpaceRow) -> None:
         """Let a view be returned without a look for a better one, where there is none to come."""
@@ -173,11 +175,18 @@ class SpaceCache:
 
     def _serves(self, view: SpaceView, space: SpaceRow) -> bool:
         """Whether a view is searched by the space's recipe, as far as the cache files allow."""
+        if self._is_mended(view):
+            return False
         used = "" if view.approximate is None else view.approximate.recipe.name
         wanted = "" if find_recipe(space.recipe).exact else space.recipe
         if used == wanted and not is_stale(view, space):
             return True
         return wanted == used == "" or self._manifest_mark() == view.mark  # else there is a newer one to open
+
+    def _is_mended(self, view: SpaceView) -> bool:
+        """Whether a view's copy in bytes is damaged, and another cache was published since."""
+        damaged = view.byte_copy is not None and view.byte_copy.is_damaged
+        return damaged and self._manifest_mark() != view.mark
 
     def _manifest_mark(self) -> tuple[int, int] | None:
         """What tells one published manifest from another without reading it."""

@@ -9,10 +9,12 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+_OPENMP = re.compile(r"lib[gi]?omp[.-]")
 _forked = False
 
 
@@ -51,12 +53,13 @@ def _setting(faiss: Any) -> _Setting:
 
 
 def _loaded_openmp() -> list[str]:
-    """The libraries of OpenMP in this process; none where the system does not tell."""
+    """The libraries of OpenMP in this process (GNU's, Intel's, LLVM's); none where the system does not tell."""
     try:
         paths = {line.split(maxsplit=5)[-1].strip() for line in Path("/proc/self/maps").read_text().splitlines()}
     except (OSError, UnicodeDecodeError):
         return []
-    return sorted(path for path in paths if path.startswith("/") and "omp" in Path(path).name)
+    found = [path for path in paths if _OPENMP.match(Path(path).name)]
+    return sorted(found, key=lambda path: ("faiss" not in path, path))  # FAISS's own first
 
 
 class OneThread:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from embedstore.indexing.byte_copy import ByteCopy, Candidates, Part
+from embedstore.indexing.byte_copy import WIDENED, ByteCopy, Candidates
 from embedstore.indexing.cachefile import DamagedCache
 from embedstore.indexing.costs import ScanCosts
 from embedstore.indexing.kernels import loaded_faiss
@@ -22,7 +22,14 @@ _SPARE = 44
 _MOST = 2_048
 _HEAP_NANOSECONDS = 8.0
 """For each step down the heap that FAISS keeps the best in."""
-NEVER = math.inf
+
+
+class Asked(NamedTuple):
+    """How the bytes are asked: for how many, where ``fewest`` would do if they told most; and what that costs."""
+
+    n_wanted: int
+    fewest: int
+    cost: float
 
 
 class Scanned(NamedTuple):
@@ -33,28 +40,32 @@ class Scanned(NamedTuple):
     n_compared: int
 
 
-def bytes_cost(view: SpaceView, costs: ScanCosts, k: int, selection: Selection | None) -> float:
-    """Nanoseconds of a search by the bytes; NEVER where there are none, or they would not tell enough.
+def asked_of_bytes(view: SpaceView, costs: ScanCosts, k: int, selection: Selection | None) -> Asked | None:
+    """How the bytes would be asked, with the nanoseconds that takes; None where they cannot be, or tell too little.
 
     The terms were fitted to timings of 64 to 1,024 numbers a vector, and of up to 2,048 wanted.
     """
     copy = view.byte_copy
-    if copy is None:
-        return NEVER
+    if copy is None or loaded_faiss() is None or not copy.is_usable:
+        return None
     part = copy.kept_part(selection)
-    n_wanted = _n_wanted(view, k, selection, part)
-    if n_wanted > _MOST or loaded_faiss() is None or not copy.is_promising(n_wanted):
-        return NEVER
+    fraction = 1.0 if selection is None or part is not None else max(selection.n, 1) / view.n_rows
+    fewest = math.ceil((2 * k + _SPARE) / fraction)
+    n_wanted = copy.n_wanted(fewest) if fewest <= _MOST else fewest
+    if n_wanted is None or n_wanted > _MOST:
+        return None
     n_base = view.base.shape[0]
     n = max(n_base if part is None else part.rows.size, 1)
     share = (4 + 0.04 * width_of(view.dim)) / (4 + 0.145 * view.dim)  # of what a scan of the vectors takes
     kept = n_wanted * (1 + math.log(max(n / n_wanted, 1))) * math.log2(n_wanted)
     compared = 3 * k + copy.steps.n_far + view.n_rows - n_base
-    total: float = n * share * costs.scan_row + kept * _HEAP_NANOSECONDS + compared * costs.gather_row
-    return total
+    cost = n * share * costs.scan_row + kept * _HEAP_NANOSECONDS + compared * costs.gather_row
+    return Asked(n_wanted, fewest, cost)
 
 
-def scan_bytes(view: SpaceView, query: FloatVector, k: int, selection: Selection | None) -> Scanned | None:
+def scan_bytes(
+    view: SpaceView, query: FloatVector, k: int, selection: Selection | None, asked: Asked
+) -> Scanned | None:
     """The ``k`` nearest rows of a selection (None: of all) to a prepared query, just as a scan of them all finds them.
 
     k: at most the number of rows of the selection. None where the bytes do not tell enough, or are damaged.
@@ -62,7 +73,7 @@ def scan_bytes(view: SpaceView, query: FloatVector, k: int, selection: Selection
     copy = view.byte_copy
     assert copy is not None
     try:
-        return _scanned(view, copy, query, k, selection)
+        return _scanned(view, copy, query, k, selection, asked)
     except DamagedCache as error:
         if not copy.is_damaged:
             raise  # of the vectors
@@ -71,14 +82,15 @@ def scan_bytes(view: SpaceView, query: FloatVector, k: int, selection: Selection
 
 
 def _scanned(
-    view: SpaceView, copy: ByteCopy, query: FloatVector, k: int, selection: Selection | None
+    view: SpaceView, copy: ByteCopy, query: FloatVector, k: int, selection: Selection | None, asked: Asked
 ) -> Scanned | None:
     others = np.concatenate([copy.far, np.arange(view.base.shape[0], view.n_rows)])
     if selection is not None and others.size:
         others = others[selection.usable[others]]
     part = copy.part(selection)
-    n_wanted = first = _n_wanted(view, k, selection, part)
-    while True:
+    for n_wanted in (asked.n_wanted, asked.n_wanted * WIDENED):
+        if n_wanted > _MOST:
+            break
         found = copy.candidates(query, n_wanted, part)
         if found is None:
             return None
@@ -88,17 +100,14 @@ def _scanned(
         rows.sort()
         best, scores = view.scan_rows(query, k, rows)
         if best.size == k and float(scores[-1]) > found.bound:
-            copy.note(first, told=True)
+            copy.note(asked.fewest, told=True, level=_level(n_wanted, asked) if n_wanted > asked.n_wanted else None)
             return Scanned(best, scores, rows.size)
-        if 2 * n_wanted > _MOST:
-            copy.note(first, told=False)
-            return None
-        n_wanted = _MOST
+    copy.note(asked.fewest, told=False)
+    return None
 
 
-def _n_wanted(view: SpaceView, k: int, selection: Selection | None, part: Part | None) -> int:
-    fraction = 1.0 if selection is None or part is not None else max(selection.n, 1) / view.n_rows
-    return math.ceil((2 * k + _SPARE) / fraction)
+def _level(n_wanted: int, asked: Asked) -> int:
+    return round(math.log(n_wanted / asked.fewest, WIDENED))
 
 
 def _possible(found: Candidates, k: int, is_near: BoolVector | None, selection: Selection | None) -> IntVector:

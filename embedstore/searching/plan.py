@@ -18,7 +18,7 @@ from embedstore.indexing.recipes import Family
 from embedstore.indexing.selection import Selection
 from embedstore.indexing.space_view import Approximate, SpaceView
 from embedstore.model import FloatMatrix, FloatVector
-from embedstore.searching.byte_scan import bytes_cost, scan_bytes
+from embedstore.searching.byte_scan import asked_of_bytes, scan_bytes
 from embedstore.searching.index_search import Found, FoundBatch, IndexSearch
 from embedstore.wording import counted
 
@@ -68,8 +68,7 @@ def nearest_batch(view: SpaceView, queries: FloatMatrix, k: int, selection: Sele
     if by_gpu is not None:
         rows, scores, words = by_gpu
         return FoundBatch(rows, scores, False, f"{words}, {len(queries):,} queries at once", details, {})
-    # A product of matrices is faster than an index of codes that compares every vector, and exact.
-    by_index = None if view.byte_copy is not None else _index_search(view, k, selection)
+    by_index = _index_search(view, k, selection)
     if by_index is None:
         rows, scores = view.scan_batch(queries, k, selection)
         plan = f"{_scan_plan(view, selection)}, {len(queries):,} queries at once"
@@ -142,9 +141,10 @@ def _by_bytes(
     """What is found by the copy in bytes; None where another way is cheaper, or it does not tell enough."""
     costs = _scan_costs(view)
     otherwise = _exact_cost(view, costs, selection) if by_index is None else by_index.cost
-    if bytes_cost(view, costs, k, selection) >= otherwise:
+    asked = asked_of_bytes(view, costs, k, selection)
+    if asked is None or asked.cost >= otherwise:
         return None
-    found = scan_bytes(view, query, k, selection)
+    found = scan_bytes(view, query, k, selection, asked)
     if found is None:
         return None
     n_usable = view.n_rows if selection is None else selection.n

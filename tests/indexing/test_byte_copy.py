@@ -23,8 +23,7 @@ from embedstore.indexing.space_view import Approximate, SpaceView
 from embedstore.indexing.steps import Steps
 from embedstore.model import Metric
 from embedstore.optional import load_faiss
-from embedstore.searching import plan
-from embedstore.searching.byte_scan import NEVER, scan_bytes
+from embedstore.searching import byte_scan, plan
 
 N = 6_000
 
@@ -93,6 +92,12 @@ def queries_of(view, n=25, seed=3):
     return prepared(np.concatenate([rows, near, elsewhere, 1e6 * elsewhere]), view.metric)
 
 
+def scan_bytes(view, query, k, selection):
+    """A scan by the bytes, whatever it costs."""
+    asked = byte_scan.asked_of_bytes(view, ScanCosts.guessed(view.dim), k, selection)
+    return None if asked is None else byte_scan.scan_bytes(view, query, k, selection, asked)
+
+
 def true_scores(matrix, query, metric):
     matrix, query = matrix.astype(np.float64), query.astype(np.float64)
     return -np.linalg.norm(matrix - query, axis=1) if metric is Metric.EUCLIDEAN else matrix @ query
@@ -147,7 +152,7 @@ def test_a_scan_by_the_bytes_finds_what_a_scan_finds(tmp_path, kind, metric):
                 rows, scores = view.scan(query, k, selection)
                 assert found.rows.tolist() == rows.tolist()
                 np.testing.assert_array_equal(found.scores, scores)
-    assert n_told > 0.6 * n_asked
+    assert n_told > 0.4 * n_asked  # far queries are hard to tell of by distance
 
 
 @pytest.mark.parametrize("metric", list(Metric))
@@ -180,10 +185,11 @@ def test_what_is_kept_of_rows_has_a_bound_and_goes_with_the_selection(tmp_path):
     gone = weakref.ref(view.byte_copy.kept_part(thirds[-1]).content)
     thirds.clear(), kept.clear()
     del selection
-    another = Selection(random.random(N) < 0.3)
-    for _ in range(4):
-        scan_bytes(view, view.base[0], 10, another)
     assert gone() is None
+    assert view.byte_copy.kept_part(None) is None
+    rows, scores = view.scan(view.base[0], 10, None)
+    everywhere = scan_bytes(view, view.base[0], 10, None)
+    assert everywhere.rows.tolist() == rows.tolist()
 
     for unfit in (Selection(random.random(N) < 0.9), Selection(random.random(N) < 0.05),
                   Selection(random.random(N) < 0.3, lasting=False)):  # fmt: skip
@@ -206,7 +212,7 @@ def test_where_the_bytes_do_not_tell_the_vectors_apart_they_are_not_asked_for_lo
         alike = plan.nearest(view, view.base[100], 10, None)
         assert alike.plan == "exact scan of 6,000 vectors"
         assert alike.rows.tolist() == view.scan(view.base[100], 10, None)[0].tolist()
-    assert len(asked) < 100  # two a search at first
+    assert len(asked) < 25
     easy = [plan.nearest(view, view.base[101], 1, None) for _ in range(100)]
     assert [one.rows.tolist() for one in easy] == [[101]] * 100
     assert all("by a byte a number" in one.plan for one in easy[-50:])
@@ -220,6 +226,23 @@ def test_the_bytes_are_asked_where_that_takes_less(tmp_path, k, share, by_bytes)
     selection = None if share == 1 else Selection(np.random.default_rng(0).random(N) < share)
     found = plan.nearest(view, view.base[100], k, selection)
     assert ("by a byte a number" in found.plan) is by_bytes
+
+
+def test_how_many_it_takes_is_learnt(tmp_path, monkeypatch):
+    """Where the first few are never enough, more are asked for at once, and now and then fewer again."""
+    random = np.random.default_rng(0)
+    matrix = random.standard_normal((30, 64))[random.integers(0, 30, N)] + 0.02 * random.standard_normal((N, 64))
+    view = view_of(tmp_path, matrix.astype(np.float32), Metric.EUCLIDEAN)
+    wanted = []
+    candidates = ByteCopy.candidates
+    monkeypatch.setattr(ByteCopy, "candidates", lambda *given: wanted.append(given[2]) or candidates(*given))
+    for query in view.base[:150]:
+        found = scan_bytes(view, query, 10, None)
+        assert found.rows.tolist() == view.scan(query, 10, None)[0].tolist()
+    assert wanted[:2] == [64, 256]
+    assert wanted[2:52] == [256] * 50
+    assert 2 <= wanted.count(64) <= 5
+    assert len(wanted) < 160
 
 
 def test_where_the_bytes_tell_too_little_an_index_is_asked_rather_than_every_vector(tmp_path):
@@ -281,8 +304,13 @@ def copied(monkeypatch):
     """Spaces of these tests are large enough for a copy, and written to their cache at once."""
     monkeypatch.setattr(byte_copy, "_FEWEST_NUMBERS", STORED * DIM // 2)
     monkeypatch.setattr(space_cache, "_BUILD_BYTES", 0)
-    cost = plan.bytes_cost
-    monkeypatch.setattr(plan, "bytes_cost", lambda *given: 0.0 if cost(*given) < NEVER else NEVER)
+    asked = plan.asked_of_bytes
+
+    def for_nothing(*given):
+        found = asked(*given)
+        return None if found is None else found._replace(cost=0.0)
+
+    monkeypatch.setattr(plan, "asked_of_bytes", for_nothing)
 
 
 @pytest.fixture
