@@ -34,16 +34,21 @@ _FEWEST_NUMBERS = 1 << 22
 _FEWEST_DIMS, _MOST_DIMS = 64, 32_768
 """Below the first the scan itself is as fast; beyond the last the squares of bytes add up to more than 31 bits."""
 _BLOCK_ROWS = 4_096
-_FAR_SHARE = 1_000
-_SLIGHTLY = 1.5
+_FAR_SHARE, _SLIGHTLY = 1_000, 1.5
+"""One vector of so many may lie far out, where the others' largest number times this is less than theirs."""
 _LARGEST, _ZERO = 127, 128
-_PATIENCE = 100
-_FAILED, _DOUBTFUL = 16, 32
 WIDENED = 4
 """How many times as many are asked for where too few were."""
+_PATIENCE = 100
+"""After so many searches fewer are tried again."""
+_FAILED, _DOUBTFUL = 16, 32
+"""What a search in vain adds to the doubt, and the doubt from which on searches are passed over, each taking off 1."""
 _OFTEN, _SELDOM = 3, 100
+"""How many scans by a selection make its bytes worth keeping together, and how many more if they were given up."""
 _PART_SHARE, _FEWEST_KEPT, _KEPT_BYTES = 0.7, 500, 128 << 20
+"""Of the rows at most, rows at least, and bytes for a space at most that are kept together."""
 _SIZES = (1e-12, 1e12)
+"""Between them, squares of what is left of a step are numbers in single precision."""
 _EPSILON = 2.0**-23
 """The step of single precision at 1."""
 _FINE_EPSILON = 2.0**-52
@@ -280,7 +285,7 @@ class ByteCopy:
     def candidates(self, query: FloatVector, n_wanted: int, part: Part | None = None) -> Candidates | None:
         """The ``n_wanted`` best rows by their bytes, for a prepared query (dim,); None for a query of zeros.
 
-        part: the rows to look at; None for all. Needs FAISS, and that the copy is promising.
+        part: the rows to look at; None for all. Needs FAISS, and that the copy is usable.
         """
         faiss, index = loaded_faiss(), self._index if part is None else part.index
         n = self._n if part is None else part.rows.size
