@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from embedstore.errors import DeviceUnavailable, InvalidInput, StorageFull
-from embedstore.indexing.cachefile import CacheFile, CacheWriter, DamagedCache, Pages, open_checked, open_pages
+from embedstore.indexing.cachefile import CacheFile, CacheWriter, DamagedCache, Pages, open_checked, open_pages, release
 from embedstore.indexing.faiss_file import Expected, ListPlaces, layout_fault, list_places
 from embedstore.indexing.fitting import Shape, parts_of, shape_for, training_rows
 from embedstore.indexing.recipes import Family, Placement, Recipe, find_recipe
@@ -268,6 +268,8 @@ def open_faiss(folder: Path, file: CacheFile, shape: Shape, n_vectors: int, sums
     places = None if pages is None else list_places(content, expected)
     if pages is not None and places is not None:  # all but the lists is read now
         pages.check_ranges(np.array([0]), np.array([int(places.offsets[0])]))
+    if pages is None and recipe.mapped:  # few of these pages are looked at again
+        release(content)
     index = _read(folder / file.name, recipe, file.n_bytes)
     if recipe.family is Family.LISTS and recipe.mapped:
         faiss = load_faiss()

@@ -326,7 +326,8 @@ class SpaceCache:
         if index is not None and (index["recipe"] != space.recipe or find_recipe(space.recipe).exact):
             index = None
         pages = None
-        if "exact_sums" in files and index is not None and find_recipe(index["recipe"]).mapped:
+        mapped = index is not None and find_recipe(index["recipe"]).mapped
+        if mapped and "exact_sums" in files and files["exact"].n_bytes > cachefile.CHECKED_WHOLE:
             pages = cachefile.open_pages(self._folder, files["exact"], files["exact_sums"])
             content = pages.content
         else:
@@ -367,7 +368,8 @@ class SpaceCache:
         if "index_centre" in files:
             centre = np.array(cachefile.open_checked(self._folder, files["index_centre"])).view("<f4")
         shape = Shape(recipe, view.metric, view.dim, centre, index.get("exponent", 0))
-        sums = files.get("index_sums") if recipe.mapped else None
+        by_page = recipe.mapped and files["index"].n_bytes > cachefile.CHECKED_WHOLE
+        sums = files.get("index_sums") if by_page else None
         opened = open_faiss(self._folder, files["index"], shape, index["n_vectors"], sums)
         costs = costs_of(index)
         if files["index_labels"].name == files["labels"].name:

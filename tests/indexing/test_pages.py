@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import embedstore
+from embedstore.indexing import cachefile
 from embedstore.indexing.cachefile import CacheWriter, DamagedCache, Pages, open_pages, page_sums, write_sums
 from embedstore.searching import plan
 
@@ -57,7 +58,8 @@ def test_sums_of_another_file_are_refused(tmp_path):
 
 
 @pytest.fixture
-def on_disk(tmp_path):
+def on_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(cachefile, "CHECKED_WHOLE", 0)  # as if these files were large
     matrix = np.random.default_rng(1).standard_normal((N, DIM)).astype(np.float32)
     store = embedstore.open(tmp_path / "store")
     collection = store.collection("c", encoder="none", recipe="ivf-disk")
@@ -75,7 +77,9 @@ def damage(path, offset):
 
 @pytest.mark.parametrize("pattern", ["exact-*.f32", "ivf-disk-*.faiss"])
 @pytest.mark.parametrize("share", [0.02, 0.5, 0.98])
-def test_damage_in_a_file_on_the_disk_never_reaches_an_answer(on_disk, caplog, pattern, share):
+@pytest.mark.parametrize("whole", [0, 1 << 30], ids=["page by page", "whole"])
+def test_damage_in_a_file_on_the_disk_never_reaches_an_answer(on_disk, caplog, pattern, share, whole, monkeypatch):
+    monkeypatch.setattr(cachefile, "CHECKED_WHOLE", whole)
     store, matrix, folder = on_disk
     (path,) = folder.glob(pattern)
     damage(path, int(path.stat().st_size * share))
@@ -106,6 +110,21 @@ def test_a_search_of_lists_on_the_disk_reads_few_pages(on_disk):
     view = store.search.space_cache(1)._view
     assert view.pages is not None
     assert 0 < view.pages._checked.sum() < 0.6 * view.pages._checked.size
+    store.close()
+
+
+def test_small_files_are_checked_when_they_are_opened_and_searched_in_one_step(on_disk, monkeypatch):
+    store, matrix, _ = on_disk
+    by_page = [store.collection("c").search(row + np.float32(0.1), 5) for row in matrix[:50]]
+    store.close()
+    monkeypatch.setattr(cachefile, "CHECKED_WHOLE", 1 << 30)
+    collection = store.collection("c")
+    whole = [collection.search(row + np.float32(0.1), 5) for row in matrix[:50]]
+    view = store.search.space_cache(1)._view
+    assert view.pages is None and view.approximate.refined.searched is not None
+    for one, other in zip(whole, by_page, strict=True):
+        assert one.plan == other.plan and one.plan.startswith("ivf-disk")
+        assert [(hit.key, hit.score) for hit in one] == [(hit.key, hit.score) for hit in other]
     store.close()
 
 
