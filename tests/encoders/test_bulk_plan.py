@@ -1,6 +1,7 @@
 """Claims about how many texts are divided: batches, threads, windows."""
 
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -63,6 +64,7 @@ def test_an_interrupt_does_not_wait_for_batches_that_have_not_begun():
 
     def run(ids, mask):
         begun.append(1)
+        time.sleep(0.005)  # batches take a while, in which the caller hears of the first one's end
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
