@@ -40,6 +40,7 @@ _MOST_BITS = 1023
 """Of a whole number that a float can be near."""
 _NULL = object()
 _KEPT_CHARACTERS, _MOST_KEPT = 1_000, 256
+"""Texts of so many characters at most are kept with their trees, and so many of them."""
 
 
 def parse_where(where: Where | Node) -> Node:

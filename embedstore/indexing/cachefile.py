@@ -32,7 +32,7 @@ from embedstore.storage.files import sync_folder, write_all
 _PAGE_BYTES = 4096
 _CHUNK_BYTES = 4 << 20
 CHECKED_WHOLE = 128 << 20
-"""A file of so many bytes at most is checked when it is opened (20 ms), even where it could be checked page by page."""
+"""A file of so many bytes at most is checked when it is opened, even where it could be checked page by page."""
 MANIFEST_NAME = "MANIFEST"
 MANIFEST_FORMAT = 3
 _MAX_MANIFEST_BYTES = 1 << 20

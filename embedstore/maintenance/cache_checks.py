@@ -124,9 +124,9 @@ def _exact_faults(
             yield f"vector {int(found[~same][0])} is not the one in the database"
             return
     n_dead = int(np.isin(seqs, died_since(transaction, space, manifest["change"])).sum())
-    if "bytes" in files:
-        steps = Steps.from_json(manifest["bytes"])
-        if not ByteCopy(folder, files["bytes"], steps, (n_rows, dim), Metric(space.metric)).holds(matrix):
-            yield f"{files['bytes'].name} is not a copy of the exact vectors"
     if n_found + n_dead != n_rows:
         yield f"it has {n_rows:,} vectors; {n_found:,} of them are in the database, and {n_dead:,} were deleted since"
+    if "bytes" in files:
+        steps = Steps.from_json(manifest["bytes"])
+        if not ByteCopy(folder, files["bytes"], steps, matrix.shape, Metric(space.metric)).holds(matrix):
+            yield f"{files['bytes'].name} is not a copy of the exact vectors"

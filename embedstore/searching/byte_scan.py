@@ -18,8 +18,8 @@ from embedstore.indexing.steps import width_of
 from embedstore.model import BoolVector, FloatVector, IntVector
 
 _LOG = logging.getLogger("embedstore")
-_SPARE = 44
-_MOST = 2_048
+_SPARE, _MOST = 44, 2_048
+"""How many more rows are asked for than twice the hits, so that the bounds tell; and how many at most."""
 _HEAP_NANOSECONDS = 8.0
 """For each step down the heap that FAISS keeps the best in."""
 

@@ -433,6 +433,21 @@ def test_the_end_of_an_ingest_makes_a_copy_that_is_not_there(stored, missing, mo
         assert ("by a byte a number" in again.search(matrix[0]).plan) is (missing != "cannot be made")
 
 
+def test_a_copy_that_another_process_mended_is_used(stored):
+    collection, matrix = stored
+    collection.search(matrix[0])
+    collection.store.close()
+    folder = collection.store.path / "cache" / "space-1"
+    (path,) = folder.glob("bytes-*.u8")
+    path.write_bytes(bytes(path.stat().st_size))
+    with embedstore.open(collection.store.path) as reader, embedstore.open(collection.store.path) as mender:
+        for _ in range(4):  # by the last look, too
+            assert reader.collection("c").search(matrix[0]).plan == "exact scan of 1,500 vectors"
+        mender.collection("c").index()
+        for _ in range(4):
+            assert "by a byte a number" in reader.collection("c").search(matrix[0]).plan
+
+
 def test_a_space_with_a_copy_is_searched_where_nothing_can_be_written_and_the_copy_is_damaged(stored, monkeypatch):
     collection, matrix = stored
     assert_searched_rightly(collection, matrix, np.ones(STORED, np.bool_))
