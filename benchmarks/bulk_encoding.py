@@ -116,8 +116,8 @@ def main() -> None:
     options = parser.parse_args()
     both = {"abstracts": abstracts(options.abstracts), "glosses": glosses(options.glosses)}
     compared = encoders(both["abstracts"])
+    from embedstore.cores import usable_cores
     from embedstore.encoders import describe_runtime
-    from embedstore.encoders.threads import usable_cores
 
     figures: dict = {"n_rounds": options.rounds, "n_cores": usable_cores(), "load_before": os.getloadavg()[0]}
     for name, texts in both.items():

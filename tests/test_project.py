@@ -12,7 +12,7 @@ from shared import ROOT
 
 LAYERS = [
     ["version", "errors", "wording"],
-    ["failpoints", "forking", "interruption", "png", "side_by_side"],
+    ["cores", "failpoints", "forking", "interruption", "png", "side_by_side"],
     ["names", "devices", "optional", "shipped"],
     ["model"],
     ["pictures", "checks"],

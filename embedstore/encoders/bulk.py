@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+from embedstore.cores import usable_cores
 from embedstore.devices import Device
 from embedstore.encoders.batching import Tokens
 from embedstore.encoders.model_folder import TextModel
 from embedstore.encoders.onnx_text import OnnxText
 from embedstore.encoders.openvino_text import OpenVinoText, has_openvino
 from embedstore.encoders.race import Race, Runtime, contenders, fastest, remember_ratios, remembered_ratios
-from embedstore.encoders.threads import usable_cores
 from embedstore.encoders.torch_device import torch_gpus
 from embedstore.encoders.torch_text import TorchText, pad_id
 from embedstore.errors import DeviceUnavailable, EncoderUnavailable

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from embedstore.cores import usable_cores
 from embedstore.encoders.batching import Ids, Tokens, pad, run_all
-from embedstore.encoders.threads import plan_bulk, usable_cores
+from embedstore.encoders.threads import plan_bulk
 from embedstore.model import FloatMatrix, FloatVector
 
 _QUERIES_BEFORE_PACKING = 16

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from embedstore.cores import usable_cores
 from embedstore.encoders.batching import Ids, Tokens, pad, run_all
-from embedstore.encoders.threads import plan_bulk, usable_cores
+from embedstore.encoders.threads import plan_bulk
 from embedstore.errors import EncoderUnavailable
 from embedstore.model import FloatMatrix
 

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
+from embedstore.cores import usable_cores
 from embedstore.encoders.batching import Tokens
 from embedstore.encoders.cache import read_json, write_json
 from embedstore.encoders.reference import differs
-from embedstore.encoders.threads import usable_cores
 from embedstore.model import FloatMatrix
 
 logger = logging.getLogger("embedstore")

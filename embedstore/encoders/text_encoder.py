@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from embedstore.cores import usable_cores
 from embedstore.devices import Device, DeviceKind
 from embedstore.encoders.ahead import one_ahead
 from embedstore.encoders.batching import Tokens
@@ -19,7 +20,7 @@ from embedstore.encoders.onnx_text import OnnxText
 from embedstore.encoders.protocol import Encoded
 from embedstore.encoders.race import Runtime
 from embedstore.encoders.spec import MINILM_INT8, EncoderSpec
-from embedstore.encoders.threads import tokenizing_threads, usable_cores, window_texts
+from embedstore.encoders.threads import tokenizing_threads, window_texts
 from embedstore.encoders.tokens import TextTokenizer, checked
 from embedstore.encoders.torch_device import may_have_gpu, torch_gpus
 from embedstore.encoders.torch_text import TorchText, pad_id

@@ -11,11 +11,12 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from embedstore.cores import usable_cores
 from embedstore.encoders.batching import Ids, Tokens, pad, place_all
 from embedstore.encoders.model_folder import TextModel
 from embedstore.encoders.reference import CHECK_TEXTS
 from embedstore.encoders.spec import TRANSFORMERS
-from embedstore.encoders.threads import MOST_TOKENS, Plan, usable_cores
+from embedstore.encoders.threads import MOST_TOKENS, Plan
 from embedstore.errors import DeviceUnavailable, EncoderUnavailable
 from embedstore.model import FloatMatrix, FloatVector
 

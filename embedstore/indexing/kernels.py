@@ -14,7 +14,7 @@ import numpy as np
 
 from embedstore.errors import MissingDependency
 from embedstore.indexing.threads import ManyThreads, OneThread
-from embedstore.model import FloatMatrix, FloatVector, IntVector, Metric
+from embedstore.model import FloatMatrix, FloatVector, IntVector
 
 _WORTHWHILE = 1 << 20
 """Numbers in a scan from which on FAISS's loops are worth their import."""
@@ -35,7 +35,7 @@ def inner_products(matrix: FloatMatrix, query: FloatVector) -> FloatVector:
         return inner_products_at(matrix, np.arange(n), query)
     products = np.empty(n, np.float32)
     with OneThread(faiss):
-        faiss.fvec_inner_products_ny(*_pointers(faiss, products, query, matrix), dim, n)
+        faiss.fvec_inner_products_ny(*pointers(faiss, products, query, matrix), dim, n)
     return products
 
 
@@ -47,31 +47,31 @@ def inner_products_at(matrix: FloatMatrix, rows: IntVector, query: FloatVector) 
     products = np.empty(rows.size, np.float32)
     with OneThread(faiss):
         faiss.fvec_inner_products_by_idx(
-            *_pointers(faiss, products, query, matrix, rows), matrix.shape[1], 1, rows.size
+            *pointers(faiss, products, query, matrix, rows), matrix.shape[1], 1, rows.size
         )
     return products
 
 
 def inner_products_at_many(matrix: FloatMatrix, rows: np.ndarray, queries: FloatMatrix) -> FloatMatrix:
     """The inner products of each query (n, dim) with its own rows (n, m); -inf where a row is -1. Needs FAISS."""
-    faiss = _import_faiss()
+    faiss = import_faiss()
     assert faiss is not None
     n, m = rows.shape
     products: FloatMatrix = np.empty((n, m), np.float32)
     with ManyThreads(faiss):
-        faiss.fvec_inner_products_by_idx(*_pointers(faiss, products, queries, matrix, rows), matrix.shape[1], n, m)
+        faiss.fvec_inner_products_by_idx(*pointers(faiss, products, queries, matrix, rows), matrix.shape[1], n, m)
     products[rows < 0] = -np.inf
     return products
 
 
 def squared_distances_at_many(matrix: FloatMatrix, rows: np.ndarray, queries: FloatMatrix) -> FloatMatrix:
     """The squared distances of each query (n, dim) to its own rows (n, m); inf where a row is -1. Needs FAISS."""
-    faiss = _import_faiss()
+    faiss = import_faiss()
     assert faiss is not None
     n, m = rows.shape
     squared: FloatMatrix = np.empty((n, m), np.float32)
     with ManyThreads(faiss):
-        faiss.fvec_L2sqr_by_idx(*_pointers(faiss, squared, queries, matrix, rows), matrix.shape[1], n, m)
+        faiss.fvec_L2sqr_by_idx(*pointers(faiss, squared, queries, matrix, rows), matrix.shape[1], n, m)
     squared[rows < 0] = np.inf
     return squared
 
@@ -85,7 +85,7 @@ def squared_distances(matrix: FloatMatrix, query: FloatVector) -> FloatVector:
     squared = np.empty(n, np.float32)
     if faiss is not None:
         with OneThread(faiss):
-            faiss.fvec_L2sqr_ny(*_pointers(faiss, squared, query, matrix), dim, n)
+            faiss.fvec_L2sqr_ny(*pointers(faiss, squared, query, matrix), dim, n)
         return squared
     for start in range(0, n, 8192):
         differences = matrix[start : start + 8192] - query
@@ -100,7 +100,7 @@ def squared_distances_at(matrix: FloatMatrix, rows: IntVector, query: FloatVecto
         return squared_distances(matrix[rows], query)
     squared = np.empty(rows.size, np.float32)
     with OneThread(faiss):
-        faiss.fvec_L2sqr_by_idx(*_pointers(faiss, squared, query, matrix, rows), matrix.shape[1], 1, rows.size)
+        faiss.fvec_L2sqr_by_idx(*pointers(faiss, squared, query, matrix, rows), matrix.shape[1], 1, rows.size)
     return squared
 
 
@@ -109,35 +109,13 @@ def _sums(matrix: FloatMatrix, query: FloatVector) -> FloatVector:
     return np.einsum("ij,j->i", matrix, query)  # type: ignore[no-any-return]
 
 
-def best_of_all(
-    matrix: FloatMatrix, queries: FloatMatrix, k: int, metric: Metric
-) -> tuple[FloatMatrix, np.ndarray]:
-    """The best ``k`` rows for each query (n, dim): scores float32, -inf for none, and rows int64, -1 for none.
-
-    Squared distances are expanded to inner products, so scores of near rows are rounded; they are negative then.
-    Needs FAISS.
-    """
-    faiss = _import_faiss()
-    assert faiss is not None
-    n, dim = queries.shape
-    k_found = min(k, matrix.shape[0])
-    scores: FloatMatrix = np.empty((n, k_found), np.float32)
-    rows = np.empty((n, k_found), np.int64)
-    search = faiss.knn_L2sqr if metric is Metric.EUCLIDEAN else faiss.knn_inner_product
-    with ManyThreads(faiss):
-        search(*_pointers(faiss, queries, matrix), dim, n, matrix.shape[0], k_found, *_pointers(faiss, scores, rows))
-    if metric is Metric.EUCLIDEAN:
-        scores = -scores
-    scores[rows < 0] = -np.inf
-    return scores, rows
-
-
 def can_batch() -> bool:
     """Whether FAISS is there to search for many queries at once."""
-    return _import_faiss() is not None
+    return import_faiss() is not None
 
 
-def _pointers(faiss: Any, *arrays: np.ndarray) -> list[Any]:
+def pointers(faiss: Any, *arrays: np.ndarray) -> list[Any]:
+    """Addresses of arrays as FAISS takes them."""
     return [faiss.swig_ptr(array) for array in arrays]
 
 
@@ -156,11 +134,12 @@ def _faiss(n_numbers: int) -> Any | None:
     if n_numbers < _WORTHWHILE:
         return None
     _n_large_scans += 1
-    return _import_faiss() if _n_large_scans > 1 else None
+    return import_faiss() if _n_large_scans > 1 else None
 
 
 @functools.cache
-def _import_faiss() -> Any | None:
+def import_faiss() -> Any | None:
+    """FAISS, imported now where it was not; None where it is not installed."""
     from embedstore.optional import load_faiss
 
     try:

@@ -19,7 +19,6 @@ from embedstore.indexing.costs import IndexCosts
 from embedstore.indexing.exact import best_of_candidates, prepared, top_k
 from embedstore.indexing.faiss_index import FaissIndex, Settings
 from embedstore.indexing.kernels import (
-    best_of_all,
     inner_products,
     inner_products_at,
     inner_products_at_many,
@@ -28,6 +27,7 @@ from embedstore.indexing.kernels import (
     squared_distances_at_many,
 )
 from embedstore.indexing.one_query import Refined, refined_by
+from embedstore.indexing.products import Extent, best_of_all, extent_of, rounding
 from embedstore.indexing.recipes import RECIPES_K, Recipe
 from embedstore.indexing.selection import Selection
 from embedstore.model import BoolVector, FloatMatrix, FloatVector, IntVector, Metric
@@ -35,23 +35,10 @@ from embedstore.model import BoolVector, FloatMatrix, FloatVector, IntVector, Me
 if TYPE_CHECKING:
     from embedstore.indexing.gpu import GpuFlat, GpuIndex
 
-_SPARE = 16
+_SPARE, _SPARE_SHARE = 16, 32
+"""How many more rows are looked for than are wanted, and one more for each so many of them."""
 _SPARSE = 8
-_ROUNDING = 1e-5
-"""By how much of its size a score may be off where FAISS computes many at once; distances, by their expanded form."""
-_ROUNDING_OF_DISTANCES = 1e-4
 _COPIED_BYTES = 64 << 20
-
-
-def _unsure(rows: np.ndarray, scores: FloatMatrix, k: int, metric: Metric) -> BoolVector:
-    """Of queries, those for which a row that is not among these (n, more than k) may be as near as the k-th of them."""
-    if scores.shape[1] <= k:
-        return np.zeros(len(rows), np.bool_)
-    size = np.maximum(np.abs(scores[:, 0]), np.abs(scores[:, -1]))
-    rounding = _ROUNDING_OF_DISTANCES if metric is Metric.EUCLIDEAN else _ROUNDING
-    with np.errstate(invalid="ignore"):  # of -inf, which is no row
-        near: BoolVector = (rows[:, -1] >= 0) & (scores[:, k - 1] - scores[:, -1] <= rounding * size)
-    return near
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +98,18 @@ class SpaceView:
     gpu: GpuFlat | GpuIndex | None = None  # ``base`` or the index once more, for searches without a filter
     searches: dict[tuple[int, Selection | None], Any] = field(init=False, default_factory=dict)
     """By number of hits and selection, how the index is searched, as it was planned; None where it is not."""
+    extents: list[Extent] = field(init=False, default_factory=list)
+    """Where its vectors lie, once that was asked for."""
+
+    @staticmethod
+    def of_matrix(matrix: FloatMatrix, metric: Metric) -> SpaceView:
+        """Prepared rows (n, dim) of no space, to be scanned."""
+        n, dim = matrix.shape
+        numbers = np.arange(n, dtype=np.int64)
+        return SpaceView(
+            space_id=0, metric=metric, dim=dim, change=0, last_seq=n, base=matrix, delta=matrix[:0], seqs=numbers,
+            record_ids=numbers, alive=None, n_alive=n,
+        )  # fmt: skip
 
     @property
     def n_rows(self) -> int:
@@ -192,15 +191,16 @@ class SpaceView:
         (n, k). Needs FAISS.
         """
         self._check(None if not first else np.arange(first, self.base.shape[0]))
-        wanted = k + _SPARE  # FAISS ranks by rounded forms of the scores
+        wanted = k + _SPARE + k // _SPARE_SHARE  # since products are rounded
+        extent = self._extent(first)
         rows = np.empty((len(queries), 0), np.int64)
         scores: FloatMatrix = np.empty((len(queries), 0), np.float32)
         for matrix, of_matrix in self._stretches(selection, first):
-            new_scores, places = best_of_all(matrix, queries, wanted, self.metric)
+            new_scores, places = best_of_all(matrix, queries, wanted, self.metric, extent)
             found = np.where(places >= 0, of_matrix[np.maximum(places, 0)], -1)
             rows, scores = np.concatenate([rows, found], axis=1), np.concatenate([scores, new_scores], axis=1)
         rows, scores = self.rescore_batch(queries, rows, wanted)
-        for line in np.flatnonzero(_unsure(rows, scores, k, self.metric)).tolist():
+        for line in np.flatnonzero(self._unsure(queries, rows, scores, k, extent)).tolist():
             if first:
                 found, exact = self.scan_rows(queries[line], k, np.arange(first, self.n_rows))
             elif selection is not None and selection.n < self.n_rows // _SPARSE:
@@ -209,6 +209,30 @@ class SpaceView:
                 found, exact = self.scan(queries[line], k, selection)
             rows[line, : found.size], scores[line, : found.size] = found, exact
         return rows[:, :k], scores[:, :k]
+
+    def _extent(self, first: int) -> Extent:
+        """Where the rows from ``first`` on lie; kept for all of them."""
+        if first:
+            return extent_of([part for part, _ in self._stretches(None, first)], self.metric)
+        if not self.extents:
+            self.extents.append(extent_of([self.base, self.delta], self.metric))
+        return self.extents[0]
+
+    def _unsure(
+        self, queries: FloatMatrix, rows: np.ndarray, scores: FloatMatrix, k: int, extent: Extent
+    ) -> BoolVector:
+        """Of queries, those for which another row than these (n, more than k) may be as near as the k-th of them.
+
+        scores: the exact ones.
+        """
+        if scores.shape[1] <= k:
+            return np.zeros(len(rows), np.bool_)
+        kth, last = scores[:, k - 1].astype(np.float64), scores[:, -1].astype(np.float64)
+        if self.metric is Metric.EUCLIDEAN:
+            kth, last = -np.square(kth), -np.square(last)
+        with np.errstate(invalid="ignore"):  # of -inf, which is no row
+            near: BoolVector = (rows[:, -1] >= 0) & (kth - last <= 2 * rounding(queries, extent, self.metric))
+        return near
 
     def blocks(self, rows_at_once: int, selection: Selection | None) -> Iterator[tuple[IntVector, FloatMatrix]]:
         """All live rows, or those of a selection, in order: their numbers and vectors, of which nothing is copied."""

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from embedstore.encoders.threads import WhileUsed, usable_cores
+from embedstore.cores import usable_cores
+from embedstore.encoders.threads import WhileUsed
 
 Given = TypeVar("Given")
 Made = TypeVar("Made")

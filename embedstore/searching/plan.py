@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from embedstore.cores import usable_cores
 from embedstore.errors import DeviceUnavailable
 from embedstore.indexing.costs import ScanCosts, lists_for_hits, margin, raised
 from embedstore.indexing.exact import best_of_candidates
@@ -24,6 +25,8 @@ from embedstore.wording import counted
 
 MAX_EFFORT = 4_096
 _MOST_KEPT = 64
+_MOST_ALONE, _PRODUCT_SCANS = 16, 8
+"""How many queries at most may pay alone; as how many scans of one query a product of few takes on one core."""
 
 
 def nearest(view: SpaceView, query: FloatVector, k: int, selection: Selection | None) -> Found:
@@ -61,15 +64,15 @@ def nearest_batch(view: SpaceView, queries: FloatMatrix, k: int, selection: Sele
     k = min(k, n_usable)
     details: dict[str, Any] = {"n_vectors": view.n_alive, "n_allowed": n_usable}
     if not k or not can_batch():
-        apart = {line: nearest(view, query, k, selection) for line, query in enumerate(queries)}
-        rows, scores = np.full((len(queries), k), -1), np.full((len(queries), k), -np.inf, np.float32)
-        return FoundBatch(rows, scores, True, _scan_plan(view, selection), details, {}).with_apart(apart)
+        return _each_alone(view, queries, k, selection, details)
     by_gpu = None if view.gpu is None else _by_gpu(view, queries, k, selection)
     if by_gpu is not None:
         rows, scores, words = by_gpu
         return FoundBatch(rows, scores, False, f"{words}, {len(queries):,} queries at once", details, {})
     by_index = _index_search(view, k, selection)
     if by_index is None:
+        if _pays_alone(view, len(queries), k, selection):
+            return _each_alone(view, queries, k, selection, details)
         rows, scores = view.scan_batch(queries, k, selection)
         plan = f"{_scan_plan(view, selection)}, {len(queries):,} queries at once"
         return FoundBatch(rows, scores, True, plan, details, {})
@@ -77,6 +80,24 @@ def nearest_batch(view: SpaceView, queries: FloatMatrix, k: int, selection: Sele
     plan = f"{by_index.words}, {len(queries):,} queries at once"
     apart = {line: nearest(view, queries[line], k, selection) for line in np.flatnonzero(short).tolist()}
     return FoundBatch(rows, scores, False, plan, by_index.details, {}).with_apart(apart)
+
+
+def _each_alone(
+    view: SpaceView, queries: FloatMatrix, k: int, selection: Selection | None, details: dict[str, Any]
+) -> FoundBatch:
+    apart = {line: nearest(view, query, k, selection) for line, query in enumerate(queries)}
+    rows, scores = np.full((len(queries), k), -1), np.full((len(queries), k), -np.inf, np.float32)
+    return FoundBatch(rows, scores, True, _scan_plan(view, selection), details, {}).with_apart(apart)
+
+
+def _pays_alone(view: SpaceView, n_queries: int, k: int, selection: Selection | None) -> bool:
+    """Whether queries are compared sooner by a byte a number, one after another, than by a product of all with all."""
+    if view.byte_copy is None or n_queries > _MOST_ALONE:
+        return False
+    costs = _scan_costs(view)
+    asked = asked_of_bytes(view, costs, k, selection)
+    product = _exact_cost(view, costs, selection) * max(_PRODUCT_SCANS / usable_cores(), 1)
+    return asked is not None and n_queries * asked.cost < product
 
 
 def _by_gpu(

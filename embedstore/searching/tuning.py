@@ -160,18 +160,9 @@ def _split(view: SpaceView, random: np.random.Generator) -> tuple[FloatMatrix, F
     return view.gather(rows[kept]), view.gather(rows[np.sort(held)])
 
 
-def _plain_view(matrix: FloatMatrix, metric: Metric) -> SpaceView:
-    n, dim = matrix.shape
-    numbers = np.arange(n, dtype=np.int64)
-    return SpaceView(
-        space_id=0, metric=metric, dim=dim, change=0, last_seq=n, base=matrix, delta=matrix[:0], seqs=numbers,
-        record_ids=numbers, alive=None, n_alive=n,
-    )  # fmt: skip
-
-
 def _truth(matrix: FloatMatrix, queries: FloatMatrix, metric: Metric, k: int) -> np.ndarray:
     """The scores of the true k-th neighbours, (n_queries,): whatever scores as much is as near."""
-    _, scores = _plain_view(matrix, metric).scan_batch(queries, k, None)
+    _, scores = SpaceView.of_matrix(matrix, metric).scan_batch(queries, k, None)
     return scores[:, -1]
 
 
@@ -183,7 +174,7 @@ def _recalls(scores: np.ndarray, kth: np.ndarray, k: int) -> np.ndarray:
 
 
 def _exact_point(matrix: FloatMatrix, queries: FloatMatrix, metric: Metric, k: int) -> Point:
-    view = _plain_view(matrix, metric)
+    view = SpaceView.of_matrix(matrix, metric)
     return Point("flat", {}, 1.0, 1.0, _median_us(lambda query: view.scan(query, k, None), queries))
 
 
@@ -201,7 +192,7 @@ def _measured(
     index = FaissIndex(built, shape)
     costs = IndexCosts(0.0, 0.0, 1.0, ScanCosts.guessed(matrix.shape[1]))
     approximate = Approximate.of_rows(index, matrix, dict(recipe.search), costs)
-    view = replace(_plain_view(matrix, metric), approximate=approximate)
+    view = replace(SpaceView.of_matrix(matrix, metric), approximate=approximate)
     for settings in _grid(recipe, index.n_lists, k):
         knob = 0 if recipe.knob is None else settings[recipe.knob]
         search = IndexSearch(view, k, None, knob, recipe.n_candidates(k))

@@ -13,10 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from embedstore.checks import check_whole
+from embedstore.cores import usable_cores
 from embedstore.encoders.batching import batches
 from embedstore.encoders.model_folder import COUNT_FROM_PADDING, TextModel, read_transformer
 from embedstore.encoders.registry import transformer_folder
-from embedstore.encoders.threads import MOST_TOKENS, WhileUsed, usable_cores
+from embedstore.encoders.threads import MOST_TOKENS, WhileUsed
 from embedstore.encoders.tokens import TextTokenizer, checked
 from embedstore.encoders.torch_text import memory_told, pad_id, quiet
 from embedstore.errors import EncoderUnavailable, InvalidInput

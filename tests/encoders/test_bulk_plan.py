@@ -6,10 +6,10 @@ import time
 import numpy as np
 import pytest
 
-from embedstore.encoders import threads
+from embedstore.cores import count_cores, read_quota, usable_cores
 from embedstore.encoders.ahead import one_ahead
 from embedstore.encoders.batching import batches, run_all
-from embedstore.encoders.threads import Plan, count_cores, plan_bulk, read_quota, tokenizing_threads, window_texts
+from embedstore.encoders.threads import Plan, plan_bulk, tokenizing_threads, window_texts
 
 
 def skewed_lengths(n):
@@ -112,7 +112,7 @@ def test_a_quota_is_read_as_linux_writes_it(text, quota):
 def test_this_machine_has_no_more_cores_than_the_process_may_use():
     import os
 
-    assert 1 <= threads.usable_cores() <= len(os.sched_getaffinity(0))
+    assert 1 <= usable_cores() <= len(os.sched_getaffinity(0))
 
 
 @pytest.mark.parametrize("n_cores", [1, 2, 8, 64, 256])
