@@ -16,6 +16,7 @@ import numpy as np
 
 from embedstore.errors import DeviceUnavailable
 from embedstore.indexing.gpus import require_room
+from embedstore.indexing.products import middle_of
 from embedstore.indexing.recipes import FEWEST_CANDIDATES, Family, Recipe
 from embedstore.model import FloatMatrix, Metric
 from embedstore.optional import load_faiss
@@ -110,26 +111,37 @@ class GpuFlat(_OnGpus):
 
     def __init__(self, matrix: FloatMatrix, metric: Metric, gpus: list[int], *, required: bool = False) -> None:
         """matrix: prepared rows (n, dim). Raises DeviceUnavailable where they do not fit."""
-        if float(np.abs(matrix).max(initial=0)) > _LARGEST_HALF:
-            raise DeviceUnavailable(f"numbers beyond {_LARGEST_HALF:,.0f} are too large for half precision")
         gpus = gpus[: max(1, matrix.shape[0])]
         for gpu in gpus:
             require_room(_HALF_BYTES * matrix.size // len(gpus), gpu)
         super().__init__(gpus, required)
-        faiss = load_faiss()
-        kind = _kind(metric)
-        self._firsts: list[int] = []
-        bounds = np.linspace(0, matrix.shape[0], len(gpus) + 1).astype(int)
         try:
-            for gpu, resources, first, last in zip(gpus, self._resources, bounds[:-1], bounds[1:], strict=True):
-                settings = faiss.GpuIndexFlatConfig()
-                settings.device, settings.useFloat16 = gpu, True
-                part = faiss.GpuIndexFlat(resources, matrix.shape[1], kind, settings)
-                part.add(np.ascontiguousarray(matrix[first:last]))
-                self._parts.append(part)
-                self._firsts.append(int(first))
+            self._fill(matrix, metric)
         except RuntimeError as error:
             raise DeviceUnavailable(f"the vectors do not fit on the GPU: {first_line(error)}") from error
+
+    def _fill(self, matrix: FloatMatrix, metric: Metric) -> None:
+        """Spread rows over the GPUs; by distance from their middle where that is far out, since halves tell little."""
+        self._centre = middle_of([matrix]) if metric is Metric.EUCLIDEAN else None
+        self._firsts: list[int] = []
+        bounds = np.linspace(0, matrix.shape[0], len(self._gpus) + 1).astype(int)
+        for place, (first, last) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+            rows = np.ascontiguousarray(matrix[first:last])
+            if self._centre is not None:
+                rows = rows - self._centre
+            if float(np.abs(rows).max(initial=0)) > _LARGEST_HALF:
+                raise DeviceUnavailable(f"numbers beyond {_LARGEST_HALF:,.0f} are too large for half precision")
+            part = self._new_part(place, matrix.shape[1], _kind(metric))
+            part.add(rows)
+            self._parts.append(part)
+            self._firsts.append(int(first))
+
+    def _new_part(self, place: int, dim: int, kind: int) -> Any:
+        """An empty index on one of the GPUs."""
+        faiss = load_faiss()
+        settings = faiss.GpuIndexFlatConfig()
+        settings.device, settings.useFloat16 = self._gpus[place], True
+        return faiss.GpuIndexFlat(self._resources[place], dim, kind, settings)
 
     def n_candidates(self, k: int) -> int:
         """How many are found for ``k`` hits, and then compared exactly."""
@@ -146,6 +158,10 @@ class GpuFlat(_OnGpus):
         """
         if not isinstance(queries, np.ndarray):
             import faiss.contrib.torch_utils  # noqa: F401 - teaches FAISS to take tensors
+
+        if self._centre is not None:
+            is_array = isinstance(queries, np.ndarray)
+            queries = queries - (self._centre if is_array else queries.new_tensor(self._centre))
 
         def of_part(place: int) -> np.ndarray:
             part = self._parts[place]

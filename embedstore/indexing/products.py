@@ -44,7 +44,7 @@ def extent_of(parts: Sequence[FloatMatrix], metric: Metric) -> Extent:
     """Where the prepared rows of all parts (n, dim) lie."""
     if metric is Metric.COSINE:
         return Extent(None, 1.0)
-    centre = _middle(parts) if metric is Metric.EUCLIDEAN else None
+    centre = middle_of(parts) if metric is Metric.EUCLIDEAN else None
     longest = 0.0
     for part in parts:
         for start in range(0, len(part), _BLOCK_ROWS):
@@ -54,8 +54,8 @@ def extent_of(parts: Sequence[FloatMatrix], metric: Metric) -> Extent:
     return Extent(centre, math.sqrt(longest))
 
 
-def _middle(parts: Sequence[FloatMatrix]) -> FloatVector | None:
-    """The mean of some rows; None where they lie about zero."""
+def middle_of(parts: Sequence[FloatMatrix]) -> FloatVector | None:
+    """About the mean of the rows of all parts (n, dim); None where they are as near to zero as to each other."""
     n = sum(len(part) for part in parts)
     if not n:
         return None

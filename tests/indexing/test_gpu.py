@@ -16,7 +16,6 @@ from embedstore.indexing import gpu, gpus
 from embedstore.indexing.gpu import GpuFlat, GpuIndex
 from embedstore.indexing.gpus import n_gpus
 from embedstore.indexing.recipes import all_recipes
-from embedstore.model import Metric
 from embedstore.optional import load_faiss
 
 N, DIM = 3000, 24
@@ -39,16 +38,14 @@ class FlatInPlaceOfGpu(GpuFlat):
     """Vectors on the CPU, in half precision, spread as over so many GPUs."""
 
     def __init__(self, matrix, metric, gpus):
-        kind = FAISS.METRIC_L2 if metric is Metric.EUCLIDEAN else FAISS.METRIC_INNER_PRODUCT
         self._gpus, self._guard, self._parts, self._resources = gpus, threading.Lock(), [], []
-        self._firsts, self.required = [], False
-        bounds = np.linspace(0, len(matrix), len(gpus) + 1).astype(int)
-        for first, last in zip(bounds[:-1], bounds[1:], strict=True):
-            part = FAISS.IndexScalarQuantizer(matrix.shape[1], FAISS.ScalarQuantizer.QT_fp16, kind)
-            part.train(matrix[:1])
-            part.add(matrix[first:last])
-            self._parts.append(part)
-            self._firsts.append(int(first))
+        self.required = False
+        self._fill(matrix, metric)
+
+    def _new_part(self, place, dim, kind):
+        part = FAISS.IndexScalarQuantizer(dim, FAISS.ScalarQuantizer.QT_fp16, kind)
+        part.train(np.zeros((1, dim), np.float32))
+        return part
 
 
 def clustered(n=N, seed=0):
@@ -112,6 +109,20 @@ def test_batches_are_answered_by_gpus_with_exact_scores_and_newer_records(store,
     assert right / (10 * len(queries)) > (0.999 if recipe == "gpu-flat" else 0.9)
     single = collection.search(queries[0], 10)
     assert ("GPU" in single.plan) == (recipe == "gpu-flat")
+
+
+def test_half_precision_tells_vectors_far_from_zero_by_distance(store):
+    collection = store.collection("c", encoder="none", recipe="gpu-flat", metric="euclidean")
+    far = clustered() + 5000
+    collection.add({"key": str(i), "vector": row} for i, row in enumerate(far))
+    collection.index()
+    put_on_gpus(collection, 2)
+    queries = clustered(40, 1) + 5000
+    answers = collection.search_batch(queries, 10)
+    assert "GPU scan of" in answers[0].plan
+    order, _ = brute(far.astype(np.float64), queries.astype(np.float64), "euclidean", 10)
+    right = sum(len({*hits.keys} & {*map(str, line)}) for hits, line in zip(answers, order, strict=True))
+    assert right / 400 > 0.999
 
 
 def test_filters_and_deleted_records_are_the_cpus(store):
