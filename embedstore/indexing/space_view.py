@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 _SPARE, _SPARE_SHARE = 16, 32
 """How many more rows are looked for than are wanted, and one more for each so many of them."""
 _SPARSE = 8
+_LEAST_SQUARED, _MOST_SQUARED = 1e-30, 1e30
+"""Between them single precision tells a length as well as double."""
 _COPIED_BYTES = 64 << 20
 
 
@@ -124,11 +126,22 @@ class SpaceView:
     def prepare_usual(self, query: FloatVector) -> FloatVector | None:
         """As ``prepare``; None for a query of NaN, infinity or zeros, or a length that is to be looked at closer."""
         squared = float(np.vdot(query, query))
-        if not 1e-30 < squared < 1e30:
+        if not _LEAST_SQUARED < squared < _MOST_SQUARED:
             return None
         if self.metric is Metric.COSINE:
             return query / np.float32(math.sqrt(squared))
         return np.ascontiguousarray(query)
+
+    def prepare_batch(self, queries: FloatMatrix) -> FloatMatrix:
+        """Queries (n, dim) as they are compared: the same to the last bit as each alone, so that ties fall alike."""
+        if self.metric is not Metric.COSINE or not len(queries):
+            return np.ascontiguousarray(queries, np.float32)
+        queries = np.ascontiguousarray(queries, np.float32)
+        squared = np.array([float(np.vdot(query, query)) for query in queries])
+        usual = (squared > _LEAST_SQUARED) & (squared < _MOST_SQUARED)
+        made = queries / np.sqrt(np.where(usual, squared, 1.0)).astype(np.float32)[:, None]
+        made[~usual] = prepared(queries[~usual], self.metric)
+        return made
 
     def gather(self, rows: IntVector) -> FloatMatrix:
         """The prepared vectors of ``rows``, float32 (len(rows), dim)."""
@@ -281,10 +294,11 @@ class SpaceView:
             inside = (rows >= first) & (rows < first + part.shape[0])
             if inside.any():
                 found = product(part, np.where(inside, rows - first, -1), queries)
-                if self.metric is Metric.EUCLIDEAN:
-                    found = np.float32(0) - np.sqrt(found)
-                scores = np.where(inside, found, scores)
-        return best_of_candidates(rows, scores, k)
+                scores = np.where(inside, -found if self.metric is Metric.EUCLIDEAN else found, scores)
+        rows, scores = best_of_candidates(rows, scores, k)
+        if self.metric is Metric.EUCLIDEAN:  # ranked by their squares, as alone: different ones can have the same root
+            scores = np.float32(0) - np.sqrt(-scores)
+        return rows, scores
 
     def _check(self, rows: IntVector | None) -> None:
         """Hold the pages of rows of ``base`` (None: all) against what was written, where that is still to be done."""

@@ -16,7 +16,6 @@ from embedstore.errors import DamagedRow, InvalidFilter, InvalidInput, StoreDama
 from embedstore.filters import Node, check_fields
 from embedstore.forking import tell_forked
 from embedstore.indexing.cachefile import DamagedCache
-from embedstore.indexing.exact import prepared
 from embedstore.indexing.selection import Selection
 from embedstore.indexing.space_cache import SpaceCache
 from embedstore.indexing.space_view import SpaceView
@@ -325,7 +324,7 @@ class CollectionSearch:
 
         def look(view: SpaceView) -> tuple[SpaceView, FoundBatch]:
             allowed = self._selection(transaction, collection, cache, view, shared)
-            return view, nearest_batch(view, prepared(queries, view.metric), k, allowed)
+            return view, nearest_batch(view, view.prepare_batch(queries), k, allowed)
 
         return cache.looking(transaction, collection, space, look)
 
