@@ -137,7 +137,7 @@ class SpaceView:
         if self.metric is not Metric.COSINE or not len(queries):
             return np.ascontiguousarray(queries, np.float32)
         queries = np.ascontiguousarray(queries, np.float32)
-        squared = np.array([float(np.vdot(query, query)) for query in queries])
+        squared = np.vecdot(queries, queries).astype(np.float64)  # which adds up as ``vdot`` does
         usual = (squared > _LEAST_SQUARED) & (squared < _MOST_SQUARED)
         made = queries / np.sqrt(np.where(usual, squared, 1.0)).astype(np.float32)[:, None]
         made[~usual] = prepared(queries[~usual], self.metric)
@@ -287,18 +287,26 @@ class SpaceView:
         """The best ``k`` of each query's own candidate rows (n, m), -1 for none: rows and exact scores, both (n, k)."""
         if self.pages is not None:
             self._check(rows[rows >= 0])
-        n_base = self.base.shape[0]
-        scores = np.full(rows.shape, -np.inf, np.float32)
-        product = squared_distances_at_many if self.metric is Metric.EUCLIDEAN else inner_products_at_many
-        for part, first in ((self.base, 0), (self.delta, n_base)):
-            inside = (rows >= first) & (rows < first + part.shape[0])
-            if inside.any():
-                found = product(part, np.where(inside, rows - first, -1), queries)
-                scores = np.where(inside, -found if self.metric is Metric.EUCLIDEAN else found, scores)
+        scores = self._scores_of(queries, rows)
         rows, scores = best_of_candidates(rows, scores, k)
         if self.metric is Metric.EUCLIDEAN:  # ranked by their squares, as alone: different ones can have the same root
             scores = np.float32(0) - np.sqrt(-scores)
         return rows, scores
+
+    def _scores_of(self, queries: FloatMatrix, rows: np.ndarray) -> FloatMatrix:
+        """Inner products, or minus squared distances, of queries with their own rows (n, m); -inf for a row of -1."""
+        euclidean = self.metric is Metric.EUCLIDEAN
+        product = squared_distances_at_many if euclidean else inner_products_at_many
+        if not self.delta.shape[0]:
+            found = product(self.base, np.ascontiguousarray(rows), queries)
+            return -found if euclidean else found
+        scores = np.full(rows.shape, -np.inf, np.float32)
+        for part, first in ((self.base, 0), (self.delta, self.base.shape[0])):
+            inside = (rows >= first) & (rows < first + part.shape[0])
+            if inside.any():
+                found = product(part, np.where(inside, rows - first, -1), queries)
+                scores = np.where(inside, -found if euclidean else found, scores)
+        return scores
 
     def _check(self, rows: IntVector | None) -> None:
         """Hold the pages of rows of ``base`` (None: all) against what was written, where that is still to be done."""
