@@ -39,19 +39,26 @@ class Extent(NamedTuple):
     centre: FloatVector | None
     longest: float
 
+    def with_rows(self, rows: FloatMatrix, metric: Metric) -> Extent:
+        """That of these vectors and some more (n, dim), about the same middle."""
+        if metric is Metric.COSINE:
+            return self
+        longest = self.longest**2
+        for start in range(0, len(rows), _BLOCK_ROWS):
+            block = rows[start : start + _BLOCK_ROWS]
+            moved = block if self.centre is None else block - self.centre
+            longest = max(longest, float(np.einsum("ij,ij->i", moved, moved).max()))
+        return self._replace(longest=math.sqrt(longest))
+
 
 def extent_of(parts: Sequence[FloatMatrix], metric: Metric) -> Extent:
     """Where the prepared rows of all parts (n, dim) lie."""
     if metric is Metric.COSINE:
         return Extent(None, 1.0)
-    centre = middle_of(parts) if metric is Metric.EUCLIDEAN else None
-    longest = 0.0
+    extent = Extent(middle_of(parts) if metric is Metric.EUCLIDEAN else None, 0.0)
     for part in parts:
-        for start in range(0, len(part), _BLOCK_ROWS):
-            block = part[start : start + _BLOCK_ROWS]
-            moved = block if centre is None else block - centre
-            longest = max(longest, float(np.einsum("ij,ij->i", moved, moved).max()))
-    return Extent(centre, math.sqrt(longest))
+        extent = extent.with_rows(part, metric)
+    return extent
 
 
 def middle_of(parts: Sequence[FloatMatrix]) -> FloatVector | None:

@@ -457,9 +457,11 @@ class SpaceCache:
         alive = view.alive
         gone = died_since(transaction, space, view.change)
         chunks = list(stream_vectors(transaction, space, view.last_seq, space.last_seq))
-        delta, seqs, record_ids = view.delta, view.seqs, view.record_ids
+        delta, seqs, record_ids, extents = view.delta, view.seqs, view.record_ids, list(view.extents)
         if chunks:
-            delta = np.concatenate([delta, *(prepared(chunk[0], view.metric) for chunk in chunks)])
+            new = np.concatenate([prepared(chunk[0], view.metric) for chunk in chunks])
+            delta = np.concatenate([delta, new])
+            extents = [extent.with_rows(new, view.metric) for extent in extents]
             seqs = np.concatenate([seqs, *(chunk[1] for chunk in chunks)])
             record_ids = np.concatenate([record_ids, *(chunk[2] for chunk in chunks)])
         if alive is not None and seqs.size > alive.size:
@@ -476,7 +478,7 @@ class SpaceCache:
             approximate = replace(approximate, settings=settings, for_k=for_k)
         return replace(
             view, change=collection.last_change, last_seq=space.last_seq, delta=delta, seqs=seqs,
-            record_ids=record_ids, alive=alive, n_alive=n_alive, approximate=approximate,
+            record_ids=record_ids, alive=alive, n_alive=n_alive, approximate=approximate, extents=extents,
         )  # fmt: skip
 
 

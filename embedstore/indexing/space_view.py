@@ -100,8 +100,8 @@ class SpaceView:
     gpu: GpuFlat | GpuIndex | None = None  # ``base`` or the index once more, for searches without a filter
     searches: dict[tuple[int, Selection | None], Any] = field(init=False, default_factory=dict)
     """By number of hits and selection, how the index is searched, as it was planned; None where it is not."""
-    extents: list[Extent] = field(init=False, default_factory=list)
-    """Where its vectors lie, once that was asked for."""
+    extents: list[Extent] = field(default_factory=list)
+    """Where its vectors lie, once that was asked for; at most one."""
 
     @staticmethod
     def of_matrix(matrix: FloatMatrix, metric: Metric) -> SpaceView:

@@ -75,6 +75,9 @@ def test_vectors_far_from_zero_are_moved_and_others_are_not():
     assert np.allclose(moved.centre, far.mean(axis=0), atol=0.01)
     assert moved.longest == pytest.approx(np.linalg.norm(far - moved.centre, axis=1).max(), rel=1e-5)
     assert extent_of([far[:0]], Metric.EUCLIDEAN) == (None, 0.0)
+    farther = moved.with_rows(rows(5, 6, 1, offset=-100.0), Metric.EUCLIDEAN)
+    assert farther.longest > 400 and farther.centre is moved.centre
+    assert farther.with_rows(far, Metric.EUCLIDEAN) == farther
 
 
 @pytest.mark.parametrize("n_queries", [3, 40, 2_500])

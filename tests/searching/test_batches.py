@@ -68,6 +68,20 @@ def test_an_exact_batch_is_the_same_to_the_last_bit(store, metric, n_queries, of
         assert [hit.score for hit in one] == [hit.score for hit in other]
 
 
+@pytest.mark.parametrize("metric", ["dot", "euclidean"])
+def test_newer_vectors_that_are_longer_than_all_before_are_ranked_rightly_in_a_batch(store, metric):
+    """How far a product may be off depends on the longest vector."""
+    collection = store.collection("c", encoder="none", metric=metric)
+    collection.add({"key": str(i), "vector": row} for i, row in enumerate(vectors()))
+    collection.index()
+    collection.search_batch(vectors(40, 2), 5)
+    long = 1e4 + vectors(200, 1)
+    collection.add({"key": f"long{i}", "vector": row} for i, row in enumerate(long))
+    queries = long[:40] + vectors(40, 2)
+    for query, hits in zip(queries, collection.search_batch(queries, 20), strict=True):
+        assert hits.keys == collection.search(query, 20).keys
+
+
 @pytest.mark.parametrize("metric", ["cosine", "dot", "euclidean"])
 @pytest.mark.parametrize(
     "recipe", ["hnsw", "hnsw-sq8", "ivf", "ivf-sq8", "ivf-pq-refine", "ivf-rabitq-refine", "flat-fp16"]
