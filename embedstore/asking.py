@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from embedstore.checks import check_length, check_vector
-from embedstore.errors import EmbedstoreError, InvalidInput, SpaceMismatch, SpaceNotFound
+from embedstore.errors import EmbedstoreError, InvalidInput, InvalidRecord, SpaceMismatch, SpaceNotFound
 from embedstore.filters.parse import Where, parse_where
 from embedstore.filters.tree import Node
 from embedstore.model import FloatMatrix, FloatVector, Hits, Metric, Modality, Mode, Neighbours
@@ -288,7 +288,8 @@ def _encoded_query(collection: Collection, asked: Asked) -> FloatVector | Vector
             layout = collection.layout()
             held = "none yet" if layout is None else ", ".join(layout.spaces)
             raise SpaceNotFound(f"{collection.name!r} has no space {asked.space!r} to search in; it has: {held}")
-        return encode_item(collection.store.encoder_of(space), asked.query)
+        if space.encoder or not isinstance(asked.query, np.ndarray):
+            return encode_item(collection.store.encoder_of(space), asked.query)
     if asked.query is None or isinstance(asked.query, Vector):
         return asked.query
     return check_vector(asked.query, name="query")
@@ -325,8 +326,15 @@ def _encoded_batch(
         if isinstance(query, str) or is_item(query):
             vectors.append(encoded.get(place, np.empty(0, np.float32)))
         else:
-            vectors.append(query if isinstance(query, Vector) else check_vector(query, place + 1, "query"))
+            vectors.append(query if isinstance(query, Vector) else _vector_of_many(query, place, len(queries)))
     return vectors
+
+
+def _vector_of_many(query: Any, place: int, n: int) -> FloatVector:
+    try:
+        return check_vector(query)
+    except InvalidRecord as error:
+        raise InvalidInput(f"query {place + 1} of {n}: {error.reason}") from None
 
 
 def _query_vector(
@@ -349,10 +357,7 @@ def _query_vector(
         raise InvalidInput(f"the space {space.name!r} holds no vectors yet, so nothing can be like another")
     near = [*parts, *vectors_by_key(transaction, row, asked.like, space.name)]
     far = vectors_by_key(transaction, row, asked.unlike, space.name)
-    cosine = Metric(space.metric) is Metric.COSINE
-    vector = _mean_direction(near, space.dim, cosine) - _mean_direction(far, space.dim, cosine)
-    if cosine and not np.any(vector):
-        raise InvalidInput("like and unlike cancel each other out; there is no direction left to search in")
+    vector = _between(near, far, space)
     ids = record_ids_of(transaction, row, as_keys([*asked.like, *asked.unlike]))
     return vector.astype(np.float32), tuple(ids.values())
 
@@ -387,6 +392,24 @@ def _no_hits() -> Hits:
     return Hits([], exact=True, plan="the collection is empty", explanation={})
 
 
+def _between(near: Sequence[FloatVector], far: FloatMatrix, space: SpaceRow) -> FloatVector:
+    """What is like some vectors and unlike others: the mean of those less the mean of these.
+
+    By distance, where a difference is no place, it is the mean of those, as far again from the mean of these.
+    """
+    assert space.dim is not None
+    metric = Metric(space.metric)
+    cosine = metric is Metric.COSINE
+    liked, unliked = _mean_direction(near, space.dim, cosine), _mean_direction(far, space.dim, cosine)
+    if metric is Metric.EUCLIDEAN:
+        if not len(near):
+            raise InvalidInput("by distance, unlike leads away from something: give a query, or keys in like, as well")
+        return 2 * liked - unliked if len(far) else liked
+    if cosine and np.array_equal(liked, unliked):
+        raise InvalidInput("like and unlike cancel each other out; there is no direction left to search in")
+    return liked - unliked
+
+
 def _mean_direction(vectors: Sequence[FloatVector] | FloatMatrix, dim: int, cosine: bool) -> FloatVector:
     """The mean of vectors, each of length one under cosine; zeros where there is none."""
     if not len(vectors):
@@ -400,6 +423,10 @@ def _mean_direction(vectors: Sequence[FloatVector] | FloatMatrix, dim: int, cosi
 def _check_batch(queries: Any) -> None:
     if isinstance(queries, (str, bytes)) or not isinstance(queries, (Sequence, np.ndarray)):
         raise InvalidInput(f"queries are given as a list or a matrix; this is {type(queries).__name__}")
+    if isinstance(queries, np.ndarray) and queries.ndim == 1 and queries.dtype.kind in "iuf":
+        raise InvalidInput(
+            f"queries are a matrix, (n, dim); this is one vector of {queries.size} numbers: search takes one"
+        )
 
 
 def _check_page(k: int, offset: int) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from embedstore.errors import InvalidInput
-from embedstore.wording import counted
+from embedstore.wording import counted, short_score, told_score
 
 if TYPE_CHECKING:
     import pandas
@@ -132,7 +132,7 @@ class Hit:
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready form: rank, key, score, then the record's text and metadata."""
-        return {"rank": self.rank, "score": round(self.score, 7), **self.record.to_dict()}
+        return {"rank": self.rank, "score": told_score(self.score), **self.record.to_dict()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,14 +206,14 @@ class Hits(Sequence[Hit]):
         for hit in self._hits:
             text = hit.record.summary
             text = text if len(text) <= 70 else text[:69] + "…"
-            lines.append(f"{hit.rank:>4}  {hit.score:>8.4f}  {hit.record.key}  {text}")
+            lines.append(f"{hit.rank:>4}  {short_score(hit.score):>8}  {hit.record.key}  {text}")
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
         from html import escape
 
         rows = "".join(
-            f"<tr><td>{hit.rank}</td><td>{hit.score:.4f}</td><td>{escape(hit.key)}</td>"
+            f"<tr><td>{hit.rank}</td><td>{short_score(hit.score)}</td><td>{escape(hit.key)}</td>"
             f"<td>{_shown(hit.record)}</td><td>{escape(str(hit.record.metadata))}</td></tr>"
             for hit in self._hits
         )

@@ -18,7 +18,9 @@ from embedstore.cli.state import State, pair_of, pass_state
 @click.option("--metric", type=click.Choice(["cosine", "dot", "euclidean"]),
               help="How vectors of a new collection are compared; else cosine.")
 @click.option("--text", metavar="FIELD", help="The field with the text; several, joined by commas, are put together.")
-@click.option("--vector", metavar="FIELD", help="The field with a vector computed elsewhere (encoder none).")
+@click.option("--vector", metavar="FIELD",
+              help="The field with a vector computed elsewhere (encoder none), or the columns of numbers that make one:"
+              " lat,lon or 'pixel*'.")
 @click.option("--image", is_flag=False, flag_value="", default=None, type=str, metavar="FIELD",
               help="The field with a picture's path; without FIELD, the pictures of a folder and nothing else of it.")
 @click.option("--embed-bytes/--reference", default=None,

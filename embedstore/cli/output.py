@@ -20,15 +20,20 @@ _LONG = ("text", "advice", "summary", "found", "error")
 """Columns that shrink first and take what room is left."""
 
 
-def print_rows(rows: Iterable[Mapping[str, Any]], format_: str, *, empty: str = "nothing found") -> None:
-    """Print mappings. JSON is a list; JSON lines and CSV flow as they come; a table is cut to the window."""
+def print_rows(
+    rows: Iterable[Mapping[str, Any]], format_: str, *, empty: str = "nothing found", columns: Sequence[str] = ()
+) -> None:
+    """Print mappings. JSON is a list; JSON lines flow as they come; a table is cut to the window.
+
+    columns: those that CSV names where there are no rows.
+    """
     if format_ == "ndjson":
         for row in rows:
             _write(orjson.dumps(row, option=_OPTIONS | orjson.OPT_APPEND_NEWLINE))
     elif format_ == "json":
         _write(orjson.dumps(list(rows), option=_OPTIONS | orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
     elif format_ == "csv":
-        _print_csv(rows)
+        _print_csv(rows, columns)
     else:
         _print_table([_flat(row) for row in rows], empty)
 
@@ -105,10 +110,10 @@ def _harmless(text: str) -> str:
     )
 
 
-def _print_csv(rows: Iterable[Mapping[str, Any]]) -> None:
+def _print_csv(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:
     """CSV with a header. The columns are those of every row, so the rows are gathered first."""
     flat = [_flat(row) for row in rows]
-    names = list(dict.fromkeys(name for row in flat for name in row))
+    names = list(dict.fromkeys(name for row in flat for name in row)) or columns
     if not names:
         return
     buffer = io.StringIO()

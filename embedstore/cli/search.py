@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from embedstore.collection import Collection
     from embedstore.model import Hits
 
+_COLUMNS = ("rank", "score", "key", "text")
+
 
 @click.command("search")
 @click.argument("collection")
@@ -64,7 +66,8 @@ def search_command(
         raise click.UsageError(f"give either {' or '.join(given)}{both}")
     with state.collection(collection) as found:
         if queries is not None:
-            print_rows(_many(found, queries, options, explain=explain), state.format_)
+            rows = _many(found, queries, options, explain=explain)
+            print_rows(rows, state.format_, columns=("query", *_COLUMNS))
             return
         asked: Any = query if image is None else Path(image)
         if row is not None:
@@ -72,7 +75,7 @@ def search_command(
         elif vector is not None:
             asked = _vector(vector)
         hits = found.search(asked, words=words, **options)
-        print_rows(records_as_rows(hits), state.format_)
+        print_rows(records_as_rows(hits), state.format_, columns=_COLUMNS)
         if explain:
             _explain(hits)
 
@@ -98,28 +101,35 @@ def _vector(text: str) -> Any:
     return vector[0] if is_row else vector
 
 
+_WANTED = {
+    "--vector": "a list of numbers, '[0.1, 0.2]', or a .json or .npy file with one",
+    "--queries": "a file of rows with a field text or vector, or a .npy matrix of vectors",
+}
+
+
 def _array(text: str, option: str) -> Any:
     """Numbers that are written as JSON, or lie in a .json or .npy file."""
-    import tokenize
-
-    import numpy as np
     import orjson
+
+    from embedstore.errors import InvalidInput
+    from embedstore.ingesting.sources.npy_files import read_array
 
     try:
         if text.lstrip().startswith("["):
             read = orjson.loads(text)
         elif text.endswith(".npy"):
-            read = np.load(text, allow_pickle=False)
+            read = read_array(text)
         else:
             read = orjson.loads(Path(text).read_bytes())
     except OSError as error:
-        raise click.UsageError(
-            f"{option} {shown(text)}: {error.strerror or error}; give '[0.1, 0.2]', or a .json or .npy file"
-        ) from None
-    except (ValueError, EOFError, MemoryError, tokenize.TokenError, SyntaxError) as error:  # orjson's, NumPy's
+        what = f"{option} {shown(text)}: {error.strerror or error}"
+        raise click.UsageError(f"{what}; give {_WANTED[option]}") from None
+    except InvalidInput as error:
+        raise click.UsageError(f"{option} takes {_WANTED[option]}: {error}") from None
+    except ValueError as error:
         raise click.UsageError(f"{option} cannot be read as a list of numbers: {first_line(error)}") from None
     if not is_numbers(read):
-        raise click.UsageError(f"{option} takes a list of numbers, such as '[0.1, 0.2]', or a file with one")
+        raise click.UsageError(f"{option} takes {_WANTED[option]}; this is something else")
     return read
 
 

@@ -24,7 +24,7 @@ from embedstore.indexing.costs import NEVER, IndexCosts, measured_costs
 from embedstore.indexing.exact import prepared
 from embedstore.indexing.faiss_index import FaissIndex, build_index, write_faiss
 from embedstore.indexing.recipes import Recipe, find_recipe
-from embedstore.indexing.soundness import GOOD_SHARE, LEAST_SHARE, share_found
+from embedstore.indexing.soundness import FAIR_SHARE, GOOD_SHARE, LEAST_SHARE, share_found
 from embedstore.indexing.space_view import SpaceView
 from embedstore.model import FloatMatrix, IntVector, Metric
 from embedstore.records import vector_is_whole
@@ -176,9 +176,10 @@ def _write_index(build: _Build, recipe: Recipe, exact: _Exact, files: dict[str, 
         )  # fmt: skip
         costs = replace(costs, fixed=NEVER)
     elif share < GOOD_SHARE:
-        _LOG.info(
-            "the index %r of the space %r finds about %.0f %% of its ten nearest vectors by default; tuning finds the"
-            " settings for the recall that you want: embedstore index --tune, or Collection.tune",
+        _LOG.log(
+            logging.INFO if share >= FAIR_SHARE else logging.WARNING,
+            "the index %r of the space %r finds about %.0f %% of its ten nearest vectors by default; tuning finds a"
+            " recipe and settings for the recall that you want: embedstore index --tune, or Collection.tune",
             recipe.name, build.space.name, 100 * share,
         )  # fmt: skip
     return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import orjson
 
 from embedstore.checks import is_numbers
-from embedstore.errors import InvalidInput
+from embedstore.errors import InvalidInput, InvalidRecord
 from embedstore.ingesting.sources.delimited import CellFormat
 from embedstore.model import Modality
 
@@ -40,8 +41,10 @@ class IngestOptions:
     Joined fields stay in the metadata too. image: the field that holds the path of a picture; of a folder, True takes
     its pictures and nothing else. embed_bytes: keep the bytes of pictures rather than where they lie; None: as
     the collection's newest picture is kept.
-    key, vector: the fields of the key and of a vector computed elsewhere. metadata: the fields to keep (None: every
-    other one). types: by CSV column, 'text', 'integer', 'number' or 'boolean' instead of what is inferred.
+    key: the field of the key. vector: that of a vector computed elsewhere, or columns of numbers that make one, in a
+    list or joined by commas; ``pixel*`` stands for all columns of such names, in order. Several stay in the metadata
+    too. metadata: the fields to keep (None: every other one).
+    types: by CSV column, 'text', 'integer', 'number' or 'boolean' instead of what is inferred.
     delimiter: what parts the cells of CSV and TSV files, where it is not the usual one; columns: names of the columns
     of such files without a header line; encoding: theirs, where it is not UTF-8, such as 'latin-1'.
     chunk: cut texts into pieces of at most so many tokens, which overlap by ``chunk_overlap``.
@@ -52,7 +55,7 @@ class IngestOptions:
 
     text: str | Sequence[str] | None = None
     key: str | None = None
-    vector: str | None = None
+    vector: str | Sequence[str] | None = None
     image: str | bool = False
     embed_bytes: bool | None = None
     metadata: Sequence[str] | None = None
@@ -103,7 +106,7 @@ class FieldMap:
 
     key: str | None
     text: tuple[str, ...]
-    vector: str | None
+    vector: tuple[str, ...]
     metadata: tuple[str, ...] | None
     used: frozenset[str | None]
     image: str | None = None
@@ -127,8 +130,10 @@ class FieldMap:
         elif self.text:
             strings = [part for part in map(fields.get, self.text) if isinstance(part, str) and part]
             made["text"] = " ".join(strings) if strings else None
-        if self.vector is not None:
-            made["vector"] = as_list(fields.get(self.vector))
+        if len(self.vector) == 1:
+            made["vector"] = as_list(fields.get(self.vector[0]))
+        elif self.vector:
+            made["vector"] = [_number(name, fields.get(name)) for name in self.vector]
         if self.image is not None:
             made["image"] = fields.get(self.image)
         vectors = _by_space(fields.get("vectors"))
@@ -186,17 +191,17 @@ def choose_fields(
     image = options.image if isinstance(options.image, str) else None
     if image is None and (options.image or Modality.IMAGE in read):
         image = _first(IMAGE_FIELDS, columns)
-    vector = options.vector
-    if vector is None and not encoded:
-        vector = _first(VECTOR_FIELDS, columns)
-    if encoded and vector is not None:
+    vector = _vector_fields(options.vector, columns)
+    if options.vector is None and encoded:
+        vector = []
+    if encoded and vector:
         raise InvalidInput(
-            f"{source}: a vector field ({vector}) was named, but this collection's vectors are made by its encoder;"
-            " keep vectors computed elsewhere in a collection with encoder 'none'"
+            f"{source}: a vector field ({', '.join(vector)}) was named, but this collection's vectors are made by its"
+            " encoder; keep vectors computed elsewhere in a collection with encoder 'none'"
         )
     if read == _ROW:
         used = frozenset({key})
-        return FieldMap(key, (), None, None if options.metadata is None else tuple(options.metadata), used, row=True)
+        return FieldMap(key, (), (), None if options.metadata is None else tuple(options.metadata), used, row=True)
     text = _text_fields(options.text, columns)
     if image is not None and text and not options.image and Modality.TEXT in read:
         image = None  # of an encoder that reads both; a field of pictures is then asked for by name
@@ -208,26 +213,30 @@ def choose_fields(
             f" (image=True) for the pictures of a folder; the fields are {', '.join(columns)}"
         )
     if not text and image is None and encoded:
+        has_vectors = _first(VECTOR_FIELDS, columns) is not None
+        hint = "; vectors computed elsewhere are for a collection with --encoder none" if has_vectors else ""
         raise InvalidInput(
             f"{source}: which field holds the text? Say --text NAME (text=...); the fields are {', '.join(columns)}"
+            f"{hint}"
         )
-    has_any = vector is not None or "vectors" in columns
+    has_any = bool(vector) or "vectors" in columns
     if not encoded and not has_any and options.text is None and not text and image is None:
         raise InvalidInput(
             f"{source}: which field holds the vector? Say --vector NAME (vector=...); the fields are"
             f" {', '.join(columns)}"
         )
-    asked = [("key", options.key), ("vector", options.vector), ("image", image)]
-    asked += [("text", name) for name in text] + [("metadata", name) for name in options.metadata or ()]
+    asked = [("key", options.key), ("image", image)]
+    asked += [("vector", name) for name in vector] + [("text", name) for name in text]
+    asked += [("metadata", name) for name in options.metadata or ()]
     for what, name in asked:
         if name is not None and name not in columns:
             raise InvalidInput(
                 f"{source} has no field {name!r}, which was named for {what}; its fields are {', '.join(columns)}"
             )
-    # One text field becomes the content and nothing else; of several, each keeps its own meaning.
-    used = frozenset({key, vector, image, *(text if len(text) == 1 else ())})
+    # One field becomes the content or the vector and nothing else; of several, each keeps its own meaning.
+    used = frozenset({key, image, *(text if len(text) == 1 else ()), *(vector if len(vector) == 1 else ())})
     kept = None if options.metadata is None else tuple(options.metadata)
-    return FieldMap(key, tuple(text), vector, kept, used, image)
+    return FieldMap(key, tuple(text), tuple(vector), kept, used, image)
 
 
 def _text_fields(asked: str | Sequence[str] | None, columns: Sequence[str]) -> list[str]:
@@ -237,6 +246,27 @@ def _text_fields(asked: str | Sequence[str] | None, columns: Sequence[str]) -> l
     if isinstance(asked, str):
         return [asked] if asked in columns else [part.strip() for part in asked.split(",")]
     return list(asked)
+
+
+def _vector_fields(asked: str | Sequence[str] | None, columns: Sequence[str]) -> list[str]:
+    if asked is None:
+        found = _first(VECTOR_FIELDS, columns)
+        return [] if found is None else [found]
+    if isinstance(asked, str):
+        asked = [asked] if asked in columns else [part.strip() for part in asked.split(",")]
+    named: list[str] = []
+    for name in asked:
+        matched = [] if name in columns or "*" not in name else fnmatch.filter(columns, name)
+        named += matched or [name]
+    return list(dict.fromkeys(named))
+
+
+def _number(name: str, value: Any) -> float:
+    """The number in one of the columns that make a vector; InvalidRecord where there is none."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return value
+    what = "is missing" if value is None else f"is of type {type(value).__name__}"
+    raise InvalidRecord(f"a vector is made of numbers; {name!r} {what}", field=name)
 
 
 def _first(names: Sequence[str], columns: Sequence[str]) -> str | None:

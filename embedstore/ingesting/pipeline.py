@@ -33,6 +33,7 @@ from embedstore.ingesting.origins import Origins
 from embedstore.ingesting.progress import ProgressLine
 from embedstore.ingesting.rejects import Rejects
 from embedstore.ingesting.sources import DelimitedFile, ImageFiles, Source, open_sources
+from embedstore.ingesting.sources.source import refuse
 from embedstore.model import Modality, WriteReport
 from embedstore.pictures import Picture
 from embedstore.records import Batch, Preparer
@@ -250,7 +251,12 @@ class _Ingest:
         for row in source.rows(on_error=on_error):
             if fields is None:
                 fields = choose_fields(self._options, list(row.fields), source.name, read=self._read_by_encoder)
-            record = fields.record(label, row.number, row.fields)
+            try:
+                record = fields.record(label, row.number, row.fields)
+            except InvalidRecord as error:
+                error.row = row.number
+                refuse(error, source.name, on_error, row.fields)
+                continue
             if fields.key is None and by_content is not None:
                 record["key"] = by_content.key_of(record)
             yield row.number, record, row.position

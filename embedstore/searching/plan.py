@@ -138,7 +138,7 @@ def _by_gpu(
 
 def _scan_plan(view: SpaceView, selection: Selection | None) -> str:
     note = "" if selection is None or selection.n == view.n_alive else f", {selection.n:,} allowed"
-    return f"exact scan of {counted(view.n_rows, 'vector')}{note}"
+    return f"exact scan of {counted(view.n_alive, 'vector')}{note}"
 
 
 def _scan_costs(view: SpaceView) -> ScanCosts:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from embedstore.model import FloatMatrix, FloatVector
+from embedstore.model import FloatMatrix, FloatVector, Metric
 
 RRF_CONSTANT = 60
 
@@ -24,16 +24,14 @@ def reciprocal_rank_fusion(lists: Sequence[Sequence[int]]) -> list[tuple[int, fl
 
 
 def maximal_marginal_relevance(
-    vectors: FloatMatrix, relevance: FloatVector, k: int, weight: float
+    vectors: FloatMatrix, relevance: FloatVector, k: int, weight: float, metric: Metric
 ) -> list[int]:
     """The places of ``k`` candidates that are relevant and unlike each other, in the order they are chosen.
 
-    vectors: float32 (n, dim); relevance: float32 (n,), the scores against the query. Each step takes the candidate
-    with the greatest ``weight * relevance - (1 - weight) * greatest cosine to those taken`` (Carbonell and Goldstein,
-    SIGIR 1998). ``weight`` 1 is the plain ranking.
+    vectors: prepared for the metric, float32 (n, dim); relevance: float32 (n,), the scores against the query. Each step
+    takes the candidate with the greatest ``weight * relevance - (1 - weight) * greatest score against those taken``
+    (Carbonell and Goldstein, SIGIR 1998), both by the same metric. ``weight`` 1 is the plain ranking.
     """
-    lengths = np.linalg.norm(vectors, axis=1)
-    units = vectors / np.where(lengths == 0, 1, lengths)[:, None]
     chosen: list[int] = []
     nearest = np.full(len(vectors), -np.inf, np.float32)
     open_ = np.ones(len(vectors), np.bool_)
@@ -43,5 +41,9 @@ def maximal_marginal_relevance(
         best = int(np.argmax(value))
         chosen.append(best)
         open_[best] = False
-        nearest = np.maximum(nearest, units @ units[best])
+        if metric is Metric.EUCLIDEAN:
+            scores = -np.linalg.norm(vectors - vectors[best], axis=1)
+        else:
+            scores = vectors @ vectors[best]
+        nearest = np.maximum(nearest, scores)
     return chosen

@@ -455,7 +455,8 @@ def _page(view: SpaceView, vector: FloatVector, allowed: Selection | None, query
         # The pool is the same for every page, so that pages follow each other; what lies beyond keeps its rank.
         found = _list_of(view, vector, allowed, _MMR_POOL, max(_MMR_POOL, wanted))
         pool = found.rows[:_MMR_POOL]
-        order = maximal_marginal_relevance(view.gather(pool), found.scores[:_MMR_POOL], len(pool), query.mmr)
+        scores = found.scores[:_MMR_POOL]
+        order = maximal_marginal_relevance(view.gather(pool), scores, len(pool), query.mmr, view.metric)
         order += range(len(pool), len(found.rows))
         rows, scores, plan = found.rows[order], found.scores[order], f"{found.plan}; diversified"
     return Found(rows[query.offset : wanted], scores[query.offset : wanted], found.exact, plan, found.details)

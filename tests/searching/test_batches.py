@@ -232,6 +232,26 @@ def test_the_query_that_is_wrong_is_named(store):
         words.search_batch(["cab", " "], 1)
 
 
+def test_one_vector_is_no_batch_and_pixels_are_numbers_where_no_encoder_reads_pictures(store):
+    collection = filled(store)
+    with pytest.raises(InvalidInput, match="one vector of 16 numbers: search takes one"):
+        collection.search_batch(vectors(1)[0], 3)
+    with pytest.raises(InvalidInput, match="query 2 of 2: a vector must be a list of numbers"):
+        collection.search_batch([vectors(1)[0], {"a": 1}.keys()], 3)
+    pixels = np.arange(32, dtype=np.uint8).reshape(2, 16)
+    assert collection.search(pixels[0], 3).keys == collection.search_batch(pixels, 3)[0].keys
+    with pytest.raises(InvalidInput, match=r"one row of numbers; this has shape \(2, 16\)"):
+        collection.search(pixels, 3)
+
+
+def test_a_plan_counts_the_vectors_that_there_are(store):
+    collection = filled(store)
+    collection.delete([str(i) for i in range(1000)])
+    batch = collection.search_batch(vectors(20, 1), 3)
+    assert batch[0].plan == "exact scan of 500 vectors, 20 queries at once"
+    assert collection.search(vectors(1)[0], 3).plan == "exact scan of 500 vectors"
+
+
 def test_a_damaged_record_in_a_batch_is_told_when_it_is_looked_at(store):
     collection = filled(store)
     with store.database.write() as transaction:

@@ -219,6 +219,38 @@ def test_like_and_unlike_move_the_query_and_leave_themselves_out(store):
         collection.search(like="east")
 
 
+def test_by_distance_unlike_leads_as_far_away_again_wherever_zero_is(store):
+    places = {"a": (0, 0), "b": (1, 0), "beyond": (2, 0), "aside": (0, 3), "origin": (-500, -500)}
+    collection = store.collection("c", encoder="none", metric="euclidean")
+    collection.add({"key": key, "vector": (x + 500, y + 500)} for key, (x, y) in places.items())
+    assert collection.search(like=["b"], unlike=["a"], k=1).keys == ["beyond"]
+    assert collection.search([501.0, 500.0], unlike=["a"], k=2).keys == ["beyond", "b"]
+    assert collection.search(like=["b"], unlike=["b"], k=1).keys == ["a"]
+    with pytest.raises(InvalidInput, match="unlike leads away from something"):
+        collection.search(unlike=["a"])
+
+
+@pytest.mark.parametrize("metric", ["cosine", "dot", "euclidean"])
+@pytest.mark.parametrize("scale", [1.0, 1000.0])
+def test_mmr_measures_variety_as_nearness_is_measured(store, metric, scale):
+    """So that the same data in other units give the same hits."""
+    random = np.random.default_rng(0)
+    centres = random.standard_normal((4, 8)) + 3
+    rows = (centres.repeat(30, axis=0) + 0.1 * random.standard_normal((120, 8))) * scale
+    collection = store.collection("c", encoder="none", metric=metric)
+    collection.add({"key": str(i), "vector": row} for i, row in enumerate(rows))
+    query = rows[5] * 0.9 + rows[40] * 0.1
+
+    def groups(hits):
+        return len({int(key) // 30 for key in hits.keys})
+
+    plain, varied = collection.search(query, 8), collection.search(query, 8, mmr=0.2)
+    assert collection.search(query, 8, mmr=1.0).keys == plain.keys
+    assert groups(plain) == 1 and groups(varied) > 1
+    assert varied.keys == collection.search(query.astype(np.float64), 8, mmr=0.2).keys
+    assert varied[0].key == plain[0].key or metric == "dot"
+
+
 def test_mmr_trades_nearness_for_variety(store):
     collection = store.collection("c", encoder="none")
     near = [{"key": f"near{i}", "vector": [1.0, 0.01 * i, 0.0]} for i in range(5)]

@@ -18,6 +18,7 @@ from embedstore.ingesting.sources.json_records import JsonFile, JsonLines, stand
 from embedstore.ingesting.sources.mappings import Mappings
 from embedstore.ingesting.sources.source import Source, file_status
 from embedstore.ingesting.sources.suffixes import (
+    MATRIX_SUFFIXES,
     check_suffix,
     is_data,
     is_picture,
@@ -169,6 +170,10 @@ def _file_source(path: str, wishes: _Wishes) -> Source:
         from embedstore.ingesting.sources.arrow_files import ArrowFile
 
         return ArrowFile(path)
+    if suffix in MATRIX_SUFFIXES:
+        from embedstore.ingesting.sources.npy_files import NpyFile
+
+        return NpyFile(path)
     return _text_files(path, os.path.dirname(path), [path])
 
 

@@ -10,13 +10,15 @@ from embedstore.pictures import SUFFIXES
 TEXT_SUFFIXES = (".txt", ".md", ".markdown")
 STREAMED_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson")
 BINARY_SUFFIXES = (".parquet", ".arrow", ".feather", ".ipc")
+MATRIX_SUFFIXES = (".npy",)
+"""Read where one is named, not as part of a folder, in which they are often something else."""
 COMPRESSIONS = ("gz", "zst")
 
 
 def readable_suffixes() -> str:
     """All suffixes in one line, for messages."""
     packed = ", ".join(STREAMED_SUFFIXES + TEXT_SUFFIXES)
-    return f"{packed} (each also with .gz or .zst), {', '.join((*BINARY_SUFFIXES, *SUFFIXES))}"
+    return f"{packed} (each also with .gz or .zst), {', '.join((*BINARY_SUFFIXES, *MATRIX_SUFFIXES, *SUFFIXES))}"
 
 
 def split_suffix(path: str) -> tuple[str, str | None]:
@@ -46,10 +48,10 @@ def is_data(path: str) -> bool:
 def check_suffix(path: str) -> None:
     """InvalidInput where no reader is for the name."""
     suffix, compression = split_suffix(path)
-    if suffix in BINARY_SUFFIXES and compression is not None:
+    if suffix in BINARY_SUFFIXES + MATRIX_SUFFIXES and compression is not None:
         raise InvalidInput(
             f"{path!r}: {suffix} files cannot be read through .{compression}; unpack it first"
-            f" ({suffix} files are compressed inside)"
+            + (f" ({suffix} files are compressed inside)" if suffix in BINARY_SUFFIXES else "")
         )
-    if not is_text(path) and not is_data(path):
+    if not is_text(path) and not is_data(path) and suffix not in MATRIX_SUFFIXES:
         raise InvalidInput(f"{path!r} is of no known kind; readable names end in {readable_suffixes()}")
