@@ -421,9 +421,10 @@ def _mean_direction(vectors: Sequence[FloatVector] | FloatMatrix, dim: int, cosi
 
 
 def _check_batch(queries: Any) -> None:
-    if isinstance(queries, (str, bytes)) or not isinstance(queries, (Sequence, np.ndarray)):
+    is_one = isinstance(queries, np.ndarray) and queries.ndim == 0
+    if is_one or isinstance(queries, (str, bytes)) or not isinstance(queries, (Sequence, np.ndarray)):
         raise InvalidInput(f"queries are given as a list or a matrix; this is {type(queries).__name__}")
-    if isinstance(queries, np.ndarray) and queries.ndim == 1 and queries.dtype.kind in "iuf":
+    if isinstance(queries, np.ndarray) and queries.ndim == 1 and queries.size and queries.dtype.kind in "iuf":
         raise InvalidInput(
             f"queries are a matrix, (n, dim); this is one vector of {queries.size} numbers: search takes one"
         )

@@ -185,7 +185,7 @@ class ByteCopy:
         self._kept = (*others, (weakref.ref(selection, functools.partial(_let_go, weakref.ref(self))), made))
         return made
 
-    def n_wanted(self, fewest: int) -> int | None:
+    def n_wanted(self, fewest: int, *, counted: bool = True) -> int | None:
         """How many to ask for where ``fewest`` would do if the bytes told most: as many as it took lately.
 
         None where lately they told too little more often than not. Such searches are tried again now and then, and so
@@ -194,10 +194,11 @@ class ByteCopy:
         size = fewest.bit_length()
         doubt = self._doubts.get(size, 0)
         if doubt >= _DOUBTFUL:
-            self._doubts[size] = doubt - 1
+            if counted:
+                self._doubts[size] = doubt - 1
             return None
         level, left = self._levels.get(size, (0, 0))
-        if level:
+        if level and counted:
             self._levels[size] = (level, left - 1) if left > 1 else (level - 1, _PATIENCE)
         return int(fewest * WIDENED**level)
 

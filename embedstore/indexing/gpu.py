@@ -129,7 +129,7 @@ class GpuFlat(_OnGpus):
             rows = np.ascontiguousarray(matrix[first:last])
             if self._centre is not None:
                 rows = rows - self._centre
-            if float(np.abs(rows).max(initial=0)) > _LARGEST_HALF:
+            if max(float(rows.max(initial=0)), -float(rows.min(initial=0))) > _LARGEST_HALF:
                 raise DeviceUnavailable(f"numbers beyond {_LARGEST_HALF:,.0f} are too large for half precision")
             part = self._new_part(place, matrix.shape[1], _kind(metric))
             part.add(rows)

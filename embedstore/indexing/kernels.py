@@ -19,8 +19,8 @@ from embedstore.model import FloatMatrix, FloatVector, IntVector
 _WORTHWHILE = 1 << 20
 """Numbers in a scan from which on FAISS's loops are worth their import."""
 
-_UNEVEN = frozenset({2, 4, 8})
-"""Dimensions for which FAISS's loops over all rows round the last ones in another way than those before."""
+_UNEVEN = frozenset({2, 4, 8, 12})
+"""Dimensions for which FAISS's loops over all rows add up in another order than those over some, or at the end."""
 
 _n_large_scans = 0
 

@@ -1,7 +1,7 @@
-"""The best rows of a matrix for many queries at once, by products of matrices, and how far such scores may be off.
+"""The best rows of a matrix for many queries at once, and how far such scores may be off.
 
 FAISS multiplies matrices only where the queries hold 128,000 numbers and more in all (334 queries of 384), and compares
-one query after another below, which takes two to five times as long. So NumPy multiplies for fewer.
+one query after another below, which takes two to five times as long where there is much to multiply. There NumPy does.
 
 A squared distance is expanded to q q - 2 q x + x x, in which all is lost where vectors are near to each other and far
 from zero. So they are taken from their middle where that lies far out, and how far scores may be off is told.
@@ -21,16 +21,20 @@ from embedstore.indexing.kernels import import_faiss, pointers
 from embedstore.indexing.threads import ManyThreads
 from embedstore.model import FloatMatrix, FloatVector, Metric
 
-_FEWEST, _AT_ONCE = 6, 512
-"""Queries for which NumPy's product is faster than FAISS's loops (measured with 60,000 x 384), and for one product."""
-_FIRST_ROWS, _BLOCK_ROWS = 1_024, 8_192
+_FEWEST, _LEAST_WORK, _HITS_A_NUMBER = 16, 4e8, 3
+"""For fewer queries or products, or more hits for each number of a vector, FAISS is as fast (measured)."""
+_AT_ONCE = 512
+"""Queries for one product."""
+_FIRST_ROWS, _BLOCK_ROWS, _BLOCK_HITS = 1_024, 8_192, 8
+_MOST_SCORES = 1 << 25
+"""Rows that are looked at first, and then at a time, or so many times the hits; scores that are held at once."""
 _OLD_LIMIT = 20
 """What FAISS once took for its limit, which was a number of queries then."""
 _SAMPLED = 1_024
 _FAR = 2.0
 """How many times as far from zero as from each other vectors lie that are moved."""
-_LANES, _UNIT = 4, 2.0**-24
-"""In how many parts at least a sum is taken, and by how much of its size each step may be off, in single precision."""
+_UNIT = 2.0**-24
+"""By how much of its size a step may be off in single precision."""
 
 
 class Extent(NamedTuple):
@@ -66,18 +70,35 @@ def middle_of(parts: Sequence[FloatMatrix]) -> FloatVector | None:
     n = sum(len(part) for part in parts)
     if not n:
         return None
-    some = np.concatenate([part[:: max(1, n // _SAMPLED)] for part in parts]).astype(np.float64)
-    mean = some.mean(axis=0)
-    scatter = float(np.square(some - mean).sum(axis=1).mean())
+    random = np.random.default_rng(0)
+    some = [part[np.sort(random.integers(0, len(part), _sampled(len(part), n)))] for part in parts if len(part)]
+    sample = np.concatenate(some).astype(np.float64)
+    mean = sample.mean(axis=0)
+    scatter = float(np.square(sample - mean).sum(axis=1).mean())
     return mean.astype(np.float32) if float(mean @ mean) > _FAR**2 * scatter else None
 
 
-def rounding(queries: FloatMatrix, extent: Extent, metric: Metric) -> npt.NDArray[np.float64]:
-    """How far scores of ``best_of_all`` may be from those of a scan, for each query (n, dim): squared for distances."""
+def _sampled(n: int, n_all: int) -> int:
+    return math.ceil(min(_SAMPLED, n_all) * n / n_all)
+
+
+def rounding(
+    queries: FloatMatrix, extent: Extent, metric: Metric, farthest: npt.NDArray[np.float64] | None = None
+) -> npt.NDArray[np.float64]:
+    """How far scores of ``best_of_all`` may be from those of a scan, for each query (n, dim): squared for distances.
+
+    A product adds one number after another, a scan in four parts at least; each step is off by half of the last place
+    of a sum that is at most the product of the lengths.
+    farthest: the distances (n,) within which it has to hold; None for all rows.
+    """
     moved = queries if extent.centre is None else queries - extent.centre
     lengths = np.sqrt(np.einsum("ij,ij->i", moved, moved, dtype=np.float64))
-    steps = queries.shape[1] / _LANES + 2 * _LANES
-    sizes = (lengths + extent.longest) ** 2 if metric is Metric.EUCLIDEAN else lengths * extent.longest
+    steps = 0.75 * queries.shape[1] + 8
+    if metric is Metric.EUCLIDEAN:
+        longest = extent.longest if farthest is None else np.minimum(extent.longest, lengths + farthest)
+        sizes = (lengths + longest) ** 2
+    else:
+        sizes = lengths * extent.longest
     off: npt.NDArray[np.float64] = 2 * _UNIT * steps * sizes
     return off
 
@@ -93,17 +114,21 @@ def best_of_all(
     faiss = import_faiss()
     assert faiss is not None
     k = min(k, matrix.shape[0])
-    if extent.centre is None and (len(queries) < _FEWEST or queries.size >= _limit(faiss)):
+    multiplies = queries.size >= _limit(faiss)
+    little = len(queries) < _FEWEST or len(queries) * matrix.size < _LEAST_WORK or k > _HITS_A_NUMBER * matrix.shape[1]
+    if (little and not multiplies) or (multiplies and extent.centre is None):
         return _by_faiss(faiss, matrix, queries, k, metric)
+    n_rows = max(_BLOCK_ROWS, _BLOCK_HITS * k)
+    at_once = max(1, min(_AT_ONCE, _MOST_SCORES // n_rows))
     parts = [
-        _by_numpy(matrix, queries[start : start + _AT_ONCE], k, metric, extent.centre)
-        for start in range(0, len(queries), _AT_ONCE)
+        _by_numpy(matrix, queries[start : start + at_once], k, metric, extent.centre, n_rows)
+        for start in range(0, len(queries), at_once)
     ]
     return np.concatenate([scores for scores, _ in parts]), np.concatenate([rows for _, rows in parts])
 
 
 def _limit(faiss: Any) -> int:
-    """From how many numbers of queries on FAISS itself multiplies matrices."""
+    """From how many numbers of queries on FAISS itself multiplies; 0 for one that has always done, but for a few."""
     limit = int(getattr(faiss.cvar, "distance_compute_blas_threshold", 0))
     return limit if limit > _OLD_LIMIT else 0
 
@@ -124,17 +149,18 @@ def _by_faiss(
 
 
 def _by_numpy(
-    matrix: FloatMatrix, queries: FloatMatrix, k: int, metric: Metric, centre: FloatVector | None
+    matrix: FloatMatrix, queries: FloatMatrix, k: int, metric: Metric, centre: FloatVector | None, n_rows: int
 ) -> tuple[FloatMatrix, np.ndarray]:
-    """By blocks of rows: what is better than the worst of the best so far takes its place."""
+    """By ``n_rows`` rows at a time: what is better than the worst of the best so far takes its place."""
     if centre is not None:
         queries = queries - centre
     n_first = max(_FIRST_ROWS, k)
     first = _products(matrix[:n_first], queries, metric, centre)
     rows, scores = best_of_candidates(np.broadcast_to(np.arange(first.shape[1]), first.shape), first, k)
-    room: FloatMatrix = np.empty((len(queries), _BLOCK_ROWS), np.float32)
-    for start in range(n_first, matrix.shape[0], _BLOCK_ROWS):
-        block = matrix[start : start + _BLOCK_ROWS]
+    n_rows = min(n_rows, max(matrix.shape[0] - n_first, 1))
+    room: FloatMatrix = np.empty((len(queries), n_rows), np.float32)
+    for start in range(n_first, matrix.shape[0], n_rows):
+        block = matrix[start : start + n_rows]
         found = _products(block, queries, metric, centre, room[:, : len(block)])
         new_scores, new_rows = _above(found, scores[:, -1])
         if new_scores.shape[1]:

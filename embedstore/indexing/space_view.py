@@ -101,7 +101,7 @@ class SpaceView:
     searches: dict[tuple[int, Selection | None], Any] = field(init=False, default_factory=dict)
     """By number of hits and selection, how the index is searched, as it was planned; None where it is not."""
     extents: list[Extent] = field(default_factory=list)
-    """Where its vectors lie, once that was asked for; at most one."""
+    """Where its vectors lie, once that was asked for: the first of these."""
 
     @staticmethod
     def of_matrix(matrix: FloatMatrix, metric: Metric) -> SpaceView:
@@ -133,7 +133,7 @@ class SpaceView:
         return np.ascontiguousarray(query)
 
     def prepare_batch(self, queries: FloatMatrix) -> FloatMatrix:
-        """Queries (n, dim) as they are compared: the same to the last bit as each alone, so that ties fall alike."""
+        """Queries (n, dim) as they are compared: as each alone, to the last bit, so that ties fall alike."""
         if self.metric is not Metric.COSINE or not len(queries):
             return np.ascontiguousarray(queries, np.float32)
         queries = np.ascontiguousarray(queries, np.float32)
@@ -205,7 +205,13 @@ class SpaceView:
         """
         self._check(None if not first else np.arange(first, self.base.shape[0]))
         wanted = k + _SPARE + k // _SPARE_SHARE  # since products are rounded
-        extent = self._extent(first)
+        n_usable = self.n_rows - first if selection is None else selection.n
+        if n_usable <= wanted:
+            extent = Extent(None, 0.0)  # all are found, however products are rounded
+        elif selection is not None and n_usable < self.n_rows // _SPARSE:
+            extent = extent_of([part for part, _ in self._stretches(selection)], self.metric)
+        else:
+            extent = self._extent(first)
         rows = np.empty((len(queries), 0), np.int64)
         scores: FloatMatrix = np.empty((len(queries), 0), np.float32)
         for matrix, of_matrix in self._stretches(selection, first):
@@ -213,7 +219,8 @@ class SpaceView:
             found = np.where(places >= 0, of_matrix[np.maximum(places, 0)], -1)
             rows, scores = np.concatenate([rows, found], axis=1), np.concatenate([scores, new_scores], axis=1)
         rows, scores = self.rescore_batch(queries, rows, wanted)
-        for line in np.flatnonzero(self._unsure(queries, rows, scores, k, extent)).tolist():
+        unsure = self._unsure(queries, rows, scores, k, extent) if n_usable > wanted else np.zeros(0)
+        for line in np.flatnonzero(unsure).tolist():
             if first:
                 found, exact = self.scan_rows(queries[line], k, np.arange(first, self.n_rows))
             elif selection is not None and selection.n < self.n_rows // _SPARSE:
@@ -241,10 +248,14 @@ class SpaceView:
         if scores.shape[1] <= k:
             return np.zeros(len(rows), np.bool_)
         kth, last = scores[:, k - 1].astype(np.float64), scores[:, -1].astype(np.float64)
+        farthest = None
         if self.metric is Metric.EUCLIDEAN:
+            # A row that is farther than the last one could not be among the first, whatever its length.
+            farthest = -last
             kth, last = -np.square(kth), -np.square(last)
         with np.errstate(invalid="ignore"):  # of -inf, which is no row
-            near: BoolVector = (rows[:, -1] >= 0) & (kth - last <= 2 * rounding(queries, extent, self.metric))
+            off = rounding(queries, extent, self.metric, farthest)
+            near: BoolVector = (rows[:, -1] >= 0) & (kth - last <= 2 * off)
         return near
 
     def blocks(self, rows_at_once: int, selection: Selection | None) -> Iterator[tuple[IntVector, FloatMatrix]]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import orjson
 
 from embedstore.checks import is_numbers
@@ -131,7 +132,8 @@ class FieldMap:
             strings = [part for part in map(fields.get, self.text) if isinstance(part, str) and part]
             made["text"] = " ".join(strings) if strings else None
         if len(self.vector) == 1:
-            made["vector"] = as_list(fields.get(self.vector[0]))
+            given = fields.get(self.vector[0])
+            made["vector"] = [given] if _is_number(given) else as_list(given)
         elif self.vector:
             made["vector"] = [_number(name, fields.get(name)) for name in self.vector]
         if self.image is not None:
@@ -253,7 +255,9 @@ def _vector_fields(asked: str | Sequence[str] | None, columns: Sequence[str]) ->
         found = _first(VECTOR_FIELDS, columns)
         return [] if found is None else [found]
     if isinstance(asked, str):
-        asked = [asked] if asked in columns else [part.strip() for part in asked.split(",")]
+        asked = [asked] if asked in columns else [part.strip() for part in asked.split(",") if part.strip()]
+    if not isinstance(asked, Sequence) or not all(isinstance(name, str) for name in asked):
+        raise InvalidInput(f"vector is {asked!r}; it is the name of a field, or a list of names of columns")
     named: list[str] = []
     for name in asked:
         matched = [] if name in columns or "*" not in name else fnmatch.filter(columns, name)
@@ -261,10 +265,14 @@ def _vector_fields(asked: str | Sequence[str] | None, columns: Sequence[str]) ->
     return list(dict.fromkeys(named))
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+
+
 def _number(name: str, value: Any) -> float:
     """The number in one of the columns that make a vector; InvalidRecord where there is none."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return value
+    if _is_number(value):
+        return value  # type: ignore[no-any-return]
     what = "is missing" if value is None else f"is of type {type(value).__name__}"
     raise InvalidRecord(f"a vector is made of numbers; {name!r} {what}", field=name)
 

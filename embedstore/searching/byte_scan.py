@@ -40,8 +40,12 @@ class Scanned(NamedTuple):
     n_compared: int
 
 
-def asked_of_bytes(view: SpaceView, costs: ScanCosts, k: int, selection: Selection | None) -> Asked | None:
+def asked_of_bytes(
+    view: SpaceView, costs: ScanCosts, k: int, selection: Selection | None, *, counted: bool = True
+) -> Asked | None:
     """How the bytes would be asked, with the nanoseconds that takes; None where they cannot be, or tell too little.
+
+    counted: whether this is for a search, after some of which what did not help is tried again.
 
     The terms were fitted to timings of 64 to 1,024 numbers a vector, and of up to 2,048 wanted.
     """
@@ -51,7 +55,7 @@ def asked_of_bytes(view: SpaceView, costs: ScanCosts, k: int, selection: Selecti
     part = copy.kept_part(selection)
     fraction = 1.0 if selection is None or part is not None else max(selection.n, 1) / view.n_rows
     fewest = math.ceil((2 * k + _SPARE) / fraction)
-    n_wanted = copy.n_wanted(fewest) if fewest <= _MOST else fewest
+    n_wanted = copy.n_wanted(fewest, counted=counted) if fewest <= _MOST else fewest
     if n_wanted is None or n_wanted > _MOST:
         return None
     n_base = view.base.shape[0]

@@ -95,7 +95,7 @@ def _pays_alone(view: SpaceView, n_queries: int, k: int, selection: Selection | 
     if view.byte_copy is None or n_queries > _MOST_ALONE:
         return False
     costs = _scan_costs(view)
-    asked = asked_of_bytes(view, costs, k, selection)
+    asked = asked_of_bytes(view, costs, k, selection, counted=False)
     product = _exact_cost(view, costs, selection) * max(_PRODUCT_SCANS / usable_cores(), 1)
     return asked is not None and n_queries * asked.cost < product
 

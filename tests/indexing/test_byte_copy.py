@@ -228,6 +228,22 @@ def test_the_bytes_are_asked_where_that_takes_less(tmp_path, k, share, by_bytes)
     assert ("by a byte a number" in found.plan) is by_bytes
 
 
+@pytest.mark.parametrize(("n_cores", "n", "by_bytes"), [(2, 3, True), (2, 16, False), (64, 3, False), (2, 40, False)])
+def test_few_queries_at_once_go_by_the_bytes_where_that_takes_less(tmp_path, monkeypatch, n_cores, n, by_bytes):
+    monkeypatch.setattr(plan, "usable_cores", lambda: n_cores)
+    view = view_of(tmp_path, clustered(256), Metric.COSINE)
+    view.byte_copy._doubts, view.byte_copy._levels = {}, {size: (1, 7) for size in range(12)}
+    queries = queries_of(view, n)[:n]
+    batch = plan.nearest_batch(view, queries, 5, None)
+    assert ("by a byte a number" in batch.plan) == by_bytes
+    assert ("queries at once" in batch.plan) != by_bytes
+    if not by_bytes:  # to weigh it is not to ask
+        assert set(view.byte_copy._levels.values()) == {(1, 7)}
+    for line, query in enumerate(queries):
+        alone = plan.nearest(view, query, 5, None)
+        assert np.array_equal(batch.rows[line], alone.rows) and np.array_equal(batch.scores[line], alone.scores)
+
+
 def test_how_many_it_takes_is_learnt(tmp_path, monkeypatch):
     """Where the first few are never enough, more are asked for at once, and now and then fewer again."""
     random = np.random.default_rng(0)

@@ -122,7 +122,7 @@ def test_an_index_that_finds_little_by_default_says_so(store, caplog, recipe):
     caplog.set_level(logging.INFO, logger="embedstore")
     without_clusters = np.random.default_rng(0).standard_normal((20_000, 64)).astype(np.float32)
     filled(store, without_clusters, recipe, "euclidean")
-    assert "of its ten nearest vectors by default; tuning finds the settings" in caplog.text
+    assert "of its ten nearest vectors by default; tuning finds a recipe and settings" in caplog.text
     caplog.clear()
     usual = store.collection("usual", encoder="none", recipe=recipe)
     usual.add({"key": str(i), "vector": row} for i, row in enumerate(vectors()))

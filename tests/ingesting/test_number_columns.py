@@ -46,6 +46,17 @@ def test_a_number_that_is_missing_is_told_with_its_row(store, cities):
         store.collection("d", encoder="none").ingest(cities, vector="lat,name")
 
 
+def test_numbers_of_numpy_and_a_column_alone_are_taken(store):
+    rows = [{"key": str(i), "x": np.float32(i), "y": np.int64(2)} for i in range(3)]
+    collection = empty(store)
+    assert collection.ingest(rows, vector=["x", "y"]).added == 3
+    assert np.array_equal(collection.vectors(["2"]), [[2, 2]])
+    assert store.collection("one", encoder="none", metric="euclidean").ingest(rows, vector="x*,").added == 3
+    for wrong in (5, [1, 2]):
+        with pytest.raises(InvalidInput, match="it is the name of a field, or a list of names"):
+            collection.ingest(rows, vector=wrong)
+
+
 def test_a_column_that_is_not_there_is_named(store, cities):
     for named in ("lat,lom", "z*"):
         with pytest.raises(InvalidInput, match="no field '(lom|z\\*)', which was named for vector"):

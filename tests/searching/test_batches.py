@@ -238,6 +238,9 @@ def test_one_vector_is_no_batch_and_pixels_are_numbers_where_no_encoder_reads_pi
         collection.search_batch(vectors(1)[0], 3)
     with pytest.raises(InvalidInput, match="query 2 of 2: a vector must be a list of numbers"):
         collection.search_batch([vectors(1)[0], {"a": 1}.keys()], 3)
+    assert collection.search_batch(np.array([]), 3) == []
+    with pytest.raises(InvalidInput, match="a list or a matrix"):
+        collection.search_batch(np.array(3.0), 3)
     pixels = np.arange(32, dtype=np.uint8).reshape(2, 16)
     assert collection.search(pixels[0], 3).keys == collection.search_batch(pixels, 3)[0].keys
     with pytest.raises(InvalidInput, match=r"one row of numbers; this has shape \(2, 16\)"):
