@@ -43,12 +43,7 @@ def view_of(matrix: np.ndarray, approximate: Any = None, on_gpu: Any = None):
     from embedstore.indexing.space_view import SpaceView
     from embedstore.model import Metric
 
-    numbers = np.arange(len(matrix))
-    return SpaceView(
-        space_id=1, metric=Metric.COSINE, dim=DIM, change=1, last_seq=len(matrix), base=matrix,
-        delta=np.empty((0, DIM), np.float32), seqs=numbers + 1, record_ids=numbers, alive=None, n_alive=len(matrix),
-        approximate=approximate, gpu=on_gpu,
-    )  # fmt: skip
+    return replace(SpaceView.of_matrix(matrix, Metric.COSINE), approximate=approximate, gpu=on_gpu)
 
 
 def seconds(call: Callable[[], object]) -> float:

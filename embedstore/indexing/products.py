@@ -23,16 +23,14 @@ from embedstore.model import FloatMatrix, FloatVector, Metric
 
 _FEWEST, _LEAST_WORK, _HITS_A_NUMBER = 16, 4e8, 3
 """For fewer queries or products, or more hits for each number of a vector, FAISS is as fast (measured)."""
-_AT_ONCE = 512
-"""Queries for one product."""
 _FIRST_ROWS, _BLOCK_ROWS, _BLOCK_HITS = 1_024, 8_192, 8
-_MOST_SCORES = 1 << 25
-"""Rows that are looked at first, and then at a time, or so many times the hits; scores that are held at once."""
+"""Rows that are looked at first, and then at a time; or so many times the hits, where that is more."""
+_AT_ONCE, _MOST_SCORES = 512, 1 << 25
+"""Queries for one product at most, and scores that are held at once."""
 _OLD_LIMIT = 20
 """What FAISS once took for its limit, which was a number of queries then."""
-_SAMPLED = 1_024
-_FAR = 2.0
-"""How many times as far from zero as from each other vectors lie that are moved."""
+_SAMPLED, _FAR = 1_024, 2.0
+"""Rows that tell whether vectors are moved: where they lie so many times as far from zero as from each other."""
 _UNIT = 2.0**-24
 """By how much of its size a step may be off in single precision."""
 
